@@ -1,0 +1,1 @@
+//! Keys as PKCS#8 files.

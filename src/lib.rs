@@ -1,0 +1,1 @@
+//! pintle keeps a Kubernetes node's identity turning.

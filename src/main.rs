@@ -1,0 +1,2 @@
+//! The pintle agent.
+fn main() {}

@@ -1,0 +1,74 @@
+// Command cluster is a Kubernetes control plane, a kubelet and kubectl in one binary, so that the tests of pintle
+// run against the real thing. The first argument names the program to be; the rest are its own flags:
+//
+//	cluster etcd --data-dir DIR …
+//	cluster kube-apiserver --etcd-servers URL …
+//	cluster kube-controller-manager --kubeconfig FILE …
+//	cluster kubelet --config FILE …
+//	cluster kubectl get csr
+//	cluster fake-runtime unix:///run/fake.sock
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+	"k8s.io/component-base/cli"
+	_ "k8s.io/component-base/logs/json/register"
+	_ "k8s.io/component-base/metrics/prometheus/clientgo"
+	_ "k8s.io/component-base/metrics/prometheus/version"
+	"k8s.io/cri-client/pkg/fake"
+	kubectl "k8s.io/kubectl/pkg/cmd"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "usage: cluster etcd|kube-apiserver|kube-controller-manager|kubelet|kubectl|fake-runtime [FLAGS]")
+		os.Exit(2)
+	}
+	program := os.Args[1]
+	os.Args = append([]string{program}, os.Args[2:]...)
+
+	// Each constructor below installs the process's signal handler, and a second one panics: build only what was asked for.
+	switch program {
+	case "etcd":
+		etcdmain.Main(os.Args)
+	case "kube-apiserver":
+		os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
+	case "kube-controller-manager":
+		os.Exit(cli.Run(controllermanager.NewControllerManagerCommand()))
+	case "kubelet":
+		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
+	case "kubectl":
+		os.Exit(cli.Run(kubectl.NewDefaultKubectlCommand()))
+	case "fake-runtime":
+		runFakeRuntime(os.Args[1:])
+	default:
+		fmt.Fprintf(os.Stderr, "cluster: unknown program %q\n", program)
+		os.Exit(2)
+	}
+}
+
+// runFakeRuntime serves the container runtime interface that a kubelet demands; it starts no containers.
+func runFakeRuntime(arguments []string) {
+	if len(arguments) != 1 {
+		fmt.Fprintln(os.Stderr, "usage: cluster fake-runtime unix:///PATH")
+		os.Exit(2)
+	}
+	runtime := fake.NewFakeRemoteRuntime()
+	if err := runtime.Start(arguments[0]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	<-stop
+	runtime.Stop()
+}
