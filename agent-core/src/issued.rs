@@ -1,0 +1,386 @@
+//! What came back from the signer, and why it may be used or not (RFC 5280).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use pintle_plugins_api::{KeyId, PublicKey};
+use serde::{Deserialize, Serialize};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use crate::{Template, UnixTime};
+
+/// Where a key is: the backend, and the key's id within it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeyName {
+    /// The name under which the backend is configured.
+    pub backend: String,
+    /// The key's id within the backend.
+    pub id: KeyId,
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.backend, self.id)
+    }
+}
+
+/// A certificate that may be used, with the key that it is for.
+///
+/// [`accept`] is the only way to make one; a journal's are parsed anew as they are read.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
+pub struct Credential {
+    key: KeyName,
+    chain: Arc<[Vec<u8>]>,
+    facts: Arc<Facts>,
+    installed_at: UnixTime,
+}
+
+/// What is read from a leaf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Facts {
+    fingerprint: [u8; 32],
+    serial: String,
+    subject: String,
+    public_key: Vec<u8>,
+    not_before: UnixTime,
+    not_after: UnixTime,
+}
+
+impl Credential {
+    /// The key that the leaf is for.
+    pub fn key(&self) -> &KeyName {
+        &self.key
+    }
+
+    /// The chain, each certificate as DER, the leaf first.
+    pub fn chain(&self) -> &[Vec<u8>] {
+        &self.chain
+    }
+
+    /// The chain as PEM, the leaf first.
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(|der| encode_pem(der)).collect()
+    }
+
+    /// SHA-256 of the leaf's DER: what an API server calls `X509SHA256` in a credential id.
+    pub fn fingerprint(&self) -> &[u8; 32] {
+        &self.facts.fingerprint
+    }
+
+    /// The leaf's serial number in upper-case hexadecimal, as `openssl x509 -serial` prints it.
+    pub fn serial(&self) -> &str {
+        &self.facts.serial
+    }
+
+    /// The leaf's subject, as text (RFC 4514 order is not promised).
+    pub fn subject(&self) -> &str {
+        &self.facts.subject
+    }
+
+    /// The leaf's SubjectPublicKeyInfo, DER.
+    pub fn public_key(&self) -> &[u8] {
+        &self.facts.public_key
+    }
+
+    /// The beginning of the leaf's validity, inclusive.
+    pub fn not_before(&self) -> UnixTime {
+        self.facts.not_before
+    }
+
+    /// The end of the leaf's validity.
+    pub fn not_after(&self) -> UnixTime {
+        self.facts.not_after
+    }
+
+    /// When it was installed: the usable life counts from here, see [`crate::policy::Window`].
+    pub fn installed_at(&self) -> UnixTime {
+        self.installed_at
+    }
+
+    /// The same credential, installed at this time.
+    #[must_use]
+    pub fn installed(mut self, at: UnixTime) -> Self {
+        self.installed_at = at;
+        self
+    }
+
+    /// Whether the validity has ended.
+    pub fn has_ended(&self, now: UnixTime) -> bool {
+        now >= self.facts.not_after
+    }
+
+    #[cfg(test)]
+    pub(crate) fn simulated(number: u64, not_before: UnixTime, not_after: UnixTime) -> Self {
+        let mut fingerprint = [0; 32];
+        fingerprint[..8].copy_from_slice(&number.to_be_bytes());
+        let key =
+            KeyName { backend: "simulated".to_owned(), id: KeyId::new(number.to_be_bytes()).expect("eight octets") };
+        let facts = Facts {
+            fingerprint,
+            serial: format!("{number:X}"),
+            subject: String::new(),
+            public_key: Vec::new(),
+            not_before,
+            not_after,
+        };
+        Self { key, chain: Arc::new([]), facts: Arc::new(facts), installed_at: not_before }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_key(mut self, key: KeyName) -> Self {
+        self.key = key;
+        self
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "Credential({} serial {} until {} key {})",
+            self.facts.subject, self.facts.serial, self.facts.not_after, self.key
+        )
+    }
+}
+
+/// A credential as a journal holds it.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    key: KeyName,
+    /// PEM, the leaf first.
+    chain: String,
+    installed_at: UnixTime,
+}
+
+impl From<Credential> for Stored {
+    fn from(credential: Credential) -> Self {
+        Self { chain: credential.chain_pem(), key: credential.key, installed_at: credential.installed_at }
+    }
+}
+
+impl TryFrom<Stored> for Credential {
+    type Error = Rejection;
+
+    fn try_from(stored: Stored) -> Result<Self, Rejection> {
+        let chain = parse_chain(&stored.chain)?;
+        let facts = Facts::of(&parse(&chain[0])?);
+        Ok(Self { key: stored.key, chain: chain.into(), facts: Arc::new(facts), installed_at: stored.installed_at })
+    }
+}
+
+/// Why a certificate is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// It is no chain of PEM certificates.
+    Unreadable(String),
+    /// It is for another key.
+    OtherKey,
+    /// Its subject is not the one requested.
+    OtherSubject {
+        /// What was asked for.
+        requested: String,
+        /// What came back.
+        issued: String,
+    },
+    /// It lacks names or usages that were requested.
+    Missing(String),
+    /// It has ended.
+    Ended(UnixTime),
+    /// It begins in the future: either this machine's clock is behind, or the signer's is ahead. It may be used later.
+    NotYetValid(UnixTime),
+    /// No certificate of the configured authority has signed it.
+    Untrusted(String),
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(detail) => write!(formatter, "the certificate cannot be read: {detail}"),
+            Self::OtherKey => formatter.write_str("the certificate is for another public key"),
+            Self::OtherSubject { requested, issued } => {
+                write!(formatter, "the certificate is for {issued:?}, requested was {requested:?}")
+            }
+            Self::Missing(what) => write!(formatter, "the certificate lacks {what}"),
+            Self::Ended(at) => write!(formatter, "the certificate ended at {at}"),
+            Self::NotYetValid(at) => write!(formatter, "the certificate is not valid before {at}"),
+            Self::Untrusted(detail) => write!(formatter, "the certificate is not signed by the authority: {detail}"),
+        }
+    }
+}
+
+impl std::error::Error for Rejection {}
+
+/// Takes what a signer answered for a credential, or says why not.
+///
+/// `chain` is PEM, the leaf first. It must be for `public_key`, which `key` names; its subject must be the requested one
+/// and its names and usages cover those requested; it must be valid at `now`. Where `authorities` (DER certificates) are
+/// known, one of them must have signed the leaf, directly or through the rest of the chain.
+///
+/// # Errors
+/// The first [`Rejection`] in the order of its variants.
+pub fn accept(
+    chain: &str,
+    requested: &Template,
+    key: KeyName,
+    public_key: &PublicKey,
+    authorities: Option<&[Vec<u8>]>,
+    now: UnixTime,
+) -> Result<Credential, Rejection> {
+    let chain = parse_chain(chain)?;
+    let leaf = parse(&chain[0])?;
+    let facts = Facts::of(&leaf);
+    if facts.public_key != public_key.as_der() {
+        return Err(Rejection::OtherKey);
+    }
+    check_subject(&leaf, requested)?;
+    check_names(&leaf, requested)?;
+    check_usages(&leaf)?;
+    if now >= facts.not_after {
+        return Err(Rejection::Ended(facts.not_after));
+    }
+    if now < facts.not_before {
+        return Err(Rejection::NotYetValid(facts.not_before));
+    }
+    if let Some(authorities) = authorities {
+        check_authority(&chain, authorities)?;
+    }
+    Ok(Credential { key, chain: chain.into(), facts: Arc::new(facts), installed_at: now })
+}
+
+/// The node's name in the subject of a chain's leaf (`CN=system:node:NAME`), if it is a node's.
+pub fn node_name_of(chain: &str) -> Option<String> {
+    let chain = parse_chain(chain).ok()?;
+    let leaf = parse(&chain[0]).ok()?;
+    let common_name = leaf.subject().iter_common_name().next()?.as_str().ok()?;
+    common_name.strip_prefix("system:node:").map(str::to_owned)
+}
+
+/// The public key of a chain's leaf.
+///
+/// # Errors
+/// `Unreadable` if there is no leaf or its key is of an unknown kind.
+pub fn public_key_of(chain: &str) -> Result<PublicKey, Rejection> {
+    let chain = parse_chain(chain)?;
+    let facts = Facts::of(&parse(&chain[0])?);
+    PublicKey::from_der(facts.public_key).map_err(|error| Rejection::Unreadable(error.to_string()))
+}
+
+impl Facts {
+    fn of(leaf: &X509Certificate<'_>) -> Self {
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(digest(&SHA256, leaf.as_raw()).as_ref());
+        let serial = leaf.raw_serial().iter().map(|octet| format!("{octet:02X}")).collect::<String>();
+        Self {
+            fingerprint,
+            // DER puts a zero octet before a number whose first bit is set.
+            serial: serial.strip_prefix("00").filter(|rest| !rest.is_empty()).unwrap_or(&serial).to_owned(),
+            subject: leaf.subject().to_string(),
+            public_key: leaf.public_key().raw.to_vec(),
+            not_before: UnixTime::from_seconds(leaf.validity().not_before.timestamp()),
+            // notAfter is inclusive (RFC 5280, section 4.1.2.5), but the API server refuses within that second.
+            not_after: UnixTime::from_seconds(leaf.validity().not_after.timestamp()),
+        }
+    }
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Rejection> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) => Err(Rejection::Unreadable("octets after the certificate".to_owned())),
+        Err(error) => Err(Rejection::Unreadable(error.to_string())),
+    }
+}
+
+/// The DER certificates of a PEM text; other PEM blocks, such as a private key, are passed over.
+fn parse_chain(text: &str) -> Result<Vec<Vec<u8>>, Rejection> {
+    let blocks = pem::parse_many(text).map_err(|error| Rejection::Unreadable(error.to_string()))?;
+    let chain: Vec<Vec<u8>> =
+        blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE").map(pem::Pem::into_contents).collect();
+    if chain.is_empty() { Err(Rejection::Unreadable("no CERTIFICATE block".to_owned())) } else { Ok(chain) }
+}
+
+fn encode_pem(der: &[u8]) -> String {
+    let configuration = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), configuration)
+}
+
+fn check_subject(leaf: &X509Certificate<'_>, requested: &Template) -> Result<(), Rejection> {
+    let subject = leaf.subject();
+    let common_names: Vec<_> = subject.iter_common_name().filter_map(|name| name.as_str().ok()).collect();
+    let mut organizations: Vec<_> = subject.iter_organization().filter_map(|name| name.as_str().ok()).collect();
+    let mut wanted: Vec<_> = requested.organizations.iter().map(String::as_str).collect();
+    organizations.sort_unstable();
+    wanted.sort_unstable();
+    if common_names == [requested.common_name.as_str()] && organizations == wanted {
+        return Ok(());
+    }
+    let requested =
+        wanted.iter().map(|name| format!("O={name}, ")).collect::<String>() + "CN=" + &requested.common_name;
+    Err(Rejection::OtherSubject { requested, issued: subject.to_string() })
+}
+
+fn check_names(leaf: &X509Certificate<'_>, requested: &Template) -> Result<(), Rejection> {
+    let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
+    if let Ok(Some(extension)) = leaf.subject_alternative_name() {
+        for name in &extension.value.general_names {
+            match name {
+                GeneralName::DNSName(name) => dns_names.push(*name),
+                GeneralName::IPAddress(octets) => addresses.extend(match octets.len() {
+                    4 => <[u8; 4]>::try_from(*octets).ok().map(IpAddr::from),
+                    _ => <[u8; 16]>::try_from(*octets).ok().map(IpAddr::from),
+                }),
+                _ => {}
+            }
+        }
+    }
+    if let Some(missing) = requested.dns_names.iter().find(|name| !dns_names.contains(&name.as_str())) {
+        return Err(Rejection::Missing(format!("the DNS name {missing}")));
+    }
+    if let Some(missing) = requested.ip_addresses.iter().find(|address| !addresses.contains(address)) {
+        return Err(Rejection::Missing(format!("the IP address {missing}")));
+    }
+    Ok(())
+}
+
+fn check_usages(leaf: &X509Certificate<'_>) -> Result<(), Rejection> {
+    match leaf.key_usage() {
+        Ok(Some(usage)) if usage.value.digital_signature() => {}
+        // A certificate without the extension is good for everything (RFC 5280, section 4.2.1.3).
+        Ok(None) => {}
+        _ => return Err(Rejection::Missing("the key usage digitalSignature".to_owned())),
+    }
+    match leaf.extended_key_usage() {
+        Ok(Some(usage)) if usage.value.client_auth || usage.value.any => Ok(()),
+        Ok(None) => Ok(()),
+        _ => Err(Rejection::Missing("the extended key usage clientAuth".to_owned())),
+    }
+}
+
+fn check_authority(chain: &[Vec<u8>], authorities: &[Vec<u8>]) -> Result<(), Rejection> {
+    let mut current = parse(&chain[0])?;
+    // Each certificate of the chain is used at most once, so this ends.
+    let mut intermediates = chain[1..].iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
+    loop {
+        for authority in authorities {
+            let authority = parse(authority)?;
+            if authority.subject() == current.issuer() && current.verify_signature(Some(authority.public_key())).is_ok()
+            {
+                return Ok(());
+            }
+        }
+        let next = intermediates.iter().position(|candidate| {
+            candidate.is_ca()
+                && candidate.subject() == current.issuer()
+                && current.verify_signature(Some(candidate.public_key())).is_ok()
+        });
+        match next {
+            Some(index) => current = intermediates.swap_remove(index),
+            None => return Err(Rejection::Untrusted(format!("its issuer is {}", current.issuer()))),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What happened.
+
+use std::fmt;
+use std::time::Duration;
+
+use pintle_plugins_api::{BackendError, PublicKey};
+
+use super::{Authority, SubmittedRequest};
+use crate::{Credential, Rejection};
+
+/// What happened since the last step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Nothing but time has passed; also the first event after a start.
+    Woke,
+    /// An operator asks for a rotation now.
+    RotationRequested,
+    /// Something on this machine changed that a local failure may have waited for.
+    LocalChange,
+    /// The API server refused the held credential, or its key did not sign.
+    HeldRefused {
+        /// The backend says that the key is gone for good.
+        key_lost: bool,
+    },
+    /// The key exists, and this is its public half.
+    Generated(PublicKey),
+    /// The backend did not make the key.
+    GenerateFailed(BackendError),
+    /// The backend did not sign the request.
+    SigningFailed(BackendError),
+    /// The request stands at the API server.
+    Submitted(SubmittedRequest),
+    /// The API server did not do what was asked.
+    ApiFailed {
+        /// As whom it was asked.
+        authority: Authority,
+        /// What it answered.
+        failure: ApiFailure,
+    },
+    /// The request was looked at.
+    Observed(Observation),
+    /// The pair is on disk and current.
+    Published,
+    /// The pair could not be written.
+    PublishFailed {
+        /// What failed.
+        detail: String,
+        /// Whether that was because the backend no longer has the key.
+        key_lost: bool,
+    },
+    /// The API server took the held credential.
+    Proven,
+    /// The old keys are destroyed.
+    Retired,
+    /// An old key could not be destroyed.
+    RetireFailed(BackendError),
+}
+
+/// What the API server shows of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// Nobody has decided yet.
+    Pending,
+    /// A certificate is there: good, or not, as [`crate::issued::accept`] finds.
+    Issued(Result<Credential, Rejection>),
+    /// An approver denied it, for this reason.
+    Denied(String),
+    /// The signer gave up, for this reason.
+    Failed(String),
+    /// It is deleted, or another object has its name.
+    Gone,
+}
+
+/// Why the API server did not do what was asked, by what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApiFailure {
+    /// No answer.
+    Unreachable(String),
+    /// It does not know who asks (401).
+    Unauthorized(String),
+    /// It knows who asks, and they may not (403).
+    Forbidden(String),
+    /// Too much is asked of it (429, or 503 with Retry-After).
+    Throttled {
+        /// What it said.
+        detail: String,
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// It finds the request itself wrong (400, 422).
+    Invalid(String),
+    /// Any other answer.
+    Server(String),
+    /// There is nobody to ask as: no certificate that is good, and no bootstrap credential.
+    NoCredential(String),
+}
+
+impl fmt::Display for ApiFailure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(detail) => write!(formatter, "the API server cannot be reached: {detail}"),
+            Self::Unauthorized(detail) => write!(formatter, "the API server does not accept the credential: {detail}"),
+            Self::Forbidden(detail) => write!(formatter, "the API server forbids it: {detail}"),
+            Self::Throttled { detail, retry_after: Some(after) } => {
+                write!(formatter, "the API server asks to wait for {} s: {detail}", after.as_secs())
+            }
+            Self::Throttled { detail, .. } => write!(formatter, "the API server asks to wait: {detail}"),
+            Self::Invalid(detail) => write!(formatter, "the API server finds the request invalid: {detail}"),
+            Self::Server(detail) => write!(formatter, "the API server failed: {detail}"),
+            Self::NoCredential(detail) => formatter.write_str(detail),
+        }
+    }
+}
