@@ -87,7 +87,7 @@ fn live(seed: u64, rotations: u64, step: Step) -> Result<(), Violation> {
     };
     let mut event = Event::Woke;
     let mut state = State::default();
-    for _ in 0..rotations * 400 {
+    for _ in 0..rotations * 4000 {
         let (next, action) = step(state, event, world.now, &world.policy);
         if world.random.one_in(50) {
             // A crash before the journal is written: what was decided is forgotten.
@@ -109,7 +109,7 @@ fn live(seed: u64, rotations: u64, step: Step) -> Result<(), Violation> {
             return Ok(());
         }
     }
-    Err(format!("no {rotations} rotations within {} steps: {state:?}", rotations * 400))
+    Err(format!("no {rotations} rotations within {} steps: {state:?}", rotations * 4000))
 }
 
 impl World {

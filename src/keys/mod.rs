@@ -1,0 +1,85 @@
+//! Keys, as the agent sees them: each backend lives on a thread of its own, and calls to it have a deadline.
+
+mod thread;
+mod tls;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pintle_agent_core::KeyName;
+use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend, KeyReference, PublicKey};
+
+pub use thread::BackendThread;
+pub use tls::{HeldCertificate, certified_key};
+
+/// How long a backend may take to generate a key: discrete TPMs take up to a minute for an RSA key.
+pub const GENERATE_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a backend may take for anything else.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Opens a backend; called on the backend's own thread, and again after it could not be opened.
+pub type Opener = Box<dyn FnMut() -> Result<Box<dyn KeyBackend>, BackendError> + Send>;
+
+/// All configured backends, by name.
+#[derive(Clone, Default)]
+pub struct Keyring {
+    backends: Arc<BTreeMap<String, BackendThread>>,
+}
+
+impl Keyring {
+    /// Starts a thread for each backend.
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    pub fn start(backends: impl IntoIterator<Item = (String, Opener)>) -> std::io::Result<Self> {
+        let started = backends
+            .into_iter()
+            .map(|(name, opener)| BackendThread::start(&name, opener).map(|thread| (name, thread)))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { backends: Arc::new(started) })
+    }
+
+    /// The names of the backends.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.backends.keys().map(String::as_str)
+    }
+
+    /// The thread of this backend.
+    ///
+    /// # Errors
+    /// `Unavailable` if no backend of this name is configured: its keys may well exist.
+    pub fn backend(&self, name: &str) -> Result<&BackendThread, BackendError> {
+        self.backends.get(name).ok_or_else(|| {
+            BackendError::new(BackendErrorKind::Unavailable, format!("no backend {name:?} is configured"))
+                .with_hint(format!("add [backends.{name}] to the configuration file"))
+        })
+    }
+
+    /// The public half of this key.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub async fn public_key(&self, key: &KeyName) -> Result<PublicKey, BackendError> {
+        let id = key.id.clone();
+        self.backend(&key.backend)?.call(CALL_DEADLINE, move |backend| backend.public_key(&id)).await
+    }
+
+    /// How a consumer names this key.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub async fn reference(&self, key: &KeyName) -> Result<KeyReference, BackendError> {
+        let id = key.id.clone();
+        self.backend(&key.backend)?.call(CALL_DEADLINE, move |backend| backend.reference(&id)).await
+    }
+
+    /// Destroys this key; an absent key is destroyed.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub async fn delete(&self, key: &KeyName) -> Result<(), BackendError> {
+        let id = key.id.clone();
+        self.backend(&key.backend)?.call(CALL_DEADLINE, move |backend| backend.delete(&id)).await
+    }
+}

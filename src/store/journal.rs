@@ -1,0 +1,137 @@
+//! The journal of an identity: its state, saved before each action.
+
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
+
+use pintle_agent_core::State;
+use serde::{Deserialize, Serialize};
+
+use super::durable;
+
+/// The journal of one identity, a JSON file in the state directory.
+pub struct Journal {
+    path: PathBuf,
+    identity: String,
+    saved: Option<Vec<u8>>,
+}
+
+/// What stands in the file.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    version: u32,
+    identity: String,
+    state: State,
+}
+
+/// The only version so far. A later pintle that changes the meaning of a field raises it.
+const VERSION: u32 = 1;
+
+impl Journal {
+    /// The journal of `identity` (its subject's common name) at this path, which need not exist.
+    pub fn new(path: PathBuf, identity: String) -> Self {
+        Self { path, identity, saved: None }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads what was saved last; `None` if nothing was.
+    ///
+    /// # Errors
+    /// If it cannot be read, makes no sense, or is of another identity.
+    pub fn load(&self) -> Result<Option<State>, JournalError> {
+        let content = match fs::read(&self.path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(JournalError::Unreachable(error)),
+        };
+        let entry: Entry =
+            serde_json::from_slice(&content).map_err(|error| JournalError::Unreadable(error.to_string()))?;
+        if entry.version != VERSION {
+            return Err(JournalError::Version(entry.version));
+        }
+        if entry.identity != self.identity {
+            return Err(JournalError::OtherIdentity { found: entry.identity, wanted: self.identity.clone() });
+        }
+        Ok(Some(entry.state))
+    }
+
+    /// Saves the state, unless it is what was saved last.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the journal then is as it was.
+    pub fn save(&mut self, state: &State) -> io::Result<()> {
+        let entry = Entry { version: VERSION, identity: self.identity.clone(), state: state.clone() };
+        let content = serde_json::to_vec_pretty(&entry).map_err(io::Error::other)?;
+        if self.saved.as_ref() != Some(&content) {
+            durable::replace(&self.path, &content, 0o600)?;
+            self.saved = Some(content);
+        }
+        Ok(())
+    }
+
+    /// Moves an unreadable journal aside, where a person can look at it; only the newest such one is kept.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn set_aside(&self) -> io::Result<PathBuf> {
+        let aside = self.path.with_extension("unreadable");
+        fs::rename(&self.path, &aside)?;
+        Ok(aside)
+    }
+}
+
+/// Why there is no state in a journal that exists.
+#[derive(Debug)]
+pub enum JournalError {
+    /// The file cannot be opened or read.
+    Unreachable(io::Error),
+    /// The content makes no sense, as after a power cut on a file system that tears files.
+    Unreadable(String),
+    /// It was written by a later pintle.
+    Version(u32),
+    /// It is of another node, or another identity.
+    OtherIdentity {
+        /// The identity in the journal.
+        found: String,
+        /// The identity that is configured.
+        wanted: String,
+    },
+}
+
+impl fmt::Display for JournalError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(error) => write!(formatter, "it cannot be read: {error}"),
+            Self::Unreadable(detail) => write!(formatter, "its content makes no sense: {detail}"),
+            Self::Version(version) => write!(formatter, "a later pintle wrote it (version {version})"),
+            Self::OtherIdentity { found, wanted } => write!(formatter, "it is of {found}, and this is {wanted}"),
+        }
+    }
+}
+
+impl std::error::Error for JournalError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_loaded_and_what_is_torn_is_said_to_be() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("client.json");
+        let mut journal = Journal::new(path.clone(), "system:node:a".to_owned());
+        assert!(matches!(journal.load(), Ok(None)));
+        let state = State { last_slot: 7, ..State::default() };
+        journal.save(&state).expect("saved");
+        assert_eq!(journal.load().expect("loaded"), Some(state));
+        let other = Journal::new(path.clone(), "system:node:b".to_owned());
+        assert!(matches!(other.load(), Err(JournalError::OtherIdentity { .. })));
+        fs::write(&path, [0; 100]).expect("torn");
+        assert!(matches!(journal.load(), Err(JournalError::Unreadable(_))));
+        journal.set_aside().expect("moved");
+        assert!(matches!(journal.load(), Ok(None)));
+    }
+}

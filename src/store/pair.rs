@@ -1,0 +1,223 @@
+//! The credential pair that everybody else reads, in the kubelet's own layout.
+//!
+//! `kubelet-client-<timestamp>.pem` (0600, the chain, then the key) and the symbolic link `kubelet-client-current.pem`
+//! to the newest of them, as client-go's `certificate.FileStore` has them: a kubelet and pintle can take over from each
+//! other.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use std::{fs, io};
+
+use zeroize::Zeroizing;
+
+use super::durable;
+
+/// The directory of pairs (`--cert-dir`), and what the pairs in it are called.
+pub struct PairDirectory {
+    directory: PathBuf,
+    prefix: String,
+}
+
+/// A pair found in the directory.
+pub struct FoundPair {
+    /// The file it is in.
+    pub path: PathBuf,
+    /// Its text: chain and key.
+    pub content: Zeroizing<String>,
+}
+
+impl PairDirectory {
+    /// The pairs `<prefix>-….pem` in this directory; the kubelet's client pairs have the prefix `kubelet-client`.
+    pub fn new(directory: PathBuf, prefix: &str) -> Self {
+        Self { directory, prefix: prefix.to_owned() }
+    }
+
+    /// The link to the current pair.
+    pub fn current(&self) -> PathBuf {
+        self.directory.join(format!("{}-current.pem", self.prefix))
+    }
+
+    /// Creates the directory where it is missing, and turns a current pair that is a plain file into a pair and a link
+    /// (case C09), nothing lost in between.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn prepare(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.directory)?;
+        let current = self.current();
+        if fs::symlink_metadata(&current).is_ok_and(|metadata| metadata.is_file()) {
+            let (pair, name) = self.unused_name()?;
+            fs::hard_link(&current, &pair)?;
+            durable::sync_directory(&self.directory)?;
+            durable::flip_link(&current, Path::new(&name))?;
+        }
+        Ok(())
+    }
+
+    /// The current pair, then all others, the newest first, those that cannot be read left out.
+    pub fn pairs(&self) -> Vec<FoundPair> {
+        let current = fs::canonicalize(self.current()).ok();
+        let mut paths: Vec<PathBuf> = current.iter().cloned().collect();
+        paths.extend(self.files().into_iter().filter(|path| fs::canonicalize(path).ok() != current));
+        let read = |path: PathBuf| {
+            let content = Zeroizing::new(fs::read_to_string(&path).ok()?);
+            Some(FoundPair { path, content })
+        };
+        paths.into_iter().filter_map(read).collect()
+    }
+
+    /// The text of the current pair.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn read_current(&self) -> io::Result<Zeroizing<String>> {
+        fs::read_to_string(self.current()).map(Zeroizing::new)
+    }
+
+    /// Writes a pair and makes it the current one; a repeat with the same content changes nothing.
+    ///
+    /// The link is flipped only after the pair has been read back from the file and found equal, and file and directory
+    /// are durable.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the current pair is then as it was.
+    pub fn publish(&self, content: &str) -> io::Result<PathBuf> {
+        self.prepare()?;
+        if self.read_current().is_ok_and(|current| *current == content) {
+            durable::sync_directory(&self.directory)?;
+            return fs::canonicalize(self.current());
+        }
+        let (pair, name) = self.unused_name()?;
+        durable::create(&pair, content.as_bytes(), 0o600)?;
+        if *Zeroizing::new(fs::read(&pair)?) != content.as_bytes() {
+            fs::remove_file(&pair)?;
+            return Err(io::Error::other("the file system gave back something else than was written"));
+        }
+        durable::sync_directory(&self.directory)?;
+        durable::flip_link(&self.current(), Path::new(&name))?;
+        Ok(pair)
+    }
+
+    /// Makes this pair of the directory the current one.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn make_current(&self, pair: &Path) -> io::Result<()> {
+        durable::flip_link(&self.current(), Path::new(pair.file_name().unwrap_or_default()))
+    }
+
+    /// Removes all pairs but the newest `keep`, never the current one (case C15), and how many are left.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn prune(&self, keep: usize) -> io::Result<usize> {
+        let current = fs::canonicalize(self.current()).ok();
+        let (mut kept, mut removed) = (usize::from(current.is_some()), false);
+        for path in self.files() {
+            if fs::canonicalize(&path).ok() == current {
+                continue;
+            }
+            if kept < keep {
+                kept += 1;
+            } else {
+                fs::remove_file(&path)?;
+                removed = true;
+            }
+        }
+        if removed {
+            durable::sync_directory(&self.directory)?;
+        }
+        Ok(kept)
+    }
+
+    /// The pair files, the newest first; links and strangers are left out.
+    fn files(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.directory) else {
+            return Vec::new();
+        };
+        let mut files: Vec<(SystemTime, PathBuf)> = entries
+            .filter_map(Result::ok)
+            .filter(|entry| self.is_pair_name(&entry.file_name()))
+            .filter_map(|entry| {
+                let metadata = fs::symlink_metadata(entry.path()).ok()?;
+                metadata.is_file().then_some((metadata.modified().ok()?, entry.path()))
+            })
+            .collect();
+        files.sort();
+        files.into_iter().rev().map(|(_, path)| path).collect()
+    }
+
+    fn is_pair_name(&self, name: &OsString) -> bool {
+        name.to_str()
+            .and_then(|name| name.strip_prefix(&self.prefix)?.strip_prefix('-')?.strip_suffix(".pem"))
+            .is_some_and(|stamp| {
+                stamp.len() >= 19 && stamp.chars().all(|character| character.is_ascii_digit() || character == '-')
+            })
+    }
+
+    /// A name that no file has, from the local time as client-go has it, with a number within the same second
+    /// (case C30).
+    fn unused_name(&self) -> io::Result<(PathBuf, String)> {
+        let stamp = jiff::Zoned::now().strftime("%Y-%m-%d-%H-%M-%S").to_string();
+        for number in 0..10_000 {
+            let name = match number {
+                0 => format!("{}-{stamp}.pem", self.prefix),
+                number => format!("{}-{stamp}-{number}.pem", self.prefix),
+            };
+            let path = self.directory.join(&name);
+            if fs::symlink_metadata(&path).is_err() {
+                return Ok((path, name));
+            }
+        }
+        Err(io::Error::other("ten thousand pairs within one second"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> (tempfile::TempDir, PairDirectory) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pairs = PairDirectory::new(directory.path().join("pki"), "kubelet-client");
+        (directory, pairs)
+    }
+
+    #[test]
+    fn c30_two_pairs_within_one_second_are_two_files() {
+        let (_directory, pairs) = directory();
+        let first = pairs.publish("one").expect("published");
+        let second = pairs.publish("two").expect("published");
+        assert_ne!(first, second);
+        assert_eq!(*pairs.read_current().expect("current"), "two");
+        assert_eq!(fs::read_to_string(first).expect("kept"), "one");
+        assert_eq!(pairs.publish("two").expect("again"), fs::canonicalize(second).expect("a file"));
+        assert_eq!(pairs.pairs().len(), 2);
+    }
+
+    #[test]
+    fn c09_a_plain_file_becomes_a_pair_and_a_link() {
+        let (_directory, pairs) = directory();
+        fs::create_dir_all(&pairs.directory).expect("a directory");
+        fs::write(pairs.current(), "plain").expect("a plain file");
+        pairs.prepare().expect("adopted");
+        assert!(fs::symlink_metadata(pairs.current()).expect("there").is_symlink());
+        assert_eq!(*pairs.read_current().expect("current"), "plain");
+    }
+
+    #[test]
+    fn c15_old_pairs_are_pruned_and_strangers_left_alone() {
+        let (_directory, pairs) = directory();
+        for content in ["one", "two", "three", "four"] {
+            pairs.publish(content).expect("published");
+        }
+        for stranger in ["kubelet.key", "kubelet-client-notes.pem", "kubelet-server-2026-01-01-00-00-00.pem"] {
+            fs::write(pairs.directory.join(stranger), "mine").expect("a stranger");
+        }
+        assert_eq!(pairs.prune(2).expect("pruned"), 2);
+        assert_eq!(pairs.pairs().len(), 2);
+        assert_eq!(*pairs.read_current().expect("current"), "four");
+        assert_eq!(fs::read_dir(&pairs.directory).expect("listed").count(), 6);
+    }
+}
