@@ -1,1 +1,8 @@
 //! pintle keeps a Kubernetes node's identity turning.
+//!
+//! Everything in this package touches the world; what decides is [`pintle_agent_core`].
+
+pub mod agent;
+pub mod keys;
+pub mod kubernetes;
+pub mod store;

@@ -1,0 +1,93 @@
+//! The wall clock, and waiting by it.
+
+use std::io;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use pintle_agent_core::UnixTime;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use tokio::io::unix::AsyncFd;
+
+/// The wall clock is looked at again at least this often, whatever is waited for: a timer counts monotonic time, which
+/// stands still while a machine sleeps and does not follow a clock that is set.
+const HOP: Duration = Duration::from_secs(5);
+/// A step of the wall clock against the monotonic one that is worth waking for.
+const STEP: Duration = Duration::from_secs(1);
+
+/// What time it is: the only place that asks.
+pub fn now() -> UnixTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixTime::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Waits by the wall clock, and notices when it is set.
+pub struct Clock {
+    /// Readable when the clock was set or the machine resumed; `None` where the kernel has no such timer.
+    set: Option<AsyncFd<std::os::fd::OwnedFd>>,
+}
+
+impl Clock {
+    /// A clock; must be called within a tokio runtime.
+    pub fn new() -> Self {
+        Self { set: notice_setting().ok() }
+    }
+
+    /// Waits until the time has come, or the clock was set, whichever is first.
+    pub async fn sleep_until(&self, until: Option<UnixTime>) {
+        let (started, wall) = (Instant::now(), now());
+        loop {
+            let current = now();
+            if until.is_some_and(|until| current >= until) || stepped(started, wall, current) {
+                return;
+            }
+            let hop = until.map_or(HOP, |until| HOP.min(until.since(current)).max(Duration::from_millis(1)));
+            tokio::select! {
+                () = tokio::time::sleep(hop) => {}
+                () = self.was_set() => return,
+            }
+        }
+    }
+
+    /// Waits until the wall clock was set or the machine slept.
+    pub async fn stepped(&self) {
+        self.sleep_until(None).await;
+    }
+
+    async fn was_set(&self) {
+        let Some(timer) = &self.set else {
+            return std::future::pending().await;
+        };
+        let Ok(mut ready) = timer.readable().await else {
+            return std::future::pending().await;
+        };
+        // The read clears the event; that it fails with ECANCELED is the event.
+        let _ = rustix::io::read(timer.get_ref(), &mut [0u8; 8]);
+        let _ = arm(timer.get_ref());
+        ready.clear_ready();
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn stepped(started: Instant, wall: UnixTime, current: UnixTime) -> bool {
+    let expected = wall + started.elapsed();
+    current.since(expected) > STEP || expected.since(current) > STEP
+}
+
+/// A timer that never fires and is cancelled when the wall clock jumps (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
+fn notice_setting() -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
+    let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+    let timer = rustix::time::timerfd_create(TimerfdClockId::Realtime, flags)?;
+    arm(&timer)?;
+    AsyncFd::register_with_interest(timer, tokio::io::Interest::READABLE)
+}
+
+fn arm(timer: &std::os::fd::OwnedFd) -> io::Result<()> {
+    let never = Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 };
+    let setting = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: never };
+    rustix::time::timerfd_settime(timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &setting)?;
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Where the API server is and as whom it is asked: kubeconfig files, and the clients made from them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::rt::{Read, Write};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::client::legacy::connect::{Connection, HttpConnector, proxy};
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ConfigExt};
+use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::pki_types::ServerName;
+
+use super::Api;
+
+/// An API server and, where a kubeconfig carries one, the credential for it.
+pub struct Cluster {
+    config: Config,
+    source: PathBuf,
+}
+
+/// Why there is no client for a cluster.
+#[derive(Debug)]
+pub struct ClusterError {
+    /// The kubeconfig file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub detail: String,
+    /// Whether that is only that the file is not there.
+    pub missing: bool,
+}
+
+impl fmt::Display for ClusterError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.missing {
+            write!(formatter, "the kubeconfig {} does not exist", self.path.display())
+        } else {
+            write!(formatter, "the kubeconfig {} cannot be used: {}", self.path.display(), self.detail)
+        }
+    }
+}
+
+impl std::error::Error for ClusterError {}
+
+/// An API server must accept a connection within this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Cluster {
+    /// Reads a kubeconfig file: every credential that kubectl takes there is taken here.
+    ///
+    /// # Errors
+    /// If there is no such file, or it makes no sense.
+    pub async fn read(path: &Path) -> Result<Self, ClusterError> {
+        let failed = |detail: String| ClusterError { path: path.to_owned(), detail, missing: !path.exists() };
+        let kubeconfig = Kubeconfig::read_from(path).map_err(|error| failed(error.to_string()))?;
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        // When to try again is the rotation's own decision.
+        config.default_retry = false;
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        Ok(Self { config, source: path.to_owned() })
+    }
+
+    /// The kubeconfig that this was read from.
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// The API server's URL.
+    pub fn server(&self) -> String {
+        self.config.cluster_url.to_string()
+    }
+
+    /// A client with the credential that the kubeconfig carries.
+    ///
+    /// # Errors
+    /// If that credential cannot be read or obtained.
+    pub fn connect(&self) -> Result<Api, ClusterError> {
+        let client = kube::Client::try_from(self.config.clone()).map_err(|error| self.failed(&error))?;
+        Ok(Api::new(client))
+    }
+
+    /// A client whose credential is a certificate, and nothing that the kubeconfig carries.
+    ///
+    /// It has connections of its own and resumes no TLS session, so it never speaks as anybody else, not even as an
+    /// earlier certificate of the same node.
+    ///
+    /// # Errors
+    /// If the kubeconfig's authority or proxy cannot be used.
+    pub fn connect_with(&self, certificate: Arc<dyn ResolvesClientCert>) -> Result<Api, ClusterError> {
+        let mut config = self.config.clone();
+        config.auth_info = AuthInfo::default();
+        let mut tls = config.rustls_client_config().map_err(|error| self.failed(&error))?;
+        tls.client_auth_cert_resolver = certificate;
+        tls.resumption = Resumption::disabled();
+
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let client = match &config.proxy_url {
+            None => client_over(&config, tls, tcp),
+            Some(url) if url.scheme_str() == Some("http") => client_over(&config, tls, tunnel(url, tcp)),
+            Some(url) if url.scheme_str() == Some("https") => {
+                // As client-go, the proxy is verified by the same authorities as the server, under its own name.
+                let mut proxy = config.clone();
+                proxy.tls_server_name = None;
+                let to_proxy = proxy
+                    .rustls_https_connector_with_connector(tcp)
+                    .map_err(|error| self.failed(&error))?;
+                client_over(&config, tls, tunnel(url, to_proxy))
+            }
+            Some(url) if url.scheme_str() == Some("socks5") => {
+                client_over(&config, tls, proxy::SocksV5::new(url.clone(), tcp))
+            }
+            Some(url) => return Err(self.failed(&format!("proxy-url {url} is neither http, https nor socks5"))),
+        };
+        client.map(Api::new).map_err(|detail| self.failed(&detail))
+    }
+
+    fn failed(&self, detail: &dyn fmt::Display) -> ClusterError {
+        ClusterError { path: self.source.clone(), detail: detail.to_string(), missing: false }
+    }
+}
+
+/// An HTTP CONNECT tunnel through this proxy, with the user and password that its URL may carry.
+fn tunnel<C>(url: &http::Uri, connector: C) -> proxy::Tunnel<C> {
+    use base64::Engine;
+    let tunnel = proxy::Tunnel::new(url.clone(), connector);
+    let user = url.authority().and_then(|authority| authority.as_str().split_once('@')).map(|(user, _)| user);
+    let header = user.and_then(|user| {
+        let decoded: Vec<u8> = percent_encoding::percent_decode_str(user).collect();
+        let mut value = http::HeaderValue::from_str(&format!(
+            "Basic {}",
+            base64::engine::general_purpose::STANDARD.encode(decoded)
+        ))
+        .ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    });
+    match header {
+        Some(header) => tunnel.with_auth(header),
+        None => tunnel,
+    }
+}
+
+/// A client that speaks this TLS over this connector.
+fn client_over<C>(config: &Config, tls: rustls::ClientConfig, connector: C) -> Result<kube::Client, String>
+where
+    C: tower::Service<http::Uri> + Clone + Send + Sync + 'static,
+    C::Response: Connection + Read + Write + Send + Unpin + 'static,
+    C::Future: Send + 'static,
+    C::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only();
+    if let Some(name) = &config.tls_server_name {
+        let name = ServerName::try_from(name.clone()).map_err(|error| format!("tls-server-name {name:?}: {error}"))?;
+        https = https.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    let https = https.enable_http1().wrap_connector(connector);
+    let client = HyperClient::builder(TokioExecutor::new()).build::<_, Body>(https);
+    let service = tower::ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { Box::new(error) })
+        .service(client);
+    Ok(kube::Client::new(service, config.default_namespace.clone()))
+}

@@ -1,0 +1,8 @@
+//! The API server: how it is reached, and the CertificateSigningRequests at it.
+
+pub mod api;
+pub mod cluster;
+pub mod requests;
+
+pub use api::Api;
+pub use cluster::{Cluster, ClusterError};
