@@ -7,8 +7,10 @@
 //! - [`backend`]: the trait, and the optional abilities a backend may have beside it
 //! - [`key`]: how a key is named, what kinds there are, and its public half
 //! - [`error`]: what can go wrong, named by what the caller does next
+//! - [`conformance`]: what every backend must do, checked from outside
 
 pub mod backend;
+pub mod conformance;
 pub mod error;
 pub mod key;
 

@@ -1,0 +1,480 @@
+//! The conformance suite passes an honest backend and catches each way of lying.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use aws_lc_rs::encoding::AsDer;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+use pintle_plugins_api::conformance::{self, Harness, Outcome, Report, Situation};
+use pintle_plugins_api::{
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, SignatureScheme,
+};
+
+#[test]
+fn honest_backend_passes_every_check() {
+    let report = report_of(None);
+    report.assert_passed();
+    for row in &report.rows {
+        assert_eq!(row.outcome, Outcome::Passed, "{}", row.name);
+    }
+}
+
+#[test]
+fn every_lie_is_caught_by_the_check_that_is_meant_for_it() {
+    for (lie, check) in LIES {
+        let report = report_of(Some(*lie));
+        let failed: Vec<_> = report.failures().map(|row| row.name.as_str()).collect();
+        assert!(failed.iter().any(|name| name.starts_with(check)), "{lie:?} was not caught by {check:?}\n{report}");
+    }
+}
+
+#[test]
+fn throwaway_keys_are_deleted_whatever_fails() {
+    // All but the lies that are about deleting or listing, and those whose device is lost for good.
+    for (lie, _) in LIES.iter().filter(|(lie, _)| !lie.leaves_keys()) {
+        let device = Device::new(Some(*lie));
+        conformance::run(&mut device.clone());
+        let left: Vec<_> = device.store().keys.keys().filter(|id| id.as_bytes() != OPERATORS_KEY).cloned().collect();
+        assert_eq!(left, [], "{lie:?}");
+    }
+}
+
+#[test]
+fn what_a_harness_cannot_arrange_is_skipped_with_a_reason() {
+    struct Plain(Device);
+    impl Harness for Plain {
+        fn open(&mut self) -> Result<Box<dyn KeyBackend>, BackendError> {
+            self.0.open()
+        }
+
+        fn algorithms(&self) -> Vec<KeyAlgorithm> {
+            vec![KeyAlgorithm::Ed25519]
+        }
+    }
+    let device = Device::new(Some(Lie::OnlyEd25519));
+    let report = conformance::run(&mut Plain(device.clone()));
+    report.assert_passed();
+    let skipped = report.rows.iter().filter(|row| matches!(&row.outcome, Outcome::Skipped(why) if !why.is_empty()));
+    assert_eq!(skipped.count(), 4, "{report}");
+    let ids: Vec<_> = device.store().keys.keys().cloned().collect();
+    assert_eq!(ids.iter().map(KeyId::as_bytes).collect::<Vec<_>>(), [OPERATORS_KEY]);
+}
+
+/// A key that was there before the suite.
+const OPERATORS_KEY: &[u8] = b"node-1/client/7";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    OnlyEd25519,
+    NewKeyAtEachGenerate,
+    AnotherAlgorithmThanAsked,
+    ConflictIgnored,
+    UnknownAlgorithmIsUnavailable,
+    OneKeyForAll,
+    GarbageSignature,
+    EmptyMessageRefused,
+    LongMessageCut,
+    ForeignSchemeAccepted,
+    AbsentKeyHasPublicKey,
+    AbsentKeyIsCorrupt,
+    AbsentKeySigns,
+    ErrorOfManyLines,
+    ReferenceHoldsPrivateKey,
+    ReferenceHoldsPin,
+    ReferenceToAbsentFile,
+    ListIsEmpty,
+    ListRepeats,
+    ListShowsForeignKeys,
+    IdEndsAtNul,
+    IdIsText,
+    IdIsPrefix,
+    DeleteDoesNothing,
+    DeleteOfAbsentKeyFails,
+    DeletedKeySignsFromMemory,
+    DeletedKeyComesBackAtRestart,
+    DeletedKeyIsGeneratedAgain,
+    DeleteTakesAnotherKeyToo,
+    KeysForgottenAtRestart,
+    OpensOnlyOnce,
+    CallersMixedUp,
+    GoneDeviceIsNotFound,
+    GoneDeviceSigns,
+    GoneDeviceDeletes,
+    ReturnedDeviceIsLocked,
+    WrongPinIsUnavailable,
+    WrongPinIsRetried,
+    LostKeyIsCorrupt,
+    LostKeySigns,
+    Panics,
+}
+
+impl Lie {
+    fn leaves_keys(self) -> bool {
+        matches!(
+            self,
+            Self::DeleteDoesNothing
+                | Self::DeletedKeyComesBackAtRestart
+                | Self::DeleteTakesAnotherKeyToo
+                | Self::ReturnedDeviceIsLocked
+                | Self::LostKeySigns
+        )
+    }
+}
+
+/// Each lie, and how the name of the check begins that must catch it.
+const LIES: &[(Lie, &str)] = &[
+    (Lie::OnlyEd25519, "generate ecdsa-p256"),
+    (Lie::NewKeyAtEachGenerate, "generate ecdsa-p256 again"),
+    (Lie::AnotherAlgorithmThanAsked, "generate ed25519"),
+    (Lie::ConflictIgnored, "generate with another algorithm"),
+    (Lie::UnknownAlgorithmIsUnavailable, "generate of an algorithm that it does not have"),
+    (Lie::OneKeyForAll, "two ids are two keys"),
+    (Lie::GarbageSignature, "sign EcdsaP256Sha256"),
+    (Lie::EmptyMessageRefused, "sign Ed25519"),
+    (Lie::LongMessageCut, "sign Ed25519"),
+    (Lie::ForeignSchemeAccepted, "ecdsa-p256 refuses the schemes"),
+    (Lie::AbsentKeyHasPublicKey, "an absent key"),
+    (Lie::AbsentKeyIsCorrupt, "an absent key"),
+    (Lie::AbsentKeySigns, "an absent key"),
+    (Lie::ErrorOfManyLines, "an absent key"),
+    (Lie::ReferenceHoldsPrivateKey, "reference"),
+    (Lie::ReferenceHoldsPin, "reference"),
+    (Lie::ReferenceToAbsentFile, "reference"),
+    (Lie::ListIsEmpty, "list shows"),
+    (Lie::ListRepeats, "list shows"),
+    (Lie::ListShowsForeignKeys, "a key that somebody else made"),
+    (Lie::IdEndsAtNul, "ids of any octets"),
+    (Lie::IdIsText, "ids of any octets"),
+    (Lie::IdIsPrefix, "an id that begins as another"),
+    (Lie::DeleteDoesNothing, "delete destroys"),
+    (Lie::DeleteDoesNothing, "all throwaway keys"),
+    (Lie::DeleteOfAbsentKeyFails, "delete of an absent key"),
+    (Lie::DeletedKeySignsFromMemory, "delete destroys"),
+    (Lie::DeletedKeyComesBackAtRestart, "delete destroys"),
+    (Lie::DeletedKeyIsGeneratedAgain, "generate after delete"),
+    (Lie::DeleteTakesAnotherKeyToo, "the keys that were there before"),
+    (Lie::KeysForgottenAtRestart, "keys outlive a restart"),
+    (Lie::OpensOnlyOnce, "concurrent callers"),
+    (Lie::CallersMixedUp, "concurrent callers"),
+    (Lie::GoneDeviceIsNotFound, "while the device is gone"),
+    (Lie::GoneDeviceSigns, "while the device is gone"),
+    (Lie::GoneDeviceDeletes, "while the device is gone"),
+    (Lie::ReturnedDeviceIsLocked, "while the device is gone"),
+    (Lie::WrongPinIsUnavailable, "a refused PIN"),
+    (Lie::WrongPinIsRetried, "a refused PIN"),
+    (Lie::LostKeyIsCorrupt, "a lost key"),
+    (Lie::LostKeySigns, "a lost key"),
+    (Lie::Panics, "sign Ed25519"),
+];
+
+fn report_of(lie: Option<Lie>) -> Report {
+    conformance::run(&mut Device::new(lie))
+}
+
+/// A device in memory.
+#[derive(Clone)]
+struct Device {
+    lie: Option<Lie>,
+    store: Arc<Mutex<Store>>,
+}
+
+#[derive(Default)]
+struct Store {
+    keys: BTreeMap<KeyId, Arc<Key>>,
+    /// Deleted ones, for the lies that still have them.
+    deleted: BTreeMap<KeyId, Arc<Key>>,
+    situation: Option<Situation>,
+    was_gone: bool,
+    lost: BTreeSet<KeyId>,
+    pin_attempts: u64,
+    open: usize,
+}
+
+enum Key {
+    Ecdsa(EcdsaKeyPair),
+    Ed25519(Ed25519KeyPair),
+}
+
+impl Key {
+    fn new(algorithm: KeyAlgorithm) -> Self {
+        match algorithm {
+            KeyAlgorithm::EcdsaP256 => {
+                Self::Ecdsa(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).expect("a key"))
+            }
+            _ => Self::Ed25519(Ed25519KeyPair::generate().expect("a key")),
+        }
+    }
+
+    fn public_key(&self) -> PublicKey {
+        let der = match self {
+            Self::Ecdsa(pair) => pair.public_key().as_der(),
+            Self::Ed25519(pair) => pair.public_key().as_der(),
+        };
+        PublicKey::from_der(der.expect("DER").as_ref()).expect("a SubjectPublicKeyInfo")
+    }
+
+    fn sign(&self, message: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Ecdsa(pair) => pair.sign(&SystemRandom::new(), message).expect("a signature").as_ref().to_vec(),
+            Self::Ed25519(pair) => pair.sign(message).as_ref().to_vec(),
+        }
+    }
+}
+
+impl Device {
+    fn new(lie: Option<Lie>) -> Self {
+        let device = Self { lie, store: Arc::default() };
+        let id = KeyId::new(OPERATORS_KEY).expect("an id");
+        device.store().keys.insert(id, Arc::new(Key::new(KeyAlgorithm::EcdsaP256)));
+        device
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Harness for Device {
+    fn open(&mut self) -> Result<Box<dyn KeyBackend>, BackendError> {
+        let mut store = self.store();
+        if self.lie == Some(Lie::OpensOnlyOnce) && store.open > 0 {
+            return Err(error(BackendErrorKind::Unavailable));
+        }
+        if self.lie == Some(Lie::KeysForgottenAtRestart) {
+            store.keys.retain(|id, _| id.as_bytes() == OPERATORS_KEY);
+        }
+        if self.lie == Some(Lie::DeletedKeyComesBackAtRestart) {
+            let mut deleted = std::mem::take(&mut store.deleted);
+            store.keys.append(&mut deleted);
+        }
+        store.open += 1;
+        let locked = store.situation == Some(Situation::WrongPin);
+        store.pin_attempts += 1;
+        Ok(Box::new(Opened { device: self.clone(), locked }))
+    }
+
+    fn algorithms(&self) -> Vec<KeyAlgorithm> {
+        vec![KeyAlgorithm::EcdsaP256, KeyAlgorithm::Ed25519]
+    }
+
+    fn arrange(&mut self, situation: Situation) -> bool {
+        let mut store = self.store();
+        store.situation = Some(situation);
+        store.was_gone |= situation == Situation::DeviceGone;
+        if situation == Situation::KeysLost {
+            let keys = std::mem::take(&mut store.keys);
+            store.lost.extend(keys.keys().cloned());
+            store.deleted.extend(keys);
+        }
+        true
+    }
+
+    fn restore(&mut self) {
+        self.store().situation = None;
+    }
+
+    fn pin_attempts(&mut self) -> Option<u64> {
+        Some(self.store().pin_attempts)
+    }
+}
+
+/// The device as one caller has it open.
+struct Opened {
+    device: Device,
+    locked: bool,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.device.store().open -= 1;
+    }
+}
+
+impl Opened {
+    fn lies(&self, lie: Lie) -> bool {
+        self.device.lie == Some(lie)
+    }
+
+    /// The store, if it can be reached.
+    fn store(&self) -> Result<MutexGuard<'_, Store>, BackendError> {
+        let mut store = self.device.store();
+        if self.locked {
+            store.pin_attempts += u64::from(self.lies(Lie::WrongPinIsRetried));
+            let kind = if self.lies(Lie::WrongPinIsUnavailable) {
+                BackendErrorKind::Unavailable
+            } else {
+                BackendErrorKind::Locked
+            };
+            return Err(error(kind));
+        }
+        if store.situation == Some(Situation::DeviceGone) {
+            let kind = if self.lies(Lie::GoneDeviceIsNotFound) {
+                BackendErrorKind::NotFound
+            } else {
+                BackendErrorKind::Unavailable
+            };
+            return Err(error(kind));
+        }
+        if store.was_gone && self.lies(Lie::ReturnedDeviceIsLocked) {
+            return Err(error(BackendErrorKind::Locked));
+        }
+        Ok(store)
+    }
+
+    /// The id as the device knows it.
+    fn stored(&self, store: &Store, id: &KeyId) -> KeyId {
+        let octets = id.as_bytes();
+        let stored = if self.lies(Lie::IdEndsAtNul) {
+            octets.split(|octet| *octet == 0).next().unwrap_or_default().to_vec()
+        } else if self.lies(Lie::IdIsText) {
+            String::from_utf8_lossy(octets).into_owned().into_bytes()
+        } else if self.lies(Lie::IdIsPrefix) {
+            let longer = store.keys.keys().find(|other| other.as_bytes().starts_with(octets));
+            longer.unwrap_or(id).as_bytes().to_vec()
+        } else {
+            octets.to_vec()
+        };
+        KeyId::new(stored).expect("an id")
+    }
+
+    fn key(&self, store: &Store, id: &KeyId) -> Result<Arc<Key>, BackendError> {
+        if let Some(key) = store.keys.get(&self.stored(store, id)) {
+            return Ok(key.clone());
+        }
+        let lost = store.lost.contains(id);
+        Err(match self.device.lie {
+            Some(Lie::LostKeyIsCorrupt) if lost => error(BackendErrorKind::Corrupt),
+            Some(Lie::AbsentKeyIsCorrupt) => error(BackendErrorKind::Corrupt),
+            Some(Lie::ErrorOfManyLines) => BackendError::new(BackendErrorKind::NotFound, "first\nsecond"),
+            _ if lost => error(BackendErrorKind::KeyLost),
+            _ => error(BackendErrorKind::NotFound),
+        })
+    }
+}
+
+impl KeyBackend for Opened {
+    fn generate(&mut self, id: &KeyId, algorithm: KeyAlgorithm) -> Result<PublicKey, BackendError> {
+        let mut store = self.store()?;
+        let only_ed25519 = self.lies(Lie::OnlyEd25519);
+        if algorithm != KeyAlgorithm::Ed25519 && (only_ed25519 || algorithm != KeyAlgorithm::EcdsaP256) {
+            return Err(error(if self.lies(Lie::UnknownAlgorithmIsUnavailable) {
+                BackendErrorKind::Unavailable
+            } else {
+                BackendErrorKind::Unsupported
+            }));
+        }
+        let id = self.stored(&store, id);
+        if let Some(key) = store.keys.get(&id)
+            && !self.lies(Lie::NewKeyAtEachGenerate)
+        {
+            let public_key = key.public_key();
+            return if public_key.algorithm() == algorithm || self.lies(Lie::ConflictIgnored) {
+                Ok(public_key)
+            } else {
+                Err(error(BackendErrorKind::Conflict))
+            };
+        }
+        let again = store.deleted.get(&id).filter(|_| self.lies(Lie::DeletedKeyIsGeneratedAgain));
+        let same = store.keys.values().find(|key| key.public_key().algorithm() == algorithm);
+        let key = match (again, same) {
+            (Some(key), _) => key.clone(),
+            (_, Some(key)) if self.lies(Lie::OneKeyForAll) => key.clone(),
+            _ if self.lies(Lie::AnotherAlgorithmThanAsked) => Arc::new(Key::new(KeyAlgorithm::EcdsaP256)),
+            _ => Arc::new(Key::new(algorithm)),
+        };
+        let public_key = key.public_key();
+        store.keys.insert(id, key);
+        Ok(public_key)
+    }
+
+    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, BackendError> {
+        let store = self.store()?;
+        match self.key(&store, id) {
+            Err(_) if self.lies(Lie::AbsentKeyHasPublicKey) => Ok(Key::new(KeyAlgorithm::EcdsaP256).public_key()),
+            answer => answer.map(|key| key.public_key()),
+        }
+    }
+
+    fn sign(&mut self, id: &KeyId, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, BackendError> {
+        let store = match self.store() {
+            Err(_) if self.lies(Lie::GoneDeviceSigns) => return Ok(vec![0; 64]),
+            store => store?,
+        };
+        let mut key = match self.key(&store, id) {
+            Err(_) if self.lies(Lie::AbsentKeySigns) => return Ok(vec![0; 64]),
+            Err(_) if self.lies(Lie::DeletedKeySignsFromMemory) || self.lies(Lie::LostKeySigns) => {
+                store.deleted.get(id).cloned().ok_or_else(|| error(BackendErrorKind::NotFound))?
+            }
+            key => key?,
+        };
+        assert!(!(self.lies(Lie::Panics) && scheme == SignatureScheme::Ed25519), "a lie of the test");
+        if self.lies(Lie::CallersMixedUp) && store.open > 1 {
+            key = store.keys.values().next().expect("a key").clone();
+        }
+        if !key.public_key().algorithm().schemes().contains(&scheme) && !self.lies(Lie::ForeignSchemeAccepted) {
+            return Err(error(BackendErrorKind::Unsupported));
+        }
+        match self.device.lie {
+            Some(Lie::GarbageSignature) => Ok(vec![0; 64]),
+            Some(Lie::EmptyMessageRefused) if message.is_empty() => Err(error(BackendErrorKind::Unsupported)),
+            Some(Lie::LongMessageCut) => Ok(key.sign(&message[..message.len().min(1 << 16)])),
+            _ => Ok(key.sign(message)),
+        }
+    }
+
+    fn delete(&mut self, id: &KeyId) -> Result<(), BackendError> {
+        let mut store = match self.store() {
+            Err(refusal) if self.lies(Lie::GoneDeviceDeletes) && refusal.kind == BackendErrorKind::Unavailable => {
+                return Ok(());
+            }
+            store => store?,
+        };
+        if self.lies(Lie::DeleteDoesNothing) {
+            return Ok(());
+        }
+        if self.lies(Lie::DeleteTakesAnotherKeyToo) {
+            store.keys.remove(&KeyId::new(OPERATORS_KEY).expect("an id"));
+        }
+        let id = self.stored(&store, id);
+        match store.keys.remove(&id) {
+            Some(key) => {
+                store.deleted.insert(id, key);
+            }
+            None if self.lies(Lie::DeleteOfAbsentKeyFails) => return Err(error(BackendErrorKind::NotFound)),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn list(&mut self) -> Result<Vec<KeyId>, BackendError> {
+        let store = self.store()?;
+        let mut ids: Vec<_> = store.keys.keys().cloned().collect();
+        match self.device.lie {
+            Some(Lie::ListIsEmpty) => ids.clear(),
+            Some(Lie::ListRepeats) => ids.extend(ids.clone()),
+            Some(Lie::ListShowsForeignKeys) if store.situation == Some(Situation::ForeignKey) => {
+                ids.push(KeyId::new(*b"theirs").expect("an id"));
+            }
+            _ => {}
+        }
+        Ok(ids)
+    }
+
+    fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
+        let store = self.store()?;
+        self.key(&store, id)?;
+        Ok(match self.device.lie {
+            Some(Lie::ReferenceHoldsPrivateKey) => {
+                KeyReference::Pem("-----BEGIN PRIVATE KEY-----\nMC4=\n-----END PRIVATE KEY-----\n".to_owned())
+            }
+            Some(Lie::ReferenceHoldsPin) => KeyReference::Uri("pkcs11:object=key?pin-value=1234".to_owned()),
+            Some(Lie::ReferenceToAbsentFile) => KeyReference::File("/nonexistent/key.pem".into()),
+            _ => KeyReference::Uri(format!("memory:{id}")),
+        })
+    }
+}
+
+fn error(kind: BackendErrorKind) -> BackendError {
+    BackendError::new(kind, "by the device in memory")
+}
