@@ -82,7 +82,7 @@ fn notice_setting() -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
     let timer = rustix::time::timerfd_create(TimerfdClockId::Realtime, flags)?;
     arm(&timer)?;
-    AsyncFd::register_with_interest(timer, tokio::io::Interest::READABLE)
+    Ok(AsyncFd::register_with_interest(timer, tokio::io::Interest::READABLE)?)
 }
 
 fn arm(timer: &std::os::fd::OwnedFd) -> io::Result<()> {

@@ -1,0 +1,69 @@
+//! What the agent tells the world: events, declared once, that feed the log, the status and whoever else listens.
+
+mod event;
+mod log;
+mod notify;
+mod status;
+
+pub use event::{Event, Level};
+pub use log::{Format, Log};
+pub use notify::Notifier;
+pub use status::{IdentityStatus, KeyStatus, State, Status};
+
+use tokio::sync::{broadcast, watch};
+
+/// How many events a slow listener may fall behind before it loses some.
+const BACKLOG: usize = 256;
+
+/// Where events go.
+pub struct Telemetry {
+    log: Log,
+    events: broadcast::Sender<Event>,
+    status: watch::Sender<Status>,
+    notifier: Notifier,
+}
+
+impl Telemetry {
+    /// Events go to this log, and to the service manager where there is one.
+    pub fn new(log: Log) -> Self {
+        Self {
+            log,
+            events: broadcast::Sender::new(BACKLOG),
+            status: watch::Sender::new(Status::default()),
+            notifier: Notifier::from_environment(),
+        }
+    }
+
+    /// Tells that something happened.
+    pub fn emit(&self, event: Event) {
+        self.log.write(&event);
+        // Nobody needs to listen.
+        let _ = self.events.send(event);
+    }
+
+    /// All events from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Replaces the status of one identity.
+    pub fn set_status(&self, identity: IdentityStatus) {
+        self.notifier.status(&identity);
+        self.status.send_modify(|status| {
+            match status.identities.iter_mut().find(|known| known.identity == identity.identity) {
+                Some(known) => *known = identity,
+                None => status.identities.push(identity),
+            }
+        });
+    }
+
+    /// The status, as it is and as it changes.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Tells the service manager's watchdog that the agent is alive.
+    pub fn alive(&self) {
+        self.notifier.alive();
+    }
+}
