@@ -3,6 +3,9 @@
 //! Everything in this package touches the world; what decides is [`pintle_agent_core`].
 
 pub mod agent;
+pub mod config;
+pub mod consumers;
 pub mod keys;
 pub mod kubernetes;
 pub mod store;
+pub mod telemetry;

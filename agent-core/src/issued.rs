@@ -14,7 +14,7 @@ use x509_parser::prelude::FromDer;
 use crate::{Template, UnixTime};
 
 /// Where a key is: the backend, and the key's id within it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct KeyName {
     /// The name under which the backend is configured.
     pub backend: String,

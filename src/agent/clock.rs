@@ -47,11 +47,6 @@ impl Clock {
         }
     }
 
-    /// Waits until the wall clock was set or the machine slept.
-    pub async fn stepped(&self) {
-        self.sleep_until(None).await;
-    }
-
     async fn was_set(&self) {
         let Some(timer) = &self.set else {
             return std::future::pending().await;
@@ -72,7 +67,8 @@ impl Default for Clock {
     }
 }
 
-fn stepped(started: Instant, wall: UnixTime, current: UnixTime) -> bool {
+/// Whether the wall clock was set, or the machine slept, since both clocks were read.
+pub(super) fn stepped(started: Instant, wall: UnixTime, current: UnixTime) -> bool {
     let expected = wall + started.elapsed();
     current.since(expected) > STEP || expected.since(current) > STEP
 }
@@ -82,7 +78,8 @@ fn notice_setting() -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
     let timer = rustix::time::timerfd_create(TimerfdClockId::Realtime, flags)?;
     arm(&timer)?;
-    Ok(AsyncFd::register_with_interest(timer, tokio::io::Interest::READABLE)?)
+    #[allow(deprecated, reason = "the successor is unsafe; the descriptor is owned here for as long as it is watched")]
+    AsyncFd::with_interest(timer, tokio::io::Interest::READABLE)
 }
 
 fn arm(timer: &std::os::fd::OwnedFd) -> io::Result<()> {

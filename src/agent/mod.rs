@@ -1,2 +1,148 @@
-//! The driver.
+//! The driver of the rotation: step, save the journal, perform the action, and step again with what came of it.
+//!
+//! Async begins here. The world is reached through [`clock::Clock`] (time), [`crate::store`] (disk),
+//! [`crate::keys::Keyring`] (backends) and [`connection::Connections`] (the API server), and through nothing else.
+
 pub mod clock;
+mod connection;
+mod perform;
+mod recovery;
+mod report;
+
+use std::sync::Arc;
+
+use pintle_agent_core::rotation::Waiting;
+use pintle_agent_core::{Action, Event, Phase, Policy, State, Template, step};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::keys::Keyring;
+use crate::store::{Journal, PairDirectory};
+use crate::telemetry::{self, Telemetry};
+use clock::{Clock, now};
+use connection::Connections;
+
+pub use recovery::StartError;
+
+/// What an operator may ask of a running agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Rotate now.
+    Rotate,
+}
+
+/// Keeps one identity: its state, and everything that is needed to act on it.
+pub struct Agent {
+    config: Config,
+    policy: Policy,
+    template: Template,
+    authorities: Option<Vec<Vec<u8>>>,
+    clock: Clock,
+    journal: Journal,
+    pairs: PairDirectory,
+    keyring: Keyring,
+    connections: Connections,
+    telemetry: Arc<Telemetry>,
+    commands: mpsc::Receiver<Command>,
+    state: State,
+    reporter: report::Reporter,
+    probe: perform::Probe,
+}
+
+/// Everything that an agent is started with.
+pub struct Parts {
+    /// What to do.
+    pub config: Config,
+    /// The backends.
+    pub keyring: Keyring,
+    /// Where events go.
+    pub telemetry: Arc<Telemetry>,
+    /// What operators ask for.
+    pub commands: mpsc::Receiver<Command>,
+}
+
+/// When an agent's run ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Only when it is stopped.
+    Stopped,
+    /// As soon as a certificate that is good is installed and nothing is left to do.
+    Installed,
+}
+
+impl Agent {
+    /// Finds out where the identity stands, from the journal and the disk.
+    ///
+    /// # Errors
+    /// What only a person can mend: a state directory that cannot be used, or a node that was renamed.
+    pub async fn start(parts: Parts) -> Result<Self, StartError> {
+        recovery::start(parts).await
+    }
+
+    /// Runs until it is told to stop, or until what `until` says.
+    pub async fn run(mut self, until: Until, mut stop: watch::Receiver<bool>) {
+        let mut event = Event::Woke;
+        loop {
+            self.telemetry.alive();
+            let started = now();
+            let (next, action) = step(std::mem::take(&mut self.state), event, started, &self.policy);
+            self.report(next, &action);
+            if until == Until::Installed && self.is_installed(&action) {
+                break;
+            }
+            event = tokio::select! {
+                event = self.act(action) => event,
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
+        }
+        // The state may be ahead of the journal if the disk is full; one more try costs nothing.
+        let _ = self.journal.save(&self.state);
+        self.telemetry.emit(telemetry::Event::Stopped);
+    }
+
+    /// Saves the journal, then performs the action. Both end early when there is something else to look at.
+    async fn act(&mut self, action: Action) -> Event {
+        let waits = matches!(action, Action::Wait { .. });
+        if let Err(error) = self.journal.save(&self.state) {
+            self.telemetry.emit(telemetry::Event::JournalNotSaved { reason: error.to_string() });
+            if !waits {
+                // Nothing is done that is not written down first; what is known stays in memory meanwhile (case C29).
+                return self.pause(Some(now() + Policy::LOCAL_RETRY)).await;
+            }
+        }
+        match action {
+            Action::Wait { until, .. } => self.pause(until).await,
+            action => self.perform(action).await,
+        }
+    }
+
+    /// Waits for a time, a command, a step of the clock, or a refusal of the certificate in use.
+    async fn pause(&mut self, until: Option<pintle_agent_core::UnixTime>) -> Event {
+        // The watchdog wants to hear from us, and things on this machine are looked at again, at each hop.
+        let hop = now() + Policy::LOCAL_RETRY;
+        let wake = until.map_or(hop, |until| until.min(hop));
+        let (before, started) = (now(), std::time::Instant::now());
+        let event = tokio::select! {
+            command = self.commands.recv() => match command {
+                Some(Command::Rotate) => Event::RotationRequested,
+                // Nobody can ask any more.
+                None => {
+                    self.clock.sleep_until(Some(wake)).await;
+                    Event::Woke
+                }
+            },
+            () = self.clock.sleep_until(Some(wake)) => Event::Woke,
+        };
+        if clock::stepped(started, before, now()) {
+            self.telemetry.emit(telemetry::Event::ClockStepped);
+        }
+        if event == Event::Woke { self.look_around().await } else { event }
+    }
+
+    /// Whether there is nothing left to do: `--once` ends here.
+    fn is_installed(&self, action: &Action) -> bool {
+        let held = self.state.held.as_ref().is_some_and(|held| !held.has_ended(now()));
+        let idle = matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
+        held && idle && self.state.phase == Phase::Holding
+    }
+}

@@ -95,9 +95,10 @@ impl Signer for BackendSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         let (id, scheme, message) = (self.key.id.clone(), self.scheme, message.to_vec());
         let sign = || {
-            self.key.backend.call_blocking(CALL_DEADLINE, move |backend| backend.sign(&id, scheme, &message)).map_err(
-                |error| rustls::Error::Other(rustls::OtherError(Arc::new(error))),
-            )
+            self.key
+                .backend
+                .call_blocking(CALL_DEADLINE, move |backend| backend.sign(&id, scheme, &message))
+                .map_err(|error| rustls::Error::Other(rustls::OtherError(Arc::new(error))))
         };
         // rustls signs synchronously. On a runtime with several workers the others go on meanwhile; elsewhere (tests on
         // one thread) there is nobody to hold up.

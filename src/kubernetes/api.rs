@@ -69,10 +69,9 @@ impl Api {
     /// Those of [`ApiFailure`].
     pub async fn watch_once(&self, path: &str, limit: Duration) -> Result<(), ApiFailure> {
         let request = self.request(Method::GET, path, Vec::new())?;
-        let response = within(ANSWER_TIMEOUT, async {
-            self.client.send(request).await.map_err(|error| unreachable(&error))
-        })
-        .await?;
+        let response =
+            within(ANSWER_TIMEOUT, async { self.client.send(request).await.map_err(|error| unreachable(&error)) })
+                .await?;
         let (parts, body) = response.into_parts();
         self.note_clock(&parts.headers);
         if !parts.status.is_success() {
@@ -116,7 +115,8 @@ impl Api {
 
     fn note_clock(&self, headers: &http::HeaderMap) {
         let date = headers.get(header::DATE).and_then(|date| date.to_str().ok());
-        let theirs = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp().as_second());
+        let theirs =
+            date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp().as_second());
         if let Some(theirs) = theirs {
             let ours = crate::agent::clock::now().as_seconds();
             *self.clock.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((theirs, ours));
@@ -124,10 +124,7 @@ impl Api {
     }
 }
 
-async fn within<T>(
-    limit: Duration,
-    work: impl Future<Output = Result<T, ApiFailure>>,
-) -> Result<T, ApiFailure> {
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, ApiFailure>>) -> Result<T, ApiFailure> {
     tokio::time::timeout(limit, work)
         .await
         .unwrap_or_else(|_| Err(ApiFailure::Unreachable(format!("no answer within {} s", limit.as_secs()))))
@@ -167,10 +164,8 @@ fn failure(status: StatusCode, headers: &http::HeaderMap, content: &[u8]) -> Api
         _ => String::from_utf8_lossy(&content[..content.len().min(200)]).trim().to_owned(),
     };
     let detail = format!("{status}: {detail}");
-    let retry_after = headers
-        .get(header::RETRY_AFTER)
-        .and_then(|after| after.to_str().ok()?.parse().ok())
-        .map(Duration::from_secs);
+    let retry_after =
+        headers.get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok()).map(Duration::from_secs);
     match status {
         StatusCode::UNAUTHORIZED => ApiFailure::Unauthorized(detail),
         StatusCode::FORBIDDEN if detail.contains("\"system:anonymous\"") => ApiFailure::Unauthorized(detail),

@@ -109,9 +109,7 @@ impl Cluster {
                 // As client-go, the proxy is verified by the same authorities as the server, under its own name.
                 let mut proxy = config.clone();
                 proxy.tls_server_name = None;
-                let to_proxy = proxy
-                    .rustls_https_connector_with_connector(tcp)
-                    .map_err(|error| self.failed(&error))?;
+                let to_proxy = proxy.rustls_https_connector_with_connector(tcp).map_err(|error| self.failed(&error))?;
                 client_over(&config, tls, tunnel(url, to_proxy))
             }
             Some(url) if url.scheme_str() == Some("socks5") => {

@@ -152,7 +152,8 @@ fn outcome_of(object: CertificateSigningRequest, uid: &str) -> Outcome {
     }
     let status = object.status.unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
-    let condition = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind && condition.status != "False");
+    let condition =
+        |kind: &str| conditions.iter().find(|condition| condition.type_ == kind && condition.status != "False");
     let words = |kind: &str| {
         condition(kind).map(|condition| {
             let reason = condition.reason.clone().unwrap_or_default();

@@ -201,7 +201,9 @@ impl Event {
             Self::RequestPending { request, approved: false } => {
                 format!("{request} is Pending: waiting for approval (kubectl certificate approve {request})")
             }
-            Self::RequestPending { request, approved: true } => format!("{request} is Approved: waiting for the signer"),
+            Self::RequestPending { request, approved: true } => {
+                format!("{request} is Approved: waiting for the signer")
+            }
             Self::CertificateIssued { request, serial, not_after } => {
                 format!("{request} is Issued: serial {serial}, good until {not_after}")
             }
@@ -213,7 +215,11 @@ impl Event {
                 format!("reconnected: the API server knows serial {serial} as {user}")
             }
             Self::KeysRetired { keys, pairs } => {
-                format!("{} old {} destroyed, {pairs} pairs kept", keys.len(), if keys.len() == 1 { "key" } else { "keys" })
+                format!(
+                    "{} old {} destroyed, {pairs} pairs kept",
+                    keys.len(),
+                    if keys.len() == 1 { "key" } else { "keys" }
+                )
             }
             Self::Holding { serial, rotates_at, not_after, .. } => {
                 format!("holding serial {serial} until {not_after}; rotates at {rotates_at}")

@@ -95,6 +95,27 @@ pub enum ApiFailure {
     NoCredential(String),
 }
 
+impl ApiFailure {
+    /// What a person can do about it; empty where waiting is all there is to do.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Unauthorized(_) => {
+                "check that the bootstrap token has not expired, and that the API server trusts the authority that signed \
+                 the certificate"
+            }
+            Self::Forbidden(_) => {
+                "bind system:node-bootstrapper to the bootstrap credential's group, and the clusterroles \
+                 system:certificates.k8s.io:certificatesigningrequests:nodeclient and :selfnodeclient as for any kubelet"
+            }
+            Self::Invalid(_) => "check node name and expiration-seconds",
+            Self::NoCredential(_) => {
+                "put a kubeconfig with a bootstrap token where --bootstrap-kubeconfig points; it is noticed by itself"
+            }
+            Self::Unreachable(_) | Self::Throttled { .. } | Self::Server(_) => "",
+        }
+    }
+}
+
 impl fmt::Display for ApiFailure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -59,13 +59,13 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
                 let key = state.choose_key(policy);
                 state.phase = Phase::Generating { key };
             }
-            state.fail(now, policy, error.to_string(), None);
+            state.fail(now, policy, error, None);
         }
         (Event::SigningFailed(error), Phase::Requesting { next }) => {
             if matches!(error.kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost) {
                 state.phase = Phase::Generating { key: next.key.clone() };
             }
-            state.fail(now, policy, error.to_string(), None);
+            state.fail(now, policy, error, None);
         }
         (Event::Submitted(request), Phase::Requesting { next }) => {
             let next = next.clone();
@@ -101,7 +101,7 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
             state.retiring.clear();
             state.enter(Phase::Holding);
         }
-        (Event::RetireFailed(error), Phase::Retiring) => state.fail(now, policy, error.to_string(), None),
+        (Event::RetireFailed(error), Phase::Retiring) => state.fail(now, policy, error, None),
         // Woke, and whatever does not belong to the phase.
         _ => {}
     }
@@ -115,16 +115,21 @@ fn api_failed(state: &mut State, authority: Authority, failure: ApiFailure, now:
             let first = !state.held_refused;
             state.held_refused = true;
             if !first {
-                state.fail(now, policy, failure.to_string(), None);
+                state.fail(now, policy, failure, None);
             }
         }
-        ApiFailure::NoCredential(detail) => {
+        ApiFailure::NoCredential(_) => {
             // With nothing else at hand, even a refused certificate is tried again.
             state.held_refused = false;
-            state.fail_locally(now, policy, detail);
+            state.fail_locally(now, policy, failure);
         }
-        ApiFailure::Throttled { retry_after, .. } => state.fail(now, policy, failure.to_string(), retry_after),
-        _ => state.fail(now, policy, failure.to_string(), None),
+        ApiFailure::Unauthorized(_) | ApiFailure::Forbidden(_) if authority == Authority::Bootstrap => {
+            // Bootstrap tokens end soon after a node has joined, so both are tried in turn.
+            state.held_refused = false;
+            state.fail(now, policy, failure, None);
+        }
+        ApiFailure::Throttled { retry_after, .. } => state.fail(now, policy, failure, retry_after),
+        _ => state.fail(now, policy, failure, None),
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use pintle_plugins_api::PublicKey;
+use pintle_plugins_api::{BackendError, PublicKey};
 use serde::{Deserialize, Serialize};
 
-use super::Authority;
+use super::{ApiFailure, Authority};
 use crate::{Credential, KeyName, Policy, UnixTime};
 
 /// Everything that a rotation knows. It is saved before each action; there is no second progress record.
@@ -112,6 +112,8 @@ pub struct BackOff {
     pub until: UnixTime,
     /// What failed, for a person.
     pub reason: String,
+    /// What a person can do about it; empty where there is nothing to say.
+    pub hint: String,
     /// Whether only something on this machine can mend it (a file to appear, room on the disk): then it is tried again
     /// as soon as something here changes.
     pub local: bool,
@@ -161,15 +163,22 @@ impl State {
     }
 
     /// Notes a failure and when to try again.
-    pub(super) fn fail(&mut self, now: UnixTime, policy: &Policy, reason: String, retry_after: Option<Duration>) {
+    pub(super) fn fail(
+        &mut self,
+        now: UnixTime,
+        policy: &Policy,
+        failure: impl Into<Failure>,
+        retry_after: Option<Duration>,
+    ) {
+        let Failure { reason, hint } = failure.into();
         let failures = self.failures().max(self.discarded).saturating_add(1);
         let until = now + policy.back_off(self.phase.name(), failures, retry_after);
-        self.back_off = Some(BackOff { failures, until, reason, local: false });
+        self.back_off = Some(BackOff { failures, until, reason, hint, local: false });
     }
 
     /// Notes a failure that only something on this machine can mend; that is cheap to look at, so it is looked at often.
-    pub(super) fn fail_locally(&mut self, now: UnixTime, policy: &Policy, reason: String) {
-        self.fail(now, policy, reason, None);
+    pub(super) fn fail_locally(&mut self, now: UnixTime, policy: &Policy, failure: impl Into<Failure>) {
+        self.fail(now, policy, failure, None);
         if let Some(back_off) = &mut self.back_off {
             back_off.until = back_off.until.min(now + Policy::LOCAL_RETRY);
             back_off.local = true;
@@ -181,5 +190,29 @@ impl State {
     pub(super) fn back_off_until(&self, now: UnixTime, policy: &Policy) -> Option<UnixTime> {
         let until = self.back_off.as_ref()?.until;
         (until > now && until.since(now) <= policy.longest_back_off()).then_some(until)
+    }
+}
+
+/// What failed, and what a person can do about it.
+pub(super) struct Failure {
+    reason: String,
+    hint: String,
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self { reason, hint: String::new() }
+    }
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        Self { reason: error.to_string(), hint: error.hint.unwrap_or_default() }
+    }
+}
+
+impl From<ApiFailure> for Failure {
+    fn from(failure: ApiFailure) -> Self {
+        Self { reason: failure.to_string(), hint: failure.hint().to_owned() }
     }
 }

@@ -1,0 +1,96 @@
+//! The API server as the held identity, or as the bootstrap credential.
+
+use std::sync::Arc;
+
+use pintle_agent_core::rotation::{ApiFailure, Authority};
+use pintle_agent_core::{Credential, KeyName};
+use pintle_plugins_api::BackendError;
+
+use crate::config::Config;
+use crate::keys::{HeldCertificate, Keyring, certified_key};
+use crate::kubernetes::{Api, Cluster, ClusterError};
+
+/// One client for each authority, made when it is first needed.
+///
+/// The client of the held identity belongs to one certificate: a new certificate gets a new client with connections of
+/// its own, and the old one is dropped, connections and all (case C19).
+#[derive(Default)]
+pub(super) struct Connections {
+    held: Option<(String, Arc<Api>)>,
+    bootstrap: Option<Arc<Api>>,
+}
+
+impl Connections {
+    /// The API server as this credential.
+    pub(super) async fn held(
+        &mut self,
+        config: &Config,
+        keyring: &Keyring,
+        credential: &Credential,
+    ) -> Result<Arc<Api>, ApiFailure> {
+        if let Some((serial, api)) = &self.held
+            && serial == credential.serial()
+        {
+            return Ok(Arc::clone(api));
+        }
+        let key = certified_key(credential, keyring).map_err(|error| ApiFailure::NoCredential(error.to_string()))?;
+        let cluster = self.cluster(config).await?;
+        let api = cluster
+            .connect_with(Arc::new(HeldCertificate(key)))
+            .map_err(|error| ApiFailure::NoCredential(error.to_string()))?;
+        let api = Arc::new(api);
+        self.held = Some((credential.serial().to_owned(), Arc::clone(&api)));
+        Ok(api)
+    }
+
+    /// The API server as the bootstrap credential. The kubeconfig is read anew after each failure, so a credential that
+    /// was replaced is noticed; one that was deleted after it was read goes on being used (case C23).
+    pub(super) async fn bootstrap(&mut self, config: &Config) -> Result<Arc<Api>, ApiFailure> {
+        if let Some(api) = &self.bootstrap {
+            return Ok(Arc::clone(api));
+        }
+        let Some(path) = &config.bootstrap_kubeconfig else {
+            return Err(ApiFailure::NoCredential("there is no certificate and no bootstrap kubeconfig".to_owned()));
+        };
+        let no_credential = |error: ClusterError| ApiFailure::NoCredential(error.to_string());
+        let api = Arc::new(Cluster::read(path).await.map_err(no_credential)?.connect().map_err(no_credential)?);
+        self.bootstrap = Some(Arc::clone(&api));
+        Ok(api)
+    }
+
+    /// Where the API server is: the kubelet's kubeconfig says so, and before there is one, the bootstrap kubeconfig.
+    pub(super) async fn cluster(&self, config: &Config) -> Result<Cluster, ApiFailure> {
+        let first = Cluster::read(&config.kubeconfig).await;
+        match (first, &config.bootstrap_kubeconfig) {
+            (Ok(cluster), _) => Ok(cluster),
+            (Err(error), Some(path)) if error.missing => Cluster::read(path).await,
+            (Err(error), _) => Err(error),
+        }
+        .map_err(|error| ApiFailure::NoCredential(error.to_string()))
+    }
+
+    /// Forgets a client after a failure, unless it may be the only way to go on.
+    pub(super) fn forget(&mut self, config: &Config, authority: Authority) {
+        match authority {
+            Authority::Held => self.held = None,
+            Authority::Bootstrap if config.bootstrap_kubeconfig.as_ref().is_some_and(|path| path.exists()) => {
+                self.bootstrap = None;
+            }
+            Authority::Bootstrap => {}
+        }
+    }
+
+    /// Drops the bootstrap client, which is not needed while a certificate is held.
+    pub(super) fn close_bootstrap(&mut self) {
+        self.bootstrap = None;
+    }
+}
+
+/// Whether the key of this name is in its backend, and is the one that this certificate is for.
+pub(super) async fn check_key(
+    keyring: &Keyring,
+    key: &KeyName,
+    subject_public_key_info: &[u8],
+) -> Result<bool, BackendError> {
+    Ok(keyring.public_key(key).await?.as_der() == subject_public_key_info)
+}

@@ -1,0 +1,309 @@
+//! Performing the actions, each of which may be repeated without harm.
+
+use std::time::{Duration, Instant};
+
+use pintle_agent_core::issued::accept;
+use pintle_agent_core::request::RequestError;
+use pintle_agent_core::rotation::{ApiFailure, Authority, Candidate, Observation, SubmittedRequest};
+use pintle_agent_core::{Action, Credential, Event, KeyName};
+use pintle_plugins_api::{BackendError, BackendErrorKind, KeyReference};
+use zeroize::Zeroizing;
+
+use super::connection::check_key;
+use super::{Agent, now};
+use crate::consumers::kubeconfig;
+use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE, Keyring};
+use crate::kubernetes::Api;
+use crate::kubernetes::requests::Outcome;
+use crate::telemetry;
+
+/// Whether the API server still accepts the certificate in use is asked this often. A rotation would come too late to
+/// notice that the authority was replaced (case C07).
+const PROBE_INTERVAL: Duration = Duration::from_secs(600);
+
+/// When the certificate in use was last found accepted.
+pub(super) struct Probe {
+    last: Instant,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self { last: Instant::now() }
+    }
+}
+
+impl Agent {
+    pub(super) async fn perform(&mut self, action: Action) -> Event {
+        match action {
+            Action::Wait { .. } => Event::Woke,
+            Action::Generate { key, algorithm } => {
+                let id = key.id.clone();
+                let generated = match self.keyring.backend(&key.backend) {
+                    Ok(backend) => {
+                        backend.call(GENERATE_DEADLINE, move |backend| backend.generate(&id, algorithm)).await
+                    }
+                    Err(error) => Err(error),
+                };
+                match generated {
+                    Ok(public_key) => {
+                        let algorithm = public_key.algorithm().to_string();
+                        self.telemetry.emit(telemetry::Event::KeyGenerated { key: key.to_string(), algorithm });
+                        Event::Generated(public_key)
+                    }
+                    Err(error) => Event::GenerateFailed(error),
+                }
+            }
+            Action::Submit { next, authority } => self.submit(&next, authority).await,
+            Action::Observe { next, request, authority } => self.observe(&next, &request, authority).await,
+            Action::Publish { issued } => self.publish(&issued).await,
+            Action::Prove => self.prove().await,
+            Action::Retire { keys } => self.retire(keys).await,
+        }
+    }
+
+    async fn submit(&mut self, next: &Candidate, authority: Authority) -> Event {
+        let api = match self.api(authority).await {
+            Ok(api) => api,
+            Err(failure) => return self.api_failed(authority, failure),
+        };
+        let name = self.template.request_name(&next.public_key, next.attempt);
+        let created = async {
+            // Created before a crash: then there is nothing to sign.
+            if let Some(request) = api.find(&name).await.map_err(Refusal::Api)? {
+                return Ok(request);
+            }
+            let server_minor = api.server_minor().await.unwrap_or(None);
+            let request = self.certification_request(next).await?;
+            let usages = self.template.usages(next.public_key.algorithm(), server_minor);
+            api.submit(&name, &request, &self.template, &usages).await.map_err(Refusal::Api)
+        };
+        let created = created.await;
+        self.note_clock(api.clock_ahead());
+        match created {
+            Ok(request) => {
+                self.telemetry.emit(telemetry::Event::RequestSubmitted {
+                    request: request.name.clone(),
+                    authority: Self::authority_word(authority),
+                });
+                Event::Submitted(request)
+            }
+            Err(Refusal::Backend(error)) => Event::SigningFailed(error),
+            Err(Refusal::Api(failure)) => self.api_failed(authority, failure),
+        }
+    }
+
+    async fn certification_request(&self, next: &Candidate) -> Result<String, Refusal> {
+        let (template, public_key, id) = (self.template.clone(), next.public_key.clone(), next.key.id.clone());
+        let backend = self.keyring.backend(&next.key.backend).map_err(Refusal::Backend)?;
+        let request = backend.call(CALL_DEADLINE, move |backend| {
+            let backend = std::cell::RefCell::new(backend);
+            template
+                .certification_request(&public_key, |scheme, message| backend.borrow_mut().sign(&id, scheme, message))
+                .map_err(|error| match error {
+                    RequestError::Sign(error) => error,
+                    RequestError::Template(detail) => BackendError::new(BackendErrorKind::Unsupported, detail),
+                })
+        });
+        request.await.map_err(Refusal::Backend)
+    }
+
+    async fn observe(&mut self, next: &Candidate, request: &SubmittedRequest, authority: Authority) -> Event {
+        let api = match self.api(authority).await {
+            Ok(api) => api,
+            Err(failure) => return self.api_failed(authority, failure),
+        };
+        let outcome = match api.outcome(request).await {
+            Ok(outcome) => outcome,
+            Err(failure) => return self.api_failed(authority, failure),
+        };
+        self.note_clock(api.clock_ahead());
+        let observation = match outcome {
+            Outcome::Issued(chain) => {
+                let authorities = self.authorities.as_deref();
+                let key = next.key.clone();
+                let accepted = accept(&chain, &self.template, key, &next.public_key, authorities, now());
+                if let Ok(issued) = &accepted {
+                    self.telemetry.emit(telemetry::Event::CertificateIssued {
+                        request: request.name.clone(),
+                        serial: issued.serial().to_owned(),
+                        not_after: issued.not_after().to_string(),
+                    });
+                }
+                Observation::Issued(accepted)
+            }
+            Outcome::Denied(detail) => Observation::Denied(detail),
+            Outcome::Failed(detail) => Observation::Failed(detail),
+            Outcome::Gone => Observation::Gone,
+            Outcome::Pending { approved, resource_version } => {
+                let known = Some((request.name.clone(), approved));
+                if self.reporter.pending != known {
+                    self.reporter.pending = known;
+                    let request = request.name.clone();
+                    self.telemetry.emit(telemetry::Event::RequestPending { request, approved });
+                    // So that the status says it before the wait begins.
+                    return Event::Observed(Observation::Pending);
+                }
+                return self.watch(&api, request, &resource_version, authority).await;
+            }
+        };
+        Event::Observed(observation)
+    }
+
+    /// Watches a pending request, as long as nothing else happens.
+    async fn watch(&mut self, api: &Api, request: &SubmittedRequest, version: &str, authority: Authority) -> Event {
+        let watched = tokio::select! {
+            watched = api.watch(request, version) => watched,
+            // The connection does not survive a suspend; and the watchdog wants to hear from us.
+            () = self.clock.sleep_until(Some(now() + Duration::from_secs(60))) => return Event::Woke,
+            command = self.commands.recv() => {
+                return command.map_or(Event::Woke, |super::Command::Rotate| Event::RotationRequested);
+            }
+        };
+        match watched {
+            // The request is looked at anew by the next action.
+            Ok(()) => Event::Observed(Observation::Pending),
+            // May get, may not watch: then it is looked at every few seconds.
+            Err(ApiFailure::Forbidden(_)) => {
+                self.clock.sleep_until(Some(now() + Duration::from_secs(5))).await;
+                Event::Observed(Observation::Pending)
+            }
+            Err(failure) => self.api_failed(authority, failure),
+        }
+    }
+
+    async fn publish(&mut self, issued: &Credential) -> Event {
+        let failed = |detail: String| Event::PublishFailed { detail, key_lost: false };
+        match check_key(&self.keyring, issued.key(), issued.public_key()).await {
+            Ok(true) => {}
+            Ok(false) => return failed(format!("key {} is not the one the certificate is for", issued.key())),
+            Err(error) => {
+                let key_lost = matches!(error.kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost);
+                return Event::PublishFailed { detail: error.to_string(), key_lost };
+            }
+        }
+        let content = match pair_content(&self.keyring, issued).await {
+            Ok(content) => content,
+            Err(detail) => return failed(detail),
+        };
+        match self.pairs.publish(&content) {
+            Ok(path) => {
+                let (path, serial) = (path.display().to_string(), issued.serial().to_owned());
+                self.telemetry.emit(telemetry::Event::PairPublished { path, serial });
+            }
+            Err(error) => {
+                return failed(format!("the pair cannot be written to {}: {error}", self.config.cert_dir.display()));
+            }
+        }
+        if let Err(detail) = self.ensure_kubeconfig() {
+            return failed(detail);
+        }
+        self.reporter.rotations += 1;
+        self.connections.close_bootstrap();
+        Event::Published
+    }
+
+    /// Writes the kubelet's kubeconfig where there is none.
+    pub(super) fn ensure_kubeconfig(&self) -> Result<(), String> {
+        let path = &self.config.kubeconfig;
+        if path.exists() {
+            return Ok(());
+        }
+        // Without either, the API server's address is not known, and nothing could be written.
+        let Some(bootstrap) = self.config.bootstrap_kubeconfig.as_ref().filter(|path| path.exists()) else {
+            return Ok(());
+        };
+        kubeconfig::write_for_pair(path, bootstrap, &self.pairs.current())
+            .map_err(|error| format!("the kubeconfig {} cannot be written: {error}", path.display()))?;
+        self.telemetry.emit(telemetry::Event::KubeconfigWritten { path: path.display().to_string() });
+        Ok(())
+    }
+
+    async fn prove(&mut self) -> Event {
+        let api = match self.api(Authority::Held).await {
+            Ok(api) => api,
+            Err(failure) => return self.api_failed(Authority::Held, failure),
+        };
+        match api.who_am_i().await {
+            Ok(user) => {
+                let serial = self.state.held.as_ref().map(|held| held.serial().to_owned()).unwrap_or_default();
+                self.telemetry.emit(telemetry::Event::IdentityProven { user: user.unwrap_or_default(), serial });
+                self.probe = Probe::default();
+                Event::Proven
+            }
+            Err(failure) => self.api_failed(Authority::Held, failure),
+        }
+    }
+
+    async fn retire(&mut self, keys: Vec<KeyName>) -> Event {
+        for key in &keys {
+            if let Err(error) = self.keyring.delete(key).await {
+                return Event::RetireFailed(error);
+            }
+        }
+        match self.pairs.prune(self.config.keep_pairs) {
+            Ok(pairs) => {
+                let keys = keys.iter().map(ToString::to_string).collect();
+                self.telemetry.emit(telemetry::Event::KeysRetired { keys, pairs });
+                Event::Retired
+            }
+            Err(error) => {
+                let detail = format!("old pairs in {} cannot be removed: {error}", self.config.cert_dir.display());
+                Event::RetireFailed(BackendError::new(BackendErrorKind::Unavailable, detail))
+            }
+        }
+    }
+
+    /// What changes without an event of its own: whether the API server still accepts the certificate in use.
+    pub(super) async fn look_around(&mut self) -> Event {
+        let Some(held) = &self.state.held else {
+            return Event::Woke;
+        };
+        if self.state.phase != pintle_agent_core::Phase::Holding
+            || self.state.authority(now()) != Authority::Held
+            || self.probe.last.elapsed() < PROBE_INTERVAL
+        {
+            return Event::Woke;
+        }
+        self.probe = Probe::default();
+        let Ok(api) = self.connections.held(&self.config, &self.keyring, held).await else {
+            return Event::Woke;
+        };
+        match api.who_am_i().await {
+            Err(ApiFailure::Unauthorized(_)) => Event::HeldRefused { key_lost: false },
+            _ => Event::Woke,
+        }
+    }
+
+    async fn api(&mut self, authority: Authority) -> Result<std::sync::Arc<Api>, ApiFailure> {
+        match (authority, &self.state.held) {
+            (Authority::Held, Some(held)) => self.connections.held(&self.config, &self.keyring, held).await,
+            _ => self.connections.bootstrap(&self.config).await,
+        }
+    }
+
+    fn api_failed(&mut self, authority: Authority, failure: ApiFailure) -> Event {
+        self.connections.forget(&self.config, authority);
+        Event::ApiFailed { authority, failure }
+    }
+}
+
+/// Who refused to let a request be made.
+enum Refusal {
+    Backend(BackendError),
+    Api(ApiFailure),
+}
+
+/// The pair as the kubelet has it: the chain, then whatever PEM names or holds the key.
+pub(super) async fn pair_content(keyring: &Keyring, issued: &Credential) -> Result<Zeroizing<String>, String> {
+    let mut content = Zeroizing::new(issued.chain_pem());
+    match keyring.reference(issued.key()).await.map_err(|error| error.to_string())? {
+        KeyReference::File(path) => {
+            let key = std::fs::read_to_string(&path).map(Zeroizing::new);
+            content.push_str(&key.map_err(|error| format!("key {} cannot be read: {error}", path.display()))?);
+        }
+        KeyReference::Pem(pem) => content.push_str(&pem),
+        // A token's key has no PEM; who can use it names it by its URI.
+        KeyReference::Uri(_) => {}
+    }
+    Ok(content)
+}

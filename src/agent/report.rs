@@ -1,0 +1,215 @@
+//! What the agent tells of its state: events where something changes, and the status.
+
+use std::fmt::Write;
+
+use pintle_agent_core::policy::Window;
+use pintle_agent_core::rotation::{Authority, Waiting};
+use pintle_agent_core::{Action, Phase, State};
+use pintle_plugins_api::PublicKey;
+
+use super::{Agent, now};
+use crate::telemetry::{self, Event, IdentityStatus, KeyStatus};
+
+/// What was told last, so that nothing is told twice.
+#[derive(Default)]
+pub(super) struct Reporter {
+    /// The serial number of the certificate that is known to be held.
+    holding: String,
+    /// The request that is known to be pending, and whether approved.
+    pub(super) pending: Option<(String, bool)>,
+    /// Rotations completed by this process.
+    pub(super) rotations: u64,
+    /// How far the API server's clock is ahead, seconds.
+    pub(super) server_ahead: Option<i64>,
+}
+
+impl Agent {
+    /// Takes over the next state, and tells what is new about it.
+    pub(super) fn report(&mut self, next: State, action: &Action) {
+        let previous = std::mem::replace(&mut self.state, next);
+        let _ = previous;
+        self.report_failure();
+        match action {
+            Action::Wait { waiting: Waiting::UntilRotation, .. } => self.report_holding(false),
+            Action::Wait { waiting: Waiting::RotationOff, .. } => self.report_holding(true),
+            Action::Wait { waiting: Waiting::KeyLost, .. } => {
+                if let Some(held) = &self.state.held
+                    && self.reporter.holding != "key lost"
+                {
+                    self.reporter.holding = "key lost".to_owned();
+                    self.telemetry.emit(Event::KeyLost { key: held.key().to_string() });
+                }
+            }
+            Action::Generate { .. } if self.reporter.holding != "generating" => {
+                self.reporter.holding = "generating".to_owned();
+                self.telemetry.emit(Event::RotationStarted { reason: self.reason() });
+            }
+            _ => {}
+        }
+        self.telemetry.set_status(self.status(action));
+    }
+
+    fn reason(&self) -> String {
+        let Some(held) = &self.state.held else {
+            return "there is none".to_owned();
+        };
+        let current = now();
+        if held.has_ended(current) {
+            format!("the one in use ended at {}", held.not_after())
+        } else if self.state.held_key_lost {
+            "the key in use is lost".to_owned()
+        } else if self.state.held_refused {
+            "the API server refuses the one in use".to_owned()
+        } else if self.state.rotation_requested {
+            "an operator asked for it".to_owned()
+        } else if held.key().backend != self.policy.backend {
+            format!("its key moves from {} to {}", held.key().backend, self.policy.backend)
+        } else {
+            format!("the one in use ends at {}", held.not_after())
+        }
+    }
+
+    fn report_failure(&mut self) {
+        if let Some(back_off) = &self.state.back_off
+            && self.reporter_failure_is_new()
+        {
+            self.telemetry.emit(Event::Failed {
+                phase: self.state.phase.name(),
+                reason: back_off.reason.clone(),
+                hint: back_off.hint.clone(),
+                failures: back_off.failures,
+                retry_at: back_off.until.to_string(),
+            });
+        }
+    }
+
+    fn reporter_failure_is_new(&self) -> bool {
+        let mut known = self.telemetry.status();
+        let status = known.borrow_and_update();
+        let failure = status.identities.iter().find(|identity| identity.subject == self.template.common_name);
+        let back_off = self.state.back_off.as_ref();
+        back_off.is_some_and(|back_off| {
+            failure.is_none_or(|known| (known.failures, &known.reason) != (back_off.failures, &back_off.reason))
+        })
+    }
+
+    fn report_holding(&mut self, rotation_off: bool) {
+        let Some(held) = &self.state.held else {
+            return;
+        };
+        if self.reporter.holding == held.serial() {
+            return;
+        }
+        self.reporter.holding = held.serial().to_owned();
+        let window = Window::of(held);
+        self.telemetry.emit(if rotation_off {
+            Event::RotationOff { not_after: window.end.to_string() }
+        } else {
+            Event::Holding {
+                serial: held.serial().to_owned(),
+                opens: window.opens.to_string(),
+                rotates_at: window.deadline.to_string(),
+                not_after: window.end.to_string(),
+            }
+        });
+    }
+
+    fn status(&self, action: &Action) -> IdentityStatus {
+        let mut status = status_of(&self.state, &self.template.common_name, &self.template.signer_name);
+        let good = self.state.held.as_ref().is_some_and(|held| !held.has_ended(now()));
+        let back_off = self.state.back_off.as_ref();
+        status.state = match (&self.state.phase, action) {
+            (_, Action::Wait { waiting: Waiting::KeyLost, .. }) => telemetry::State::KeyLost,
+            (_, Action::Wait { waiting: Waiting::RotationOff, .. }) => telemetry::State::RotationOff,
+            (_, Action::Wait { waiting: Waiting::UntilRotation, .. }) => telemetry::State::Ready,
+            (Phase::Requesting { .. } | Phase::Awaiting { .. }, _)
+                if back_off.is_some_and(|back_off| back_off.local) =>
+            {
+                telemetry::State::NoCredential
+            }
+            _ if back_off.is_some() => telemetry::State::Failing,
+            (Phase::Awaiting { request, .. }, _) => match &self.reporter.pending {
+                Some((name, true)) if *name == request.name => telemetry::State::WaitingForSigner,
+                _ => telemetry::State::WaitingForApproval,
+            },
+            _ if good => telemetry::State::Rotating,
+            _ => telemetry::State::Enrolling,
+        };
+        if status.state == telemetry::State::WaitingForApproval {
+            status.hint = format!("kubectl certificate approve {}", status.request);
+        }
+        if status.state == telemetry::State::KeyLost {
+            "the backend no longer has the key in use".clone_into(&mut status.reason);
+            "restore the device, or set on-key-loss = \"enrol\"".clone_into(&mut status.hint);
+        }
+        if status.state == telemetry::State::RotationOff {
+            "rotation is off: the certificate is not renewed before it ends".clone_into(&mut status.reason);
+            "run with --rotate-certificates=true".clone_into(&mut status.hint);
+        }
+        status.rotations = self.reporter.rotations;
+        status.server_ahead_seconds = self.reporter.server_ahead;
+        status.pair = self.pairs.current().display().to_string();
+        status
+    }
+
+    /// Tells when the API server's clock differs from this machine's by more than a minute, once until it changes.
+    pub(super) fn note_clock(&mut self, ahead: Option<i64>) {
+        let off = |seconds: Option<i64>| seconds.is_some_and(|seconds| seconds.abs() > 60);
+        if let Some(seconds) = ahead.filter(|_| off(ahead) && !off(self.reporter.server_ahead)) {
+            self.telemetry.emit(Event::ClockOff { server_ahead_seconds: seconds });
+        }
+        if ahead.is_some() {
+            self.reporter.server_ahead = ahead;
+        }
+    }
+
+    /// The word for an authority in events.
+    pub(super) fn authority_word(authority: Authority) -> &'static str {
+        match authority {
+            Authority::Held => "held",
+            Authority::Bootstrap => "bootstrap",
+        }
+    }
+}
+
+/// What a state alone says, as `pintle status` also reads it from the journal of an agent that does not run.
+pub fn status_of(state: &State, subject: &str, signer_name: &str) -> IdentityStatus {
+    let mut status = IdentityStatus {
+        identity: "client".to_owned(),
+        subject: subject.to_owned(),
+        signer_name: signer_name.to_owned(),
+        phase: state.phase.name().to_owned(),
+        state: telemetry::State::NotRunning,
+        ..IdentityStatus::default()
+    };
+    if let Some(held) = &state.held {
+        let window = Window::of(held);
+        status.serial = held.serial().to_owned();
+        status.fingerprint = held.fingerprint().iter().fold(String::new(), |mut text, octet| {
+            let _ = write!(text, "{octet:02x}");
+            text
+        });
+        status.not_before = held.not_before().to_string();
+        status.not_after = held.not_after().to_string();
+        status.installed_at = held.installed_at().to_string();
+        status.window_opens = window.opens.to_string();
+        status.rotates_at = window.deadline.to_string();
+        status.window_closes = window.closes.to_string();
+        let algorithm = PublicKey::from_der(held.public_key()).map(|key| key.algorithm().to_string());
+        status.key = Some(KeyStatus {
+            backend: held.key().backend.clone(),
+            id: held.key().id.to_string(),
+            algorithm: algorithm.unwrap_or_default(),
+        });
+    }
+    if let Phase::Awaiting { request, .. } = &state.phase {
+        status.request.clone_from(&request.name);
+    }
+    if let Some(back_off) = &state.back_off {
+        status.reason.clone_from(&back_off.reason);
+        status.hint.clone_from(&back_off.hint);
+        status.failures = back_off.failures;
+        status.retry_at = back_off.until.to_string();
+    }
+    status
+}

@@ -1,0 +1,3 @@
+//! Who uses a credential, and what they need for it.
+
+pub mod kubeconfig;
