@@ -3,6 +3,7 @@
 //! Everything in this package touches the world; what decides is [`pintle_agent_core`].
 
 pub mod agent;
+pub mod demo;
 pub mod keys;
 pub mod kubernetes;
 pub mod store;
