@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 use std::collections::BTreeMap;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -453,6 +453,16 @@ struct Kubectl {
     home: tempfile::TempDir,
 }
 
+/// A child that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Kubectl {
     /// PINTLE_TEST_KUBECTL, or the one on the PATH. Without one the test is skipped, but fails where CI=true.
     fn find(kubeconfig: &str) -> Option<Self> {
@@ -506,8 +516,8 @@ async fn an_unmodified_kubectl_lists_describes_approves_watches_and_deletes() {
     let described = kubectl.run(&["describe", "csr", "csr-1"]).await;
     assert!(described.contains("system:node:worker") && described.contains("Pending"), "{described}");
 
-    let mut watching = kubectl.command(&["get", "csr", "-w"]).stdout(Stdio::piped()).spawn().unwrap();
-    let reader = std::io::BufReader::new(watching.stdout.take().unwrap());
+    let mut watching = Running(kubectl.command(&["get", "csr", "-w"]).stdout(Stdio::piped()).spawn().unwrap());
+    let reader = std::io::BufReader::new(watching.0.stdout.take().unwrap());
     let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
         for line in std::io::BufRead::lines(reader).map_while(Result::ok) {
@@ -529,9 +539,7 @@ async fn an_unmodified_kubectl_lists_describes_approves_watches_and_deletes() {
     let approved = kubectl.run(&["certificate", "approve", "csr-1"]).await;
     assert_eq!(approved.trim(), "certificatesigningrequest.certificates.k8s.io/csr-1 approved");
     line("Approved,Issued").await;
-    let id = watching.id();
-    watching.kill().unwrap();
-    watching.wait().unwrap_or_else(|error| panic!("kubectl {id}: {error}"));
+    drop(watching);
 
     let issued = watch_until(&client, "csr-1", |object| leaf_pem(object).is_some()).await;
     assert_eq!(conditions(&issued)["Approved"].0, "KubectlApprove");

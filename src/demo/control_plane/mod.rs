@@ -29,6 +29,7 @@ mod observation;
 mod registry;
 mod server;
 mod status;
+mod strategy;
 mod table;
 mod watching;
 

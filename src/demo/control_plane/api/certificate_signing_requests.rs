@@ -14,7 +14,7 @@ use super::super::status::{Failure, GROUP, RESOURCE};
 use super::super::table::{IncludeObject, table};
 use super::super::watching::{WatchRequest, watch};
 use super::negotiation::{Representation, representation};
-use super::{Body, Call, json, streaming};
+use super::{Body, Call, JSON, json, streaming};
 
 /// How often a patch is applied again to an object that changed meanwhile, as in kube-apiserver.
 const PATCH_ATTEMPTS: usize = 5;
@@ -39,8 +39,7 @@ pub(super) async fn answer(call: Call, object: &[&str]) -> Result<Response<Body>
 async fn create(mut call: Call) -> Result<Response<Body>, Failure> {
     authorize(&call.user, "create", "", "")?;
     let representation = representation(&call.accept)?;
-    call.expect_json()?;
-    let sent = decode(call.read_json().await?)?;
+    let sent = decode(call.read(&[JSON]).await?)?;
     let dry_run = call.query.get("dryRun").is_some();
     let stored = call.cluster.create(sent, &call.user, dry_run)?;
     one(StatusCode::CREATED, &call, &stored, representation)
@@ -91,8 +90,7 @@ fn start_watch(call: &Call) -> Result<Response<Body>, Failure> {
 async fn replace(mut call: Call, name: &str, subresource: &str) -> Result<Response<Body>, Failure> {
     authorize(&call.user, "update", name, subresource)?;
     let representation = representation(&call.accept)?;
-    call.expect_json()?;
-    let sent = decode(call.read_json().await?)?;
+    let sent = decode(call.read(&[JSON]).await?)?;
     let stored = update(&call, name, subresource, &sent)?;
     one(StatusCode::OK, &call, &stored, representation)
 }
@@ -102,10 +100,7 @@ async fn patch(mut call: Call, name: &str, subresource: &str) -> Result<Response
     let representation = representation(&call.accept)?;
     // status.conditions has no patchStrategy, so a strategic merge patch of these subresources is a merge patch.
     const ACCEPTED: [&str; 2] = ["application/merge-patch+json", "application/strategic-merge-patch+json"];
-    if !ACCEPTED.contains(&call.media_type()) {
-        return Err(Failure::unsupported_media_type(&ACCEPTED.join(", ")));
-    }
-    let patch = call.read_json().await?;
+    let patch = call.read(&ACCEPTED).await?;
     let mut attempt = 1;
     loop {
         let mut document = json!(*call.cluster.registry.get(name)?);
@@ -127,7 +122,7 @@ fn update(call: &Call, name: &str, subresource: &str, sent: &CertificateSigningR
 
 async fn delete(mut call: Call, name: &str) -> Result<Response<Body>, Failure> {
     authorize(&call.user, "delete", name, "")?;
-    let options = call.read_json().await?;
+    let options = call.read(&[JSON]).await?;
     let object = call.cluster.delete(name, options["preconditions"]["uid"].as_str())?;
     json(
         StatusCode::OK,

@@ -3,6 +3,7 @@
 mod certificate_signing_requests;
 mod discovery;
 mod negotiation;
+mod protobuf;
 mod reviews;
 
 use std::convert::Infallible;
@@ -25,6 +26,9 @@ use super::status::Failure;
 
 /// The largest body that is read, as kube-apiserver's limit.
 const LARGEST_BODY: usize = 3 * 1024 * 1024;
+
+const JSON: &str = "application/json";
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// The body of an answer: a document or a watch.
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -150,41 +154,38 @@ fn public(segments: &[&str]) -> Result<Response<Body>, Failure> {
 }
 
 impl Call {
-    /// The body as JSON, whatever JSON media type it says it is.
-    async fn read_json(&mut self) -> Result<Value, Failure> {
+    /// The body as JSON; an empty body is null.
+    ///
+    /// # Errors
+    /// 413 when it is too large, 415 when its media type is not one of `accepted` or protobuf (nothing said is JSON),
+    /// 400 when it is malformed.
+    async fn read(&mut self, accepted: &[&str]) -> Result<Value, Failure> {
         let collected = Limited::new(&mut self.body, LARGEST_BODY).collect().await;
         let bytes = collected.map_err(|_| Failure::request_entity_too_large())?.to_bytes();
         if bytes.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_slice(&bytes).map_err(|error| Failure::bad_request(format!("the body is not JSON: {error}")))
-    }
-
-    /// # Errors
-    /// 415 unless the body is said to be application/json (or nothing is said, which Kubernetes takes as JSON).
-    fn expect_json(&self) -> Result<(), Failure> {
-        match self.media_type() {
-            "" | "application/json" => Ok(()),
-            _ => Err(Failure::unsupported_media_type("application/json")),
+        match self.content_type.split(';').next().unwrap_or_default().trim() {
+            PROTOBUF if accepted.contains(&JSON) => {
+                protobuf::to_json(&bytes).ok_or_else(|| Failure::bad_request("the body is not a known protobuf object"))
+            }
+            media_type if media_type.is_empty() || accepted.contains(&media_type) => serde_json::from_slice(&bytes)
+                .map_err(|error| Failure::bad_request(format!("the body is not JSON: {error}"))),
+            _ => Err(Failure::unsupported_media_type(&accepted.join(", "))),
         }
-    }
-
-    /// The Content-Type without its parameters.
-    fn media_type(&self) -> &str {
-        self.content_type.split(';').next().unwrap_or_default().trim()
     }
 }
 
 /// A JSON answer.
 fn json(code: StatusCode, document: &Value) -> Result<Response<Body>, Failure> {
-    respond(code, "application/json", whole(document.to_string()))
+    respond(code, JSON, whole(document.to_string()))
 }
 
 /// An answer that goes on.
 fn streaming(
     frames: impl futures::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static,
 ) -> Result<Response<Body>, Failure> {
-    respond(StatusCode::OK, "application/json", StreamBody::new(frames).boxed_unsync())
+    respond(StatusCode::OK, JSON, StreamBody::new(frames).boxed_unsync())
 }
 
 fn whole(text: impl Into<Bytes>) -> Body {
@@ -202,7 +203,7 @@ fn respond(code: StatusCode, content_type: &'static str, body: Body) -> Result<R
 fn refusal(failure: &Failure) -> Response<Body> {
     let mut response = Response::new(whole(failure.to_json().to_string()));
     *response.status_mut() = StatusCode::from_u16(failure.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
     if let Some(after) = failure.retry_after {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
     }

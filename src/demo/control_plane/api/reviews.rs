@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::super::authorization;
 use super::super::cluster::now;
 use super::super::status::{Failure, GROUP, RESOURCE};
-use super::{Body, Call, json};
+use super::{Body, Call, JSON, json};
 
 /// `authentication.k8s.io/v1 SelfSubjectReview`, behind `kubectl auth whoami`.
 pub(super) async fn self_subject_review(mut call: Call) -> Result<Response<Body>, Failure> {
@@ -53,6 +53,5 @@ async fn read_review(call: &mut Call) -> Result<Value, Failure> {
     if call.method != Method::POST {
         return Err(Failure::method_not_allowed());
     }
-    call.expect_json()?;
-    call.read_json().await
+    call.read(&[JSON]).await
 }
