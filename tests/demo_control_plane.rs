@@ -464,7 +464,7 @@ impl Drop for Running {
 }
 
 impl Kubectl {
-    /// PINTLE_TEST_KUBECTL, or the one on the PATH. Without one the test is skipped, but fails where CI=true.
+    /// PINTLE_TEST_KUBECTL, or the one on the PATH; 1.28 or later, because `auth whoami` is. Without one the test is skipped, but fails where CI=true.
     fn find(kubeconfig: &str) -> Option<Self> {
         let program = std::env::var("PINTLE_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
         let found = Command::new(&program).args(["version", "--client"]).output().is_ok_and(|ran| ran.status.success());

@@ -127,6 +127,7 @@ pub(super) fn representation(accept: &str) -> Result<Representation, Failure> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 mod tests {
     use super::*;
 

@@ -177,6 +177,7 @@ fn varint(input: &mut &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 mod tests {
     use super::*;
 
