@@ -173,7 +173,7 @@ async fn a_bootstrap_token_enrols_a_node_and_the_certificate_authenticates() {
     let digest = digest::digest(&digest::SHA256, &block.contents);
     let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     let credential_id = format!("X509SHA256={digest}");
-    assert_eq!(user.extra.unwrap()["authentication.kubernetes.io/credential-id"], [credential_id.clone()]);
+    assert_eq!(user.extra.unwrap()["authentication.kubernetes.io/credential-id"], std::slice::from_ref(&credential_id));
 
     let mut seen = Vec::new();
     while let Ok(observation) = observations.try_recv() {

@@ -25,7 +25,7 @@ pub(super) fn document(segments: &[&str]) -> Option<Value> {
         ["apis"] => json!({
             "kind": "APIGroupList",
             "apiVersion": "v1",
-            "groups": GROUPS.map(|name| group(name)),
+            "groups": GROUPS.map(group),
         }),
         ["apis", name] if GROUPS.contains(name) => {
             let mut document = group(name);
