@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod config;
 pub mod consumers;
+pub mod demo;
 pub mod keys;
 pub mod kubernetes;
 pub mod store;

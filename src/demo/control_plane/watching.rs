@@ -1,0 +1,160 @@
+//! The body of a watch: one JSON document a change, for as long as the client wants it.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, Stream};
+use hyper::body::{Bytes, Frame};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::cluster::{Cluster, name_of, now};
+use super::registry::ChangeKind;
+use super::status::Failure;
+use super::table::{IncludeObject, table};
+
+/// How long a watch lasts when the client does not say (kube-apiserver: 30 to 60 minutes).
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// What a watch asks for.
+pub(super) struct WatchRequest {
+    /// Changes after this one; None (or 0) begins with an ADDED for each object that is there.
+    pub(super) resource_version: Option<u64>,
+    /// fieldSelector metadata.name and spec.signerName.
+    pub(super) selector: Selector,
+    /// Tables, with this much of each object in the row.
+    pub(super) table: Option<IncludeObject>,
+    /// timeoutSeconds.
+    pub(super) timeout: Option<Duration>,
+    /// sendInitialEvents: a bookmark tells where the objects that were there end.
+    pub(super) initial_events: bool,
+}
+
+/// Which objects are meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Selector {
+    pub(super) name: Option<String>,
+    pub(super) signer_name: Option<String>,
+}
+
+impl Selector {
+    pub(super) fn matches(&self, object: &CertificateSigningRequest) -> bool {
+        self.name.as_ref().is_none_or(|name| Some(name) == object.metadata.name.as_ref())
+            && self.signer_name.as_ref().is_none_or(|signer| *signer == object.spec.signer_name)
+    }
+}
+
+struct Watch {
+    cluster: Arc<Cluster>,
+    request: WatchRequest,
+    changes: watch::Receiver<u64>,
+    version: u64,
+    ready: VecDeque<Bytes>,
+    columns_sent: bool,
+    deadline: Instant,
+    ended: bool,
+}
+
+/// Starts a watch.
+pub(super) fn watch(
+    cluster: Arc<Cluster>,
+    request: WatchRequest,
+) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static {
+    let mut watch = Watch {
+        changes: cluster.registry.subscribe(),
+        version: 0,
+        ready: VecDeque::new(),
+        columns_sent: false,
+        deadline: Instant::now() + request.timeout.unwrap_or(DEFAULT_TIMEOUT),
+        ended: false,
+        cluster,
+        request,
+    };
+    match watch.request.resource_version {
+        Some(version) if version > 0 && !watch.request.initial_events => watch.version = version,
+        _ => {
+            let (version, objects) = watch.cluster.registry.list();
+            watch.version = version;
+            for object in objects.iter().filter(|object| watch.request.selector.matches(object)).collect::<Vec<_>>() {
+                watch.push("ADDED", object);
+            }
+            if watch.request.initial_events {
+                watch.push_bookmark();
+            }
+        }
+    }
+    stream::unfold(watch, |mut watch| async move { watch.next().await.map(|bytes| (Ok(Frame::data(bytes)), watch)) })
+}
+
+impl Watch {
+    async fn next(&mut self) -> Option<Bytes> {
+        let mut faults = self.cluster.faults.subscribe();
+        loop {
+            if let Some(bytes) = self.ready.pop_front() {
+                // A server that hangs leaves its watches open and says nothing.
+                let _ = faults.wait_for(|faults| !faults.hang).await;
+                return Some(bytes);
+            }
+            if self.ended {
+                return None;
+            }
+            self.changes.borrow_and_update();
+            match self.cluster.registry.changes_after(self.version) {
+                Ok(changes) => {
+                    for change in changes {
+                        self.version = change.version;
+                        if self.request.selector.matches(&change.object) {
+                            let kind = match change.kind {
+                                ChangeKind::Added => "ADDED",
+                                ChangeKind::Modified => "MODIFIED",
+                                ChangeKind::Deleted => "DELETED",
+                            };
+                            self.push(kind, &change.object);
+                        }
+                    }
+                }
+                Err(failure) => self.push_error(&failure),
+            }
+            if !self.ready.is_empty() {
+                continue;
+            }
+            tokio::select! {
+                changed = self.changes.changed() => self.ended |= changed.is_err(),
+                () = tokio::time::sleep_until(self.deadline) => self.ended = true,
+            }
+        }
+    }
+
+    fn push(&mut self, kind: &str, object: &CertificateSigningRequest) {
+        let document = match self.request.table {
+            None => json!(object),
+            Some(include) => {
+                let version = object.metadata.resource_version.clone().unwrap_or_default();
+                table([object], &version, include, !self.columns_sent, now().0.as_second())
+            }
+        };
+        self.columns_sent = true;
+        self.push_event(kind, &document);
+    }
+
+    fn push_bookmark(&mut self) {
+        let mut bookmark = CertificateSigningRequest::default();
+        bookmark.metadata.resource_version = Some(self.version.to_string());
+        bookmark.metadata.annotations = Some([("k8s.io/initial-events-end".to_owned(), "true".to_owned())].into());
+        debug_assert!(name_of(&bookmark).is_empty());
+        self.push_event("BOOKMARK", &json!(bookmark));
+    }
+
+    fn push_error(&mut self, failure: &Failure) {
+        self.push_event("ERROR", &failure.to_json());
+        self.ended = true;
+    }
+
+    fn push_event(&mut self, kind: &str, document: &Value) {
+        self.ready.push_back(Bytes::from(format!("{}\n", json!({ "type": kind, "object": document }))));
+    }
+}
