@@ -413,7 +413,9 @@ fn api_server_command(
     audit_log: &Path,
 ) -> ProcessCommand {
     let server = authority.issue_server("kube-apiserver");
-    let service_account_key = scratch.write("service-account.key", new_key().serialize_pem());
+    let service_account_key = new_key();
+    let service_account_public_key = scratch.write("service-account.pub", service_account_key.public_key_pem());
+    let service_account_key = scratch.write("service-account.key", service_account_key.serialize_pem());
     let tokens = scratch.write("tokens.csv", bootstrap::token_file(&options.static_tokens));
     let mut command = ProcessCommand::new(cluster_binary(), scratch.join("kube-apiserver.log"))
         .argument("kube-apiserver")
@@ -425,7 +427,7 @@ fn api_server_command(
         .flag("tls-private-key-file", &server.key)
         .flag("client-ca-file", &authority.files().certificate)
         .flag("cert-dir", scratch.join("kube-apiserver"))
-        .flag("service-account-key-file", &service_account_key)
+        .flag("service-account-key-file", &service_account_public_key)
         .flag("service-account-signing-key-file", &service_account_key)
         .flag("service-account-issuer", "https://kubernetes.default.svc")
         .flag("service-cluster-ip-range", "10.96.0.0/24")

@@ -76,7 +76,8 @@ impl ProcessCommand {
     /// Starts the process.
     #[must_use]
     pub fn start(&self) -> TestProcess {
-        let name = self.program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // The log is named after what runs; the program may be a multi-call binary.
+        let name = self.output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let output_start = std::fs::metadata(&self.output).map_or(0, |metadata| metadata.len()) as usize;
         let child = spawn(self.command()).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         TestProcess { name, child, status: None, output: self.output.clone(), output_start }
