@@ -1,6 +1,6 @@
 //! The test bed itself: what the other tests stand on is the real thing, and is gone afterwards.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -16,8 +16,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// ends its processes with this one, and a sweeper removes its files.
 static SHARED: LazyLock<ControlPlane> = LazyLock::new(|| ControlPlane::start(Options::default()));
 
-/// Makes a key and a PKCS#10 request with openssl; returns the key file and the request in base64.
-fn key_and_request(scratch: &ScratchDirectory, node: &str) -> (PathBuf, String) {
+/// Makes the key NODE.key and a PKCS#10 request with openssl; returns the request in base64.
+fn request(scratch: &ScratchDirectory, node: &str) -> String {
     let (key, request) = (scratch.join(format!("{node}.key")), scratch.join(format!("{node}.csr")));
     let status = Command::new("openssl")
         .args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
@@ -30,7 +30,7 @@ fn key_and_request(scratch: &ScratchDirectory, node: &str) -> (PathBuf, String) 
         .status()
         .expect("openssl starts");
     assert!(status.success());
-    (key, base64(&request))
+    base64(&request)
 }
 
 fn base64(file: &Path) -> String {
@@ -39,8 +39,8 @@ fn base64(file: &Path) -> String {
 }
 
 /// Asks for a node's certificate by hand, with openssl and kubectl.
-fn submit(control_plane: &ControlPlane, scratch: &ScratchDirectory, kubeconfig: &Path, node: &str) -> PathBuf {
-    let (key, request) = key_and_request(scratch, node);
+fn submit(control_plane: &ControlPlane, scratch: &ScratchDirectory, kubeconfig: &Path, node: &str) {
+    let request = request(scratch, node);
     let object = json!({
         "apiVersion": "certificates.k8s.io/v1",
         "kind": "CertificateSigningRequest",
@@ -55,20 +55,23 @@ fn submit(control_plane: &ControlPlane, scratch: &ScratchDirectory, kubeconfig: 
     // The role of bootstrap credentials does not include reading the schema against which kubectl would validate.
     let arguments = ["create", "--validate=false", "-f", file.to_str().expect("UTF-8")];
     control_plane.try_kubectl_as(kubeconfig, &arguments).expect("the request is accepted");
-    key
 }
 
-/// Submits, waits for the certificate and writes the pair.
-fn enrol(control_plane: &ControlPlane, scratch: &ScratchDirectory, kubeconfig: &Path, node: &str) -> CertificatePair {
-    let key = submit(control_plane, scratch, kubeconfig, node);
-    eventually("the certificate is issued", DEADLINE, || control_plane.request(node)?.certificate);
-    let encoded = scratch.write(
-        format!("{node}.b64"),
-        control_plane.request(node).expect("it is there").certificate.unwrap_or_default(),
-    );
+/// Waits for the certificate of a request that was submitted and writes the pair.
+fn collect(control_plane: &ControlPlane, scratch: &ScratchDirectory, node: &str) -> CertificatePair {
+    let certificate = eventually("the certificate is issued", DEADLINE, || control_plane.request(node)?.certificate);
+    let encoded = scratch.write(format!("{node}.b64"), certificate);
     let output =
         Command::new("openssl").args(["base64", "-d", "-A", "-in"]).arg(encoded).output().expect("openssl starts");
-    CertificatePair { certificate: scratch.write(format!("{node}.crt"), output.stdout), key }
+    CertificatePair {
+        certificate: scratch.write(format!("{node}.crt"), output.stdout),
+        key: scratch.join(format!("{node}.key")),
+    }
+}
+
+fn enrol(control_plane: &ControlPlane, scratch: &ScratchDirectory, kubeconfig: &Path, node: &str) -> CertificatePair {
+    submit(control_plane, scratch, kubeconfig, node);
+    collect(control_plane, scratch, node)
 }
 
 /// SHA-256 of the certificate's DER, as the API server names it.
@@ -162,6 +165,18 @@ fn servers_can_be_paused_and_restarted_and_everything_is_gone_after_the_drop() {
     control_plane.deny("denied");
     eventually("the approved one is issued", DEADLINE, || control_plane.request("approved")?.certificate);
     assert!(!control_plane.request("denied").expect("it is there").is_live());
+
+    // As when a cluster's authority is replaced: an unexpired certificate is refused, a new one can be had.
+    let (before, lifetime) = (control_plane.authority(), Duration::from_secs(3600));
+    let before = before.issue_client("system:node:before", &["system:nodes"], lifetime);
+    assert_eq!(control_plane.who_is(&before).expect("a node").username, "system:node:before");
+    control_plane.replace_client_authority();
+    let refused = control_plane.who_is(&before).expect_err("the authority was replaced");
+    assert!(refused.contains("Unauthorized"), "{refused}");
+    submit(&control_plane, &scratch, &bootstrap, "after");
+    control_plane.approve("after");
+    let after = collect(&control_plane, &scratch, "after");
+    assert_eq!(control_plane.who_is(&after).expect("a node").username, "system:node:after");
 
     let processes: Vec<u32> =
         [control_plane.api_server(), control_plane.controller_manager()].iter().filter_map(|it| it.id()).collect();

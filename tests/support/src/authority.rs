@@ -1,6 +1,7 @@
 //! Certificates for the control plane, its administrator and hand-made identities.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -51,6 +52,14 @@ impl Authority {
         &self.files
     }
 
+    pub(crate) fn certificate_pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    pub(crate) fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// Issues a client certificate: CN=`common_name`, one O for each of `organizations`, ending `lifetime` from now.
     #[must_use]
     pub fn issue_client(&self, common_name: &str, organizations: &[&str], lifetime: Duration) -> CertificatePair {
@@ -77,7 +86,10 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let key = new_key();
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate authority can sign");
-        write_pair(&self.directory, &name.replace([':', '/'], "-"), &certificate.pem(), &key.serialize_pem())
+        // Numbered, because a test may ask for the same name twice and hold on to both.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{}-{}", name.replace([':', '/'], "-"), NUMBER.fetch_add(1, Ordering::Relaxed));
+        write_pair(&self.directory, &name, &certificate.pem(), &key.serialize_pem())
     }
 }
 

@@ -3,19 +3,24 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::audit::{self, AuditEvent};
-use crate::authority::{Authority, CertificatePair, new_key};
-use crate::condition::eventually;
-use crate::process::{ProcessCommand, Service};
+use crate::authority::{Authority, CertificatePair};
+use crate::condition::{eventually, holds_within};
+use crate::kubeconfig::{self, Credential};
+use crate::process::{ProcessCommand, Service, lock};
 use crate::request::SubmittedRequest;
-use crate::{ReservedPorts, ScratchDirectory, bootstrap};
+use crate::scratch::write_private;
+use crate::{ReservedPorts, ScratchDirectory, bootstrap, programs};
 
 /// A cold start takes about 5 s on an idle machine with two cores; a busy one needs many times that.
 const START_DEADLINE: Duration = Duration::from_secs(180);
+/// Longer than any test.
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a program may take to stop by itself. Everything it holds is thrown away, so there is little to wait for.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
@@ -74,7 +79,11 @@ pub struct ControlPlane {
     etcd: Service,
     api_server: Service,
     controller_manager: Service,
-    authority: Authority,
+    /// Issues the API server's certificate, and those of clients until it is replaced.
+    authority: Mutex<Arc<Authority>>,
+    /// Issues the administrator's certificate, which must go on working when the other authority is replaced.
+    administrators: Authority,
+    certificate_authority: PathBuf,
     server_url: String,
     admin_kubeconfig: PathBuf,
     audit_log: PathBuf,
@@ -92,22 +101,33 @@ impl ControlPlane {
         let scratch = ScratchDirectory::new();
         let ports = ReservedPorts::neighbouring(3);
         let authority = Authority::new("kubernetes-ca", scratch.path());
+        let administrators = Authority::new("administrators-ca", scratch.path());
+        let certificate_authority = authority.files().certificate.clone();
         let server_url = format!("https://127.0.0.1:{}", ports.port(2));
-        let administrator =
-            authority.issue_client("administrator", &["system:masters"], Duration::from_secs(24 * 3600));
-        let admin_kubeconfig =
-            write_kubeconfig(&scratch.join("administrator.kubeconfig"), &server_url, &authority, &administrator.into());
+        let administrator = administrators.issue_client("administrator", &["system:masters"], DAY);
+        let admin_kubeconfig = kubeconfig::write(
+            &scratch.join("administrator.kubeconfig"),
+            &server_url,
+            &certificate_authority,
+            &administrator.into(),
+        );
         let audit_log = scratch.join("audit.log");
+        let trust = trust_clients_of(&[&administrators, &authority], &scratch);
+        let signing = sign_with(&authority, &scratch);
+        let server = authority.issue_server("kube-apiserver");
 
-        let etcd = Service::start_new(etcd_command(&scratch, &ports));
-        let api_server = Service::start_new(api_server_command(&options, &scratch, &ports, &authority, &audit_log));
+        let etcd = Service::start_new(programs::etcd(&scratch, &ports));
+        let api_server =
+            Service::start_new(programs::api_server(&options, &scratch, &ports, &server, &trust, &audit_log));
         let controller_manager =
-            Service::start_new(controller_manager_command(&options, &scratch, &authority, &admin_kubeconfig));
+            Service::start_new(programs::controller_manager(&options, &scratch, &signing, &admin_kubeconfig));
         let control_plane = Self {
             etcd,
             api_server,
             controller_manager,
-            authority,
+            authority: Mutex::new(Arc::new(authority)),
+            administrators,
+            certificate_authority,
             server_url,
             admin_kubeconfig,
             audit_log,
@@ -128,14 +148,14 @@ impl ControlPlane {
             self.api_server.assert_running();
             self.try_kubectl(&["get", "--raw=/readyz"]).ok()
         };
-        if crate::holds_within(START_DEADLINE, ready).is_none() {
+        if holds_within(START_DEADLINE, ready).is_none() {
             eventually(&failed(&self.api_server), Duration::ZERO, || None)
         }
         let signing = || {
             self.controller_manager.assert_running();
-            self.controller_manager.output().contains("Caches are synced").then_some(())
+            self.controller_manager.has_printed("Caches are synced").then_some(())
         };
-        if crate::holds_within(START_DEADLINE, signing).is_none() {
+        if holds_within(START_DEADLINE, signing).is_none() {
             eventually(&failed(&self.controller_manager), Duration::ZERO, || None)
         }
     }
@@ -146,16 +166,34 @@ impl ControlPlane {
         &self.server_url
     }
 
-    /// The authority that issues both the API server's certificate and its clients'.
+    /// The authority whose clients the API server accepts, and with which the signer signs.
     #[must_use]
-    pub fn authority(&self) -> &Authority {
-        &self.authority
+    pub fn authority(&self) -> Arc<Authority> {
+        Arc::clone(&lock(&self.authority))
     }
 
-    /// The authority's certificate, PEM.
+    /// The certificate of the authority that issued the API server's certificate, PEM.
     #[must_use]
     pub fn certificate_authority(&self) -> &Path {
-        &self.authority.files().certificate
+        &self.certificate_authority
+    }
+
+    /// Replaces the authority of clients: certificates issued so far are answered with 401 while they are unexpired,
+    /// and the signer signs with the new one. The API server keeps its own certificate.
+    pub fn replace_client_authority(&self) {
+        let replacement =
+            Arc::new(Authority::new(&format!("replacement-ca-{}", self.next_number()), self.scratch.path()));
+        let old = std::mem::replace(&mut *lock(&self.authority), Arc::clone(&replacement));
+        let [refused, accepted] = [&old, &replacement]
+            .map(|authority| self.kubeconfig_for(&authority.issue_client("probe", &["probes"], DAY)));
+        trust_clients_of(&[&self.administrators, &replacement], &self.scratch);
+        sign_with(&replacement, &self.scratch);
+        self.controller_manager.kill(); // it would notice the new files by itself, within a minute
+        self.controller_manager.start();
+        eventually("the API server accepts the new authority's clients alone", START_DEADLINE, || {
+            (self.who_is_in(&accepted).is_ok() && self.who_is_in(&refused).is_err()).then_some(())
+        });
+        self.wait_until_ready();
     }
 
     /// A kubeconfig that may do everything (group system:masters).
@@ -190,7 +228,7 @@ impl ControlPlane {
 
     fn write_kubeconfig(&self, credential: &Credential) -> PathBuf {
         let path = self.scratch.join(format!("kubeconfig-{}", self.next_number()));
-        write_kubeconfig(&path, &self.server_url, &self.authority, credential)
+        kubeconfig::write(&path, &self.server_url, &self.certificate_authority, credential)
     }
 
     /// Numbers that are unique within this control plane.
@@ -342,130 +380,28 @@ pub fn cluster_binary() -> PathBuf {
     }
 }
 
-/// How a kubeconfig authenticates.
-enum Credential {
-    Pair(CertificatePair),
-    Token(String),
-}
-
-impl From<CertificatePair> for Credential {
-    fn from(pair: CertificatePair) -> Self {
-        Self::Pair(pair)
-    }
-}
-
-fn write_kubeconfig(path: &Path, server_url: &str, authority: &Authority, credential: &Credential) -> PathBuf {
-    let user = match credential {
-        Credential::Pair(pair) => {
-            format!("client-certificate: {}\n    client-key: {}", pair.certificate.display(), pair.key.display())
-        }
-        Credential::Token(token) => format!("token: {token}"),
-    };
-    let certificate_authority = authority.files().certificate.display();
-    let contents = format!(
-        "\
-apiVersion: v1
-kind: Config
-clusters:
-- name: test
-  cluster:
-    server: {server_url}
-    certificate-authority: {certificate_authority}
-users:
-- name: test
-  user:
-    {user}
-contexts:
-- name: test
-  context:
-    cluster: test
-    user: test
-current-context: test
-"
-    );
-    crate::scratch::write_private(path, contents.as_bytes());
-    path.to_owned()
-}
-
 fn flag(name: &str, path: impl AsRef<Path>) -> String {
     format!("--{name}={}", path.as_ref().display())
 }
 
-fn etcd_command(scratch: &ScratchDirectory, ports: &ReservedPorts) -> ProcessCommand {
-    let client_url = format!("http://127.0.0.1:{}", ports.port(0));
-    let peer_url = format!("http://127.0.0.1:{}", ports.port(1));
-    ProcessCommand::new(cluster_binary(), scratch.join("etcd.log"))
-        .argument("etcd")
-        .flag("data-dir", scratch.join("etcd"))
-        .flag("listen-client-urls", &client_url)
-        .flag("advertise-client-urls", &client_url)
-        .flag("listen-peer-urls", &peer_url)
-        .flag("initial-advertise-peer-urls", &peer_url)
-        .flag("initial-cluster", format!("default={peer_url}"))
-        .argument("--unsafe-no-fsync")
+/// Writes the bundle of authorities whose clients the API server accepts; it looks at the file again by itself.
+fn trust_clients_of(authorities: &[&Authority], scratch: &ScratchDirectory) -> PathBuf {
+    let bundle: Vec<String> = authorities.iter().map(|authority| authority.certificate_pem()).collect();
+    replace_file(scratch, "client-authorities.crt", &bundle.concat())
 }
 
-fn api_server_command(
-    options: &Options,
-    scratch: &ScratchDirectory,
-    ports: &ReservedPorts,
-    authority: &Authority,
-    audit_log: &Path,
-) -> ProcessCommand {
-    let server = authority.issue_server("kube-apiserver");
-    let service_account_key = new_key();
-    let service_account_public_key = scratch.write("service-account.pub", service_account_key.public_key_pem());
-    let service_account_key = scratch.write("service-account.key", service_account_key.serialize_pem());
-    let tokens = scratch.write("tokens.csv", bootstrap::token_file(&options.static_tokens));
-    let mut command = ProcessCommand::new(cluster_binary(), scratch.join("kube-apiserver.log"))
-        .argument("kube-apiserver")
-        .flag("etcd-servers", format!("http://127.0.0.1:{}", ports.port(0)))
-        .flag("bind-address", "127.0.0.1")
-        .flag("advertise-address", "127.0.0.1")
-        .flag("secure-port", ports.port(2).to_string())
-        .flag("tls-cert-file", &server.certificate)
-        .flag("tls-private-key-file", &server.key)
-        .flag("client-ca-file", &authority.files().certificate)
-        .flag("cert-dir", scratch.join("kube-apiserver"))
-        .flag("service-account-key-file", &service_account_public_key)
-        .flag("service-account-signing-key-file", &service_account_key)
-        .flag("service-account-issuer", "https://kubernetes.default.svc")
-        .flag("service-cluster-ip-range", "10.96.0.0/24")
-        .flag("authorization-mode", "Node,RBAC")
-        .flag("enable-admission-plugins", "NodeRestriction")
-        .flag("token-auth-file", &tokens)
-        .argument("--enable-bootstrap-token-auth");
-    if options.audit {
-        command = command
-            .flag("audit-policy-file", scratch.write("audit-policy.yaml", audit::POLICY))
-            .flag("audit-log-path", audit_log);
+/// Writes the pair with which the signer signs.
+fn sign_with(authority: &Authority, scratch: &ScratchDirectory) -> CertificatePair {
+    CertificatePair {
+        certificate: replace_file(scratch, "signing.crt", &authority.certificate_pem()),
+        key: replace_file(scratch, "signing.key", &authority.key_pem()),
     }
-    command.arguments(&options.api_server_flags)
 }
 
-fn controller_manager_command(
-    options: &Options,
-    scratch: &ScratchDirectory,
-    authority: &Authority,
-    kubeconfig: &Path,
-) -> ProcessCommand {
-    let mut controllers = vec![
-        "certificatesigningrequest-signing-controller",
-        "certificatesigningrequest-cleaner-controller",
-        "bootstrap-signer-controller",
-        "token-cleaner-controller",
-    ];
-    if !options.manual_approval {
-        controllers.push("certificatesigningrequest-approving-controller");
-    }
-    ProcessCommand::new(cluster_binary(), scratch.join("kube-controller-manager.log"))
-        .argument("kube-controller-manager")
-        .flag("kubeconfig", kubeconfig)
-        .argument("--authentication-skip-lookup")
-        .flag("secure-port", "0")
-        .flag("leader-elect", "false")
-        .flag("controllers", controllers.join(","))
-        .flag("cluster-signing-cert-file", &authority.files().certificate)
-        .flag("cluster-signing-key-file", &authority.files().key)
-        .flag("cluster-signing-duration", &options.cluster_signing_duration)
+/// By rename, so that a running server never reads half a file.
+fn replace_file(scratch: &ScratchDirectory, name: &str, contents: &str) -> PathBuf {
+    let (path, next) = (scratch.join(name), scratch.join(format!("{name}.next")));
+    write_private(&next, contents.as_bytes());
+    std::fs::rename(&next, &path).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+    path
 }

@@ -27,9 +27,11 @@ mod bootstrap;
 mod clock;
 mod condition;
 mod control_plane;
+mod kubeconfig;
 mod kubelet;
 mod ports;
 mod process;
+mod programs;
 mod request;
 mod scratch;
 

@@ -307,6 +307,12 @@ impl Service {
         read_lossy(&self.command.output)
     }
 
+    /// Whether it has printed `text` since it was last started.
+    #[must_use]
+    pub fn has_printed(&self, text: &str) -> bool {
+        lock(&self.process).as_ref().is_some_and(|process| process.output().contains(text))
+    }
+
     /// Panics with the end of its output when it does not run.
     #[track_caller]
     pub fn assert_running(&self) {

@@ -89,7 +89,43 @@ pub(crate) fn write_private(path: &Path, contents: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::{ProcessCommand, eventually};
+
+    /// Set in the process that is to be killed.
+    const VICTIM: &str = "PINTLE_TEST_VICTIM";
+
+    #[test]
+    fn a_killed_test_process_leaves_neither_files_nor_processes() {
+        if let Some(report) = std::env::var_os(VICTIM) {
+            let scratch = ScratchDirectory::new();
+            let sleeper = ProcessCommand::new("/bin/sleep", scratch.join("output")).argument("1000").start();
+            let contents = format!("{} {}", sleeper.id(), scratch.path().display());
+            std::fs::write(Path::new(&report).with_extension("next"), contents).expect("the report is written");
+            std::fs::rename(Path::new(&report).with_extension("next"), report).expect("the report is written");
+            std::thread::sleep(Duration::from_secs(1000));
+        }
+        let (scratch, deadline) = (ScratchDirectory::new(), Duration::from_secs(20));
+        let report = scratch.join("report");
+        let mut victim = Command::new(std::env::current_exe().expect("a test binary has a path"))
+            .args(["--exact", "scratch::tests::a_killed_test_process_leaves_neither_files_nor_processes"])
+            .env(VICTIM, &report)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the test binary starts");
+        let report = eventually("the victim reports", deadline, || std::fs::read_to_string(&report).ok());
+        victim.kill().expect("the victim can be killed");
+        victim.wait().expect("the victim can be waited for");
+        let (sleeper, directory) = report.split_once(' ').expect("two words");
+        let command_line = format!("/proc/{sleeper}/cmdline");
+        eventually("the victim's process is gone", deadline, || {
+            // A zombie has an empty command line.
+            std::fs::read(&command_line).map_or(true, |line| line.is_empty()).then_some(())
+        });
+        eventually("the victim's directory is gone", deadline, || (!Path::new(directory).exists()).then_some(()));
+    }
 
     #[test]
     fn the_directory_is_gone_after_the_drop() {
