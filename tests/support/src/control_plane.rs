@@ -142,21 +142,23 @@ impl ControlPlane {
 
     /// Waits until the API server and the signer do their work, for example after one of them was started again.
     pub fn wait_until_ready(&self) {
-        let failed = |service: &Service| format!("the control plane is ready\n{}", service.last_lines());
+        let not_ready = |what: &str, service: &Service| -> ! {
+            panic!("not within {START_DEADLINE:?}: {what} is ready\n{}", service.last_lines())
+        };
         let ready = || {
             self.etcd.assert_running();
             self.api_server.assert_running();
             self.try_kubectl(&["get", "--raw=/readyz"]).ok()
         };
         if holds_within(START_DEADLINE, ready).is_none() {
-            eventually(&failed(&self.api_server), Duration::ZERO, || None)
+            not_ready("kube-apiserver", &self.api_server)
         }
         let signing = || {
             self.controller_manager.assert_running();
             self.controller_manager.has_printed("Caches are synced").then_some(())
         };
         if holds_within(START_DEADLINE, signing).is_none() {
-            eventually(&failed(&self.controller_manager), Duration::ZERO, || None)
+            not_ready("kube-controller-manager", &self.controller_manager)
         }
     }
 
