@@ -1,0 +1,182 @@
+//! An unmodified kubelet with a runtime that runs no containers.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::condition::holds_within;
+use crate::control_plane::{ControlPlane, cluster_binary};
+use crate::process::{ProcessCommand, TestProcess};
+use crate::{ReservedPorts, ScratchDirectory};
+
+/// How a kubelet is started.
+#[derive(Clone, Debug)]
+pub struct KubeletOptions {
+    /// `--hostname-override`: the node's name.
+    pub node_name: String,
+    /// `--kubeconfig`. Need not exist when there is a bootstrap kubeconfig: the kubelet then writes it.
+    pub kubeconfig: PathBuf,
+    /// `--bootstrap-kubeconfig`.
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// `--cert-dir`; a directory of the kubelet's own when `None`.
+    pub cert_dir: Option<PathBuf>,
+    /// `rotateCertificates`.
+    pub rotate_certificates: bool,
+}
+
+impl KubeletOptions {
+    /// A kubelet that uses `kubeconfig` as it is and does not rotate.
+    #[must_use]
+    pub fn new(node_name: impl Into<String>, kubeconfig: impl Into<PathBuf>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            kubeconfig: kubeconfig.into(),
+            bootstrap_kubeconfig: None,
+            cert_dir: None,
+            rotate_certificates: false,
+        }
+    }
+}
+
+/// A running kubelet; stopped on drop. Needs root: it mounts, in a mount namespace of its own.
+#[derive(Debug)]
+pub struct Kubelet<'a> {
+    // Dropped in this order: the kubelet before its runtime, and both before their files.
+    process: TestProcess,
+    _runtime: TestProcess,
+    control_plane: &'a ControlPlane,
+    node_name: String,
+    command: ProcessCommand,
+    _ports: ReservedPorts,
+    _scratch: ScratchDirectory,
+}
+
+impl<'a> Kubelet<'a> {
+    /// Starts a fake container runtime and a kubelet on it.
+    #[must_use]
+    pub fn start(control_plane: &'a ControlPlane, options: &KubeletOptions) -> Self {
+        let scratch = ScratchDirectory::new();
+        let ports = ReservedPorts::neighbouring(2);
+        let socket = scratch.join("runtime.sock");
+        let endpoint = format!("unix://{}", socket.display());
+        let mut runtime = ProcessCommand::new(cluster_binary(), scratch.join("fake-runtime.log"))
+            .argument("fake-runtime")
+            .argument(&endpoint)
+            .start();
+        crate::eventually("the fake container runtime listens", Duration::from_secs(60), || {
+            runtime.assert_running();
+            socket.exists().then_some(())
+        });
+        let configuration = configuration(control_plane, options, &scratch, &ports, &endpoint);
+        let configuration = scratch.write("kubelet.json", configuration.to_string());
+        let mut command = ProcessCommand::new(cluster_binary(), scratch.join("kubelet.log"))
+            .private_mounts()
+            .argument("kubelet")
+            .flag("config", configuration)
+            .flag("kubeconfig", &options.kubeconfig)
+            .flag("hostname-override", &options.node_name)
+            .flag("node-ip", "127.0.0.1")
+            .flag("root-dir", scratch.join("root"))
+            .flag("cert-dir", options.cert_dir.clone().unwrap_or_else(|| scratch.join("pki")));
+        if let Some(bootstrap_kubeconfig) = &options.bootstrap_kubeconfig {
+            command = command.flag("bootstrap-kubeconfig", bootstrap_kubeconfig);
+        }
+        Self {
+            process: command.start(),
+            _runtime: runtime,
+            control_plane,
+            node_name: options.node_name.clone(),
+            command,
+            _ports: ports,
+            _scratch: scratch,
+        }
+    }
+
+    /// The kubelet's process.
+    pub fn process(&mut self) -> &mut TestProcess {
+        &mut self.process
+    }
+
+    /// Kills the kubelet and starts it again.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.process = self.command.start();
+    }
+
+    /// Waits until the cluster shows the node as Ready.
+    #[track_caller]
+    pub fn wait_ready(&mut self, deadline: Duration) {
+        let ready = || {
+            self.process.assert_running();
+            self.is_ready().then_some(())
+        };
+        if holds_within(deadline, ready).is_none() {
+            panic!("not within {deadline:?}: node {} is Ready\n{}", self.node_name, self.last_lines());
+        }
+    }
+
+    /// Whether the cluster shows the node as Ready now. It goes on doing so for a while after a kubelet fell silent:
+    /// look at [`Kubelet::lease_renew_time`] for that.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
+        self.control_plane
+            .try_kubectl(&["get", "node", &self.node_name, "-o", path])
+            .is_ok_and(|status| status == "True")
+    }
+
+    /// `spec.renewTime` of the node's Lease (RFC 3339 with microseconds, so that text order is time order), or `None`
+    /// when there is no Lease yet. The kubelet renews it every 10 s.
+    #[must_use]
+    pub fn lease_renew_time(&self) -> Option<String> {
+        let arguments = ["get", "lease", &self.node_name, "-n", "kube-node-lease", "-o", "jsonpath={.spec.renewTime}"];
+        self.control_plane.try_kubectl(&arguments).ok().filter(|time| !time.is_empty())
+    }
+
+    /// The end of the kubelet's log.
+    #[must_use]
+    pub fn last_lines(&self) -> String {
+        crate::process::last_lines(self.process.output_path())
+    }
+}
+
+/// A KubeletConfiguration (kubelet.config.k8s.io/v1beta1) for a machine that shall run no containers: nothing is asked
+/// of cgroups, swap or the container runtime, and no directory outside `scratch` is used.
+fn configuration(
+    control_plane: &ControlPlane,
+    options: &KubeletOptions,
+    scratch: &ScratchDirectory,
+    ports: &ReservedPorts,
+    endpoint: &str,
+) -> Value {
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": "127.0.0.1",
+        "port": ports.port(0),
+        "healthzBindAddress": "127.0.0.1",
+        "healthzPort": ports.port(1),
+        "readOnlyPort": 0,
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": false},
+            "x509": {"clientCAFile": path(control_plane.certificate_authority())},
+        },
+        "authorization": {"mode": "AlwaysAllow"},
+        "rotateCertificates": options.rotate_certificates,
+        "containerRuntimeEndpoint": endpoint,
+        "cgroupsPerQOS": false,
+        "enforceNodeAllocatable": [],
+        "failSwapOn": false,
+        "failCgroupV1": false,
+        "localStorageCapacityIsolation": false,
+        "makeIPTablesUtilChains": false,
+        "resolvConf": "",
+        "podLogsDir": path(&scratch.join("pod-logs")),
+        "volumePluginDir": path(&scratch.join("volume-plugins")),
+        // Faster than the default 10 s, so that a test sees the node Ready soon after its kubelet is.
+        "nodeStatusUpdateFrequency": "2s",
+    })
+}

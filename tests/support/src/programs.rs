@@ -1,0 +1,87 @@
+//! The command lines of the control plane's programs.
+
+use std::path::Path;
+
+use crate::authority::{CertificatePair, new_key};
+use crate::control_plane::{Options, cluster_binary};
+use crate::process::ProcessCommand;
+use crate::{ReservedPorts, ScratchDirectory, audit, bootstrap};
+
+pub(crate) fn etcd(scratch: &ScratchDirectory, ports: &ReservedPorts) -> ProcessCommand {
+    let client_url = format!("http://127.0.0.1:{}", ports.port(0));
+    let peer_url = format!("http://127.0.0.1:{}", ports.port(1));
+    ProcessCommand::new(cluster_binary(), scratch.join("etcd.log"))
+        .argument("etcd")
+        .flag("data-dir", scratch.join("etcd"))
+        .flag("listen-client-urls", &client_url)
+        .flag("advertise-client-urls", &client_url)
+        .flag("listen-peer-urls", &peer_url)
+        .flag("initial-advertise-peer-urls", &peer_url)
+        .flag("initial-cluster", format!("default={peer_url}"))
+        .argument("--unsafe-no-fsync")
+}
+
+pub(crate) fn api_server(
+    options: &Options,
+    scratch: &ScratchDirectory,
+    ports: &ReservedPorts,
+    server: &CertificatePair,
+    client_authorities: &Path,
+    audit_log: &Path,
+) -> ProcessCommand {
+    let service_account_key = new_key();
+    let service_account_public_key = scratch.write("service-account.pub", service_account_key.public_key_pem());
+    let service_account_key = scratch.write("service-account.key", service_account_key.serialize_pem());
+    let tokens = scratch.write("tokens.csv", bootstrap::token_file(&options.static_tokens));
+    let mut command = ProcessCommand::new(cluster_binary(), scratch.join("kube-apiserver.log"))
+        .argument("kube-apiserver")
+        .flag("etcd-servers", format!("http://127.0.0.1:{}", ports.port(0)))
+        .flag("bind-address", "127.0.0.1")
+        .flag("advertise-address", "127.0.0.1")
+        .flag("secure-port", ports.port(2).to_string())
+        .flag("tls-cert-file", &server.certificate)
+        .flag("tls-private-key-file", &server.key)
+        .flag("client-ca-file", client_authorities)
+        .flag("cert-dir", scratch.join("kube-apiserver"))
+        .flag("service-account-key-file", &service_account_public_key)
+        .flag("service-account-signing-key-file", &service_account_key)
+        .flag("service-account-issuer", "https://kubernetes.default.svc")
+        .flag("service-cluster-ip-range", "10.96.0.0/24")
+        .flag("authorization-mode", "Node,RBAC")
+        .flag("enable-admission-plugins", "NodeRestriction")
+        .flag("token-auth-file", &tokens)
+        .argument("--enable-bootstrap-token-auth");
+    if options.audit {
+        command = command
+            .flag("audit-policy-file", scratch.write("audit-policy.yaml", audit::POLICY))
+            .flag("audit-log-path", audit_log);
+    }
+    command.arguments(&options.api_server_flags)
+}
+
+pub(crate) fn controller_manager(
+    options: &Options,
+    scratch: &ScratchDirectory,
+    signing: &CertificatePair,
+    kubeconfig: &Path,
+) -> ProcessCommand {
+    let mut controllers = vec![
+        "certificatesigningrequest-signing-controller",
+        "certificatesigningrequest-cleaner-controller",
+        "bootstrap-signer-controller",
+        "token-cleaner-controller",
+    ];
+    if !options.manual_approval {
+        controllers.push("certificatesigningrequest-approving-controller");
+    }
+    ProcessCommand::new(cluster_binary(), scratch.join("kube-controller-manager.log"))
+        .argument("kube-controller-manager")
+        .flag("kubeconfig", kubeconfig)
+        .argument("--authentication-skip-lookup")
+        .flag("secure-port", "0")
+        .flag("leader-elect", "false")
+        .flag("controllers", controllers.join(","))
+        .flag("cluster-signing-cert-file", &signing.certificate)
+        .flag("cluster-signing-key-file", &signing.key)
+        .flag("cluster-signing-duration", &options.cluster_signing_duration)
+}
