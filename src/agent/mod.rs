@@ -7,7 +7,7 @@ pub mod clock;
 mod connection;
 mod perform;
 mod recovery;
-mod report;
+pub(crate) mod report;
 
 use std::sync::Arc;
 

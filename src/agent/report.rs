@@ -173,7 +173,7 @@ impl Agent {
 }
 
 /// What a state alone says, as `pintle status` also reads it from the journal of an agent that does not run.
-pub fn status_of(state: &State, subject: &str, signer_name: &str) -> IdentityStatus {
+pub(crate) fn status_of(state: &State, subject: &str, signer_name: &str) -> IdentityStatus {
     let mut status = IdentityStatus {
         identity: "client".to_owned(),
         subject: subject.to_owned(),
