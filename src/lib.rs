@@ -3,8 +3,10 @@
 //! Everything in this package touches the world; what decides is [`pintle_agent_core`].
 
 pub mod agent;
+pub mod cli;
 pub mod config;
 pub mod consumers;
+pub mod control;
 pub mod demo;
 pub mod keys;
 pub mod kubernetes;

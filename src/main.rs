@@ -1,2 +1,7 @@
-//! The pintle agent.
-fn main() {}
+//! The pintle agent and its command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pintle::cli::main()
+}

@@ -61,9 +61,9 @@ impl Policy {
     }
 }
 
-/// What the ids of an identity's keys begin with: the node and the identity within it, such as `worker-1/client`.
+/// What the ids of an identity's keys begin with: the node and the identity within it, such as `worker-1_client`.
 ///
-/// Several nodes may share a token, so the node's name is part of it.
+/// Several nodes may share a token, so the node's name is part of it; no node's name has an underscore (RFC 1123).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPrefix(String);
 
@@ -73,7 +73,7 @@ impl KeyPrefix {
 
     /// The prefix for this identity of this node. A node name too long for it is replaced by its hash.
     pub fn new(node_name: &str, identity: &str) -> Self {
-        let prefix = format!("{node_name}/{identity}");
+        let prefix = format!("{node_name}_{identity}");
         if prefix.len() <= Self::MAXIMUM_LENGTH {
             return Self(prefix);
         }
@@ -83,12 +83,12 @@ impl KeyPrefix {
 
     /// The id of the key with this number.
     pub fn key_id(&self, slot: u64) -> KeyId {
-        KeyId::new(format!("{}/{slot}", self.0)).expect("at most 100 octets, a slash and at most 20 digits")
+        KeyId::new(format!("{}_{slot}", self.0)).expect("at most 100 octets, an underscore and at most 20 digits")
     }
 
     /// The number of the key with this id, if the id has this prefix.
     pub fn slot_of(&self, id: &KeyId) -> Option<u64> {
-        let rest = std::str::from_utf8(id.as_bytes()).ok()?.strip_prefix(&self.0)?.strip_prefix('/')?;
+        let rest = std::str::from_utf8(id.as_bytes()).ok()?.strip_prefix(&self.0)?.strip_prefix('_')?;
         rest.parse().ok()
     }
 }

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pintle_agent_core::KeyName;
+use pintle_backend_file::FileBackend;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend, KeyReference, PublicKey};
+
+use crate::config::{BackendConfiguration, Config};
 
 pub use thread::BackendThread;
 pub use tls::{HeldCertificate, certified_key};
@@ -81,5 +84,20 @@ impl Keyring {
     pub async fn delete(&self, key: &KeyName) -> Result<(), BackendError> {
         let id = key.id.clone();
         self.backend(&key.backend)?.call(CALL_DEADLINE, move |backend| backend.delete(&id)).await
+    }
+}
+
+/// How each configured backend is opened.
+pub fn openers(config: &Config) -> Vec<(String, Opener)> {
+    config.backends.keys().map(|name| (name.clone(), opener(config, name))).collect()
+}
+
+fn opener(config: &Config, name: &str) -> Opener {
+    let keys = config.file_keys();
+    match &config.backends[name] {
+        BackendConfiguration::File { directory } => {
+            let directory = directory.clone().unwrap_or(keys);
+            Box::new(move || Ok(Box::new(FileBackend::open(&directory)?)))
+        }
     }
 }

@@ -1,0 +1,42 @@
+//! `pintle demo`.
+
+use std::time::Duration;
+
+use super::{CliError, Exit};
+use crate::demo::story::{self, Options};
+
+/// The arguments of `pintle demo`.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Life of the certificates, as on kube-controller-manager, such as 12s or 1h
+    #[arg(long, value_name = "DURATION", default_value = "12s", value_parser = duration)]
+    cluster_signing_duration: Duration,
+    /// Leave requests Pending until you approve them with kubectl
+    #[arg(long)]
+    manual_approval: bool,
+    /// Go on after two rotations, and print how to look at it with kubectl and openssl
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let options = Options {
+            cluster_signing_duration: self.cluster_signing_duration,
+            manual_approval: self.manual_approval,
+            keep: self.keep,
+        };
+        super::runtime()?.block_on(story::tell(options))?;
+        Ok(Exit::Ok)
+    }
+}
+
+/// A duration as Go writes it, at least five seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("{text:?} is no duration such as 12s or 1h"))?;
+    match Duration::try_from(parsed) {
+        Ok(duration) if duration >= Duration::from_secs(5) => Ok(duration),
+        _ => Err("too short to watch: at least 5s".to_owned()),
+    }
+}

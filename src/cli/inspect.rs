@@ -1,0 +1,152 @@
+//! `pintle inspect`: what is in a certificate, a certification request or a pair, in words.
+
+use std::fmt::Write;
+use std::io::Read;
+use std::path::PathBuf;
+
+use pintle_agent_core::UnixTime;
+use pintle_plugins_api::PublicKey;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
+
+use super::{CliError, Exit, print};
+use crate::agent::clock;
+use crate::config::{Config, Flags};
+use crate::store::PairDirectory;
+
+/// The arguments of `pintle inspect`.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    /// The PEM file, or - for standard input [default: the current pair]
+    file: Option<PathBuf>,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let path = match self.file {
+            Some(file) => file,
+            None => PairDirectory::new(Config::load(&self.flags)?.cert_dir, "kubelet-client").current(),
+        };
+        let mut text = String::new();
+        let read = if path.as_os_str() == "-" {
+            std::io::stdin().read_to_string(&mut text).map(|_| ())
+        } else {
+            std::fs::read_to_string(&path).map(|content| text = content)
+        };
+        read.map_err(|error| {
+            let detail = format!("{} cannot be read: {error}", path.display());
+            CliError::new(Exit::Usage, detail, "name a PEM file, or - for standard input")
+        })?;
+        let words = describe(&text).map_err(|detail| {
+            let detail = format!("{}: {detail}", path.display());
+            CliError::new(Exit::Problem, detail, "it should be PEM: a certificate, a request, or a pair")
+        })?;
+        print(&words);
+        Ok(Exit::Ok)
+    }
+}
+
+/// What a PEM text holds, in words. A private key is only named.
+fn describe(text: &str) -> Result<String, String> {
+    let blocks = pem::parse_many(text).map_err(|error| error.to_string())?;
+    if blocks.is_empty() {
+        return Err("there is no PEM block".to_owned());
+    }
+    let mut words = String::new();
+    let mut leaf_key = None;
+    for block in &blocks {
+        match block.tag() {
+            "CERTIFICATE" => {
+                let (_, certificate) =
+                    X509Certificate::from_der(block.contents()).map_err(|error| format!("no certificate: {error}"))?;
+                words += &describe_certificate(&certificate, leaf_key.is_none());
+                leaf_key.get_or_insert_with(|| certificate.public_key().raw.to_vec());
+            }
+            "CERTIFICATE REQUEST" => {
+                let (_, request) = X509CertificationRequest::from_der(block.contents())
+                    .map_err(|error| format!("no certification request: {error}"))?;
+                words += &describe_request(&request);
+            }
+            "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" => words += "private key: here, in this file\n",
+            "TSS2 PRIVATE KEY" => words += "private key: in the TPM that made it; this file only names it\n",
+            tag => words += &format!("{tag}: not looked at\n"),
+        }
+    }
+    Ok(words)
+}
+
+fn describe_certificate(certificate: &X509Certificate<'_>, leaf: bool) -> String {
+    let validity = certificate.validity();
+    let (begin, end) = (
+        UnixTime::from_seconds(validity.not_before.timestamp()),
+        UnixTime::from_seconds(validity.not_after.timestamp()),
+    );
+    let now = clock::now();
+    let standing = if now < begin {
+        "not yet valid".to_owned()
+    } else if now >= end {
+        "expired".to_owned()
+    } else {
+        format!("valid, {} % of its life is left", end.since(now).as_secs() * 100 / end.since(begin).as_secs().max(1))
+    };
+    let mut words = format!("{}\n", if leaf { "certificate (leaf)" } else { "certificate (chain)" });
+    let _ = writeln!(words, "  subject     {}", certificate.subject());
+    let _ = writeln!(words, "  issuer      {}", certificate.issuer());
+    let _ = writeln!(words, "  serial      {}", certificate.raw_serial_as_string().replace(':', "").to_uppercase());
+    let _ = writeln!(words, "  validity    {begin} to {end}: {standing}");
+    let _ = writeln!(words, "  public key  {}", describe_public_key(certificate.public_key().raw));
+    for extension in certificate.extensions() {
+        words += &describe_extension(extension);
+    }
+    words
+}
+
+fn describe_request(request: &X509CertificationRequest<'_>) -> String {
+    let information = &request.certification_request_info;
+    let mut words = "certification request\n".to_owned();
+    let _ = writeln!(words, "  subject     {}", information.subject);
+    let _ = writeln!(words, "  public key  {}", describe_public_key(information.subject_pki.raw));
+    let signature = if request.verify_signature().is_ok() { "made with this key" } else { "NOT made with this key" };
+    let _ = writeln!(words, "  signature   {signature}");
+    for extension in request.requested_extensions().into_iter().flatten() {
+        words += &describe_parsed_extension(extension);
+    }
+    words
+}
+
+fn describe_public_key(subject_public_key_info: &[u8]) -> String {
+    match PublicKey::from_der(subject_public_key_info) {
+        Ok(key) => format!("{}, SHA-256 {}", key.algorithm(), key.fingerprint()),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn describe_extension(extension: &X509Extension<'_>) -> String {
+    describe_parsed_extension(extension.parsed_extension())
+}
+
+fn describe_parsed_extension(extension: &ParsedExtension<'_>) -> String {
+    match extension {
+        ParsedExtension::KeyUsage(usage) => format!("  key usage   {usage}\n"),
+        ParsedExtension::ExtendedKeyUsage(usage) => {
+            let mut names = Vec::new();
+            for (has, name) in
+                [(usage.client_auth, "client auth"), (usage.server_auth, "server auth"), (usage.any, "any")]
+            {
+                if has {
+                    names.push(name);
+                }
+            }
+            format!("  good for    {}\n", names.join(", "))
+        }
+        ParsedExtension::SubjectAlternativeName(names) => {
+            let names: Vec<_> = names.general_names.iter().map(GeneralName::to_string).collect();
+            format!("  names       {}\n", names.join(", "))
+        }
+        ParsedExtension::BasicConstraints(constraints) if constraints.ca => "  authority   yes\n".to_owned(),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,108 @@
+//! The command line: one file for each command.
+
+mod config;
+mod demo;
+mod exit_code;
+mod generate;
+mod inspect;
+mod needs_renewal;
+mod rotate;
+mod run;
+mod status;
+
+use std::fmt;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use exit_code::Exit;
+pub(crate) use run::{run_agent, stop_on_signals};
+
+/// Keeps a Kubernetes node's identity turning, with the private key in a file, a PKCS#11 token or a TPM.
+#[derive(Parser)]
+#[command(name = "pintle", version, max_term_width = 100, after_help = exit_code::TABLE)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent: get the node's certificate, and renew it for ever
+    Run(run::Arguments),
+    /// Show the node's identities, from the running agent or from disk
+    Status(status::Arguments),
+    /// Rotate now
+    Rotate(rotate::Arguments),
+    /// Tell by the exit code whether the certificate is due: 0 it is, 1 it is not, 2 there is none
+    NeedsRenewal(needs_renewal::Arguments),
+    /// Say in words what is in a certificate, a certification request or a pair
+    Inspect(inspect::Arguments),
+    /// Work on the configuration
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Show the agent at work against an embedded control plane: no cluster, no privileges, no network
+    Demo(demo::Arguments),
+    /// Print a completion script for a shell
+    Completions(generate::Completions),
+    /// Write the manual pages
+    Man(generate::Man),
+}
+
+/// What went wrong, as a person at a terminal is told: one line what, one line what to do next.
+#[derive(Debug)]
+pub struct CliError {
+    detail: String,
+    hint: String,
+    exit: Exit,
+}
+
+impl CliError {
+    pub(crate) fn new(exit: Exit, detail: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self { detail: detail.to_string(), hint: hint.into(), exit }
+    }
+}
+
+impl From<crate::config::ConfigError> for CliError {
+    fn from(error: crate::config::ConfigError) -> Self {
+        Self::new(Exit::Usage, &error, error.hint.clone())
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(arguments) => arguments.run(),
+        Command::Status(arguments) => arguments.run(),
+        Command::Rotate(arguments) => arguments.run(),
+        Command::NeedsRenewal(arguments) => arguments.run(),
+        Command::Inspect(arguments) => arguments.run(),
+        Command::Config(command) => command.run(),
+        Command::Demo(arguments) => arguments.run(),
+        Command::Completions(arguments) => arguments.run(),
+        Command::Man(arguments) => arguments.run(),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("error: {}", error.detail);
+            if !error.hint.is_empty() {
+                eprintln!("hint: {}", error.hint);
+            }
+            error.exit.into()
+        }
+    }
+}
+
+/// Writes to standard output. Who reads it may have seen enough: that is no error.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// The runtime of a command that needs one: few threads, since there is little to do at once.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
+        CliError::new(Exit::Problem, format!("the system has no threads left: {error}"), "see ulimit -u, and free some")
+    })
+}

@@ -1,0 +1,154 @@
+//! `pintle status`.
+
+use pintle_agent_core::UnixTime;
+
+use super::{CliError, Exit, print};
+use crate::agent::{clock, report::status_of};
+use crate::config::{Config, Flags};
+use crate::control::{self, ControlError, Request, Response};
+use crate::store::Journal;
+use crate::telemetry::{IdentityStatus, State, Status};
+
+/// How the status looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Output {
+    /// A row for each identity.
+    Table,
+    /// A row with more columns.
+    Wide,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// The arguments of `pintle status`.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    /// How it looks
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let config = Config::load(&self.flags)?;
+        let status = read(&config)?;
+        let broken = |error: &dyn std::fmt::Display| CliError::new(Exit::Problem, error, "");
+        match self.output {
+            Output::Table => print(&table(&status, false)),
+            Output::Wide => print(&table(&status, true)),
+            Output::Json => {
+                print(&(serde_json::to_string_pretty(&status).map_err(|error| broken(&error))? + "\n"));
+            }
+            Output::Yaml => print(&serde_yaml::to_string(&status).map_err(|error| broken(&error))?),
+        }
+        Ok(if status.identities.iter().all(is_well) { Exit::Ok } else { Exit::Problem })
+    }
+}
+
+/// Whether a script that watches the exit code has nothing to do: a certificate that is good is in use.
+fn is_well(identity: &IdentityStatus) -> bool {
+    let now = clock::now().to_string();
+    !identity.not_after.is_empty() && identity.not_after > now && identity.state != State::KeyLost
+}
+
+/// The status of the running agent; from disk where none runs.
+pub(super) fn read(config: &Config) -> Result<Status, CliError> {
+    match control::ask(&config.control_socket(), Request::Status) {
+        Ok(Response::Status { status }) => Ok(status),
+        Ok(answer) => Err(CliError::new(Exit::Problem, format!("the agent answered {answer:?}"), "restart the agent")),
+        Err(ControlError::NotRunning) => from_disk(config),
+        Err(error) => Err(CliError::new(Exit::Problem, error, "ask as the user that runs the agent")),
+    }
+}
+
+fn from_disk(config: &Config) -> Result<Status, CliError> {
+    let template = config.template();
+    let journal = Journal::new(config.journal(), template.common_name.clone());
+    let state = journal.load().map_err(|error| {
+        let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
+        CliError::new(Exit::Problem, detail, "read it as its owner; pintle run mends what it can")
+    })?;
+    let Some(state) = state else {
+        return Err(CliError::new(
+            Exit::Usage,
+            format!("no agent runs, and {} has no journal", config.state_dir.display()),
+            "start it with pintle run, or name its --state-dir",
+        ));
+    };
+    Ok(Status { identities: vec![status_of(&state, &template.common_name, &template.signer_name)] })
+}
+
+fn table(status: &Status, wide: bool) -> String {
+    let mut header = vec!["IDENTITY", "EXPIRES", "RESIDUAL", "ROTATES-AT", "KEY", "STATE", "SIGNER"];
+    if wide {
+        header.extend(["SERIAL", "ROTATIONS", "KEY-ID", "PAIR"]);
+    }
+    let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
+    for identity in &status.identities {
+        let key = identity.key.as_ref();
+        let mut row = vec![
+            identity.subject.clone(),
+            identity.not_after.clone(),
+            residual(&identity.not_after),
+            identity.rotates_at.clone(),
+            key.map(|key| format!("{}/{}", key.backend, key.algorithm)).unwrap_or_default(),
+            identity.state.word().to_owned(),
+            identity.signer_name.clone(),
+        ];
+        if wide {
+            let key_id = key.map(|key| key.id.clone()).unwrap_or_default();
+            row.extend([identity.serial.clone(), identity.rotations.to_string(), key_id, identity.pair.clone()]);
+        }
+        rows.push(row);
+    }
+    let columns = rows[0].len();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count().max(1)).max().unwrap_or(1);
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| {
+            let cell = if cell.is_empty() { "-" } else { cell };
+            format!("{cell:<width$}")
+        });
+        text += cells.collect::<Vec<_>>().join("   ").trim_end();
+        text.push('\n');
+        if let Some(identity) = index.checked_sub(1).map(|index| &status.identities[index]) {
+            text += &trouble(identity);
+        }
+    }
+    text
+}
+
+/// The line below a row in trouble.
+fn trouble(identity: &IdentityStatus) -> String {
+    let mut text = String::new();
+    if !identity.reason.is_empty() {
+        let retry =
+            if identity.retry_at.is_empty() { String::new() } else { format!("; next try {}", identity.retry_at) };
+        text += &format!("  {}{retry}\n", identity.reason);
+    }
+    if !identity.hint.is_empty() {
+        text += &format!("  hint: {}\n", identity.hint);
+    }
+    text
+}
+
+/// The time left, in the unit that says most.
+fn residual(not_after: &str) -> String {
+    let Ok(end) = not_after.parse::<jiff::Timestamp>() else {
+        return String::new();
+    };
+    let end = UnixTime::from_seconds(end.as_second());
+    let left = end.since(clock::now()).as_secs();
+    match left {
+        0 => "expired".to_owned(),
+        1..=119 => format!("{left}s"),
+        120..=7199 => format!("{}m", left / 60),
+        7200..=172_799 => format!("{}h", left / 3600),
+        _ => format!("{}d", left / 86_400),
+    }
+}

@@ -1,0 +1,239 @@
+//! The demo as a person sees it: the real agent, an embedded control plane, and what both of them say.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{broadcast, watch};
+
+use super::control_plane::{self, ControlPlane, Observation};
+use crate::agent::Until;
+use crate::cli::{CliError, Exit, run_agent, stop_on_signals};
+use crate::config::{Config, Flags};
+use crate::telemetry::{Event, Log, Telemetry};
+
+/// What the demo is to show.
+pub struct Options {
+    /// The life of the certificates.
+    pub cluster_signing_duration: Duration,
+    /// Whether a person approves.
+    pub manual_approval: bool,
+    /// Whether it goes on after two rotations.
+    pub keep: bool,
+}
+
+/// The demo ends after this many rotations.
+const ROTATIONS: u32 = 2;
+/// The width of the drawing of a certificate's life, characters.
+const WIDTH: usize = 60;
+
+/// Tells the whole story, and returns when it has ended.
+///
+/// # Errors
+/// If the temporary directory, a port or the agent cannot be had.
+pub async fn tell(options: Options) -> Result<(), CliError> {
+    let problem = |error: &dyn std::fmt::Display| {
+        CliError::new(Exit::Problem, error, "the demo needs a temporary directory and a loopback port")
+    };
+    let directory = tempfile::Builder::new().prefix("pintle-demo-").tempdir().map_err(|error| problem(&error))?;
+    let control_plane = control_plane::start(control_plane::Options {
+        cluster_signing_duration: options.cluster_signing_duration,
+        manual_approval: options.manual_approval,
+        approval_delay: Duration::from_millis(700),
+    })
+    .await
+    .map_err(|error| problem(&error))?;
+
+    let path = directory.path();
+    let bootstrap = path.join("bootstrap-kubeconfig");
+    std::fs::write(&bootstrap, control_plane.bootstrap_kubeconfig()).map_err(|error| problem(&error))?;
+    let admin = control_plane.admin_kubeconfig().map_err(|error| problem(&error))?;
+    std::fs::write(path.join("admin-kubeconfig"), admin).map_err(|error| problem(&error))?;
+    let config = Config::load(&Flags {
+        config: Some(write_configuration(path).map_err(|error| problem(&error))?),
+        kubeconfig: Some(path.join("kubeconfig")),
+        bootstrap_kubeconfig: Some(bootstrap),
+        cert_dir: Some(path.join("pki")),
+        state_dir: Some(path.join("state")),
+        node_name: Some("demo-node".to_owned()),
+        ..Flags::default()
+    })?;
+    std::fs::create_dir_all(&config.state_dir).map_err(|error| problem(&error))?;
+
+    let telemetry = Arc::new(Telemetry::new(Log::silent()));
+    let (stop, stopped) = watch::channel(false);
+    let narrator = Narrator::new(&options, path);
+    narrator.introduce(&control_plane);
+    stop_on_signals(stop.clone()).map_err(|error| problem(&error))?;
+    let narration = tokio::spawn(narrator.narrate(telemetry.events(), control_plane.observe(), stop, stopped.clone()));
+    run_agent(config, telemetry, Until::Stopped, stopped).await?;
+    match narration.await {
+        Ok(true) => Ok(()),
+        // Only somebody who stops it keeps it from its end.
+        _ => Ok(()),
+    }
+}
+
+/// The demo reads no configuration file of this machine.
+fn write_configuration(directory: &Path) -> std::io::Result<std::path::PathBuf> {
+    let path = directory.join("config.toml");
+    std::fs::write(&path, "# Everything is given as a flag.\n")?;
+    Ok(path)
+}
+
+struct Narrator {
+    started: Instant,
+    colour: bool,
+    keep: bool,
+    manual_approval: bool,
+    kubectl: String,
+    pair: String,
+    rotations: u32,
+}
+
+impl Narrator {
+    fn new(options: &Options, directory: &Path) -> Self {
+        Self {
+            started: Instant::now(),
+            colour: std::io::stdout().is_terminal(),
+            keep: options.keep,
+            manual_approval: options.manual_approval,
+            kubectl: format!("kubectl --kubeconfig {}", directory.join("admin-kubeconfig").display()),
+            pair: directory.join("pki/kubelet-client-current.pem").display().to_string(),
+            rotations: 0,
+        }
+    }
+
+    fn introduce(&self, control_plane: &ControlPlane) {
+        self.say(&format!(
+            "An embedded control plane listens on {}, and the agent gets a bootstrap token for it.\n\
+             The agent is the one that `pintle run` runs; only the server is embedded.\n",
+            control_plane.server_url()
+        ));
+        if self.keep || self.manual_approval {
+            self.say(&format!(
+                "Look at it from another terminal:\n  {kubectl} get csr\n  openssl x509 -noout -subject -dates -in {pair}\n",
+                kubectl = self.kubectl,
+                pair = self.pair
+            ));
+        }
+    }
+
+    /// Tells what happens until it has seen enough or is stopped; whether it was the former.
+    async fn narrate(
+        mut self,
+        mut events: broadcast::Receiver<Event>,
+        mut observations: broadcast::Receiver<Observation>,
+        stop: watch::Sender<bool>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> bool {
+        loop {
+            tokio::select! {
+                // What the control plane saw is told before what the agent made of it.
+                biased;
+                observation = observations.recv() => match observation {
+                    Ok(observation) => self.control_plane(&observation),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return false,
+                },
+                event = events.recv() => match event {
+                    Ok(event) => {
+                        if self.agent(&event) && !self.keep {
+                            self.say("\nTwo rotations, each with a new key; the demo ends here. Try --keep, or --manual-approval.");
+                            let _ = stop.send(true);
+                            return true;
+                        }
+                    }
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return false,
+                },
+                _ = stopped.wait_for(|stopped| *stopped) => return false,
+            }
+        }
+    }
+
+    fn control_plane(&self, observation: &Observation) {
+        let line = match observation {
+            Observation::Created { name, requester, .. } => format!("CSR {name} created by {requester}: Pending"),
+            Observation::Approved { name, .. } => format!("CSR {name}: Approved"),
+            Observation::Issued { name, serial, .. } => format!("CSR {name}: Issued, serial {serial}"),
+            Observation::Denied { name, message } => format!("CSR {name}: Denied ({message})"),
+            Observation::Failed { name, message } => format!("CSR {name}: Failed ({message})"),
+            Observation::Authenticated { user, serial: Some(serial), .. } => {
+                format!("new connection: {user}, certificate serial {serial}")
+            }
+            Observation::Authenticated { user, .. } => format!("new connection: {user}"),
+            _ => return,
+        };
+        self.line("control plane", "36", &line);
+    }
+
+    /// Tells an event of the agent's; whether the demo has shown what it is for.
+    fn agent(&mut self, event: &Event) -> bool {
+        match event {
+            Event::RotationStarted { reason } => {
+                let title = match self.rotations {
+                    0 => "Bootstrap".to_owned(),
+                    number => format!("Rotation {number}"),
+                };
+                self.say(&format!("\n{title}: a certificate is needed, {reason}"));
+                return false;
+            }
+            Event::RequestPending { request, approved: false } if self.manual_approval => {
+                self.line("agent", "33", &event.sentence());
+                self.say(&format!("  approve it: {} certificate approve {request}", self.kubectl));
+                return false;
+            }
+            Event::RequestPending { .. } | Event::CertificateIssued { .. } | Event::Started { .. } | Event::Stopped => {
+                return false;
+            }
+            _ => {}
+        }
+        self.line("agent", if event.level() == crate::telemetry::Level::Info { "32" } else { "33" }, &event.sentence());
+        if let Event::Holding { opens, rotates_at, not_after, .. } = event {
+            self.draw(opens, rotates_at, not_after);
+            self.rotations += 1;
+        }
+        self.rotations > ROTATIONS
+    }
+
+    /// The life of the certificate from now on: when its window opens, and when it is rotated.
+    fn draw(&self, opens: &str, rotates_at: &str, not_after: &str) {
+        let time = |text: &str| text.parse::<jiff::Timestamp>().map_or(0, |time| time.as_millisecond());
+        let now = crate::agent::clock::now().as_milliseconds();
+        let life = (time(not_after) - now).max(1);
+        let place =
+            |at: i64| usize::try_from((at - now).clamp(0, life) * WIDTH as i64 / life).unwrap_or(0).min(WIDTH - 1);
+        let (opens, rotates) = (place(time(opens)), place(time(rotates_at)));
+        let closes = place(now + life * 9 / 10);
+        let bar: String = (0..WIDTH)
+            .map(|column| match column {
+                column if column == rotates => '▼',
+                column if (opens..closes).contains(&column) => '▒',
+                _ => '─',
+            })
+            .collect();
+        #[allow(clippy::cast_precision_loss, reason = "milliseconds of a demo's certificate")]
+        let seconds = |milliseconds: i64| milliseconds as f64 / 1000.0;
+        self.say(&format!(
+            "          now ├{bar}┤ ends in {:.0} s; rotates in {:.0} s",
+            seconds(life),
+            seconds(time(rotates_at) - now)
+        ));
+    }
+
+    fn line(&self, who: &str, colour: &str, text: &str) {
+        let at = self.started.elapsed().as_secs_f64();
+        if self.colour {
+            self.say(&format!("{at:5.1} s  \u{1b}[{colour}m{who:<13}\u{1b}[0m  {text}"));
+        } else {
+            self.say(&format!("{at:5.1} s  {who:<13}  {text}"));
+        }
+    }
+
+    fn say(&self, text: &str) {
+        // Who watches may close the terminal.
+        let _ = writeln!(std::io::stdout().lock(), "{text}");
+    }
+}
