@@ -1,0 +1,398 @@
+//! What a key pair is in a token: a private and a public object with the same CKA_ID and CKA_LABEL.
+
+use std::collections::BTreeSet;
+
+use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyId, PublicKey, SignatureScheme};
+
+use crate::encoding;
+use crate::fault::{Fault, is_mechanism_missing, is_template_refused, return_value};
+use crate::session::LoggedInSession;
+use crate::signature;
+
+/// What the labels of this agent's objects begin with; the text of the key's id follows.
+const LABEL_PREFIX: &str = "pintle ";
+
+/// A key pair in the token, for as long as the session that found it.
+#[derive(Clone)]
+pub(crate) struct KeyPair {
+    /// The private object.
+    pub(crate) private: ObjectHandle,
+    /// The public key, from the public object or from what the private one tells.
+    pub(crate) public_key: PublicKey,
+}
+
+/// What a token holds under a key's id.
+enum Search {
+    /// Nothing.
+    Nothing,
+    /// A whole key pair.
+    Pair(KeyPair),
+    /// What a generation or destruction left behind that was cut short.
+    Half,
+    /// A key that is not this agent's.
+    Foreign,
+}
+
+/// The key with this id, looked up in the token.
+///
+/// # Errors
+/// `NotFound` if the token certainly holds no such key.
+pub(crate) fn existing(session: &mut LoggedInSession, id: &KeyId) -> Result<KeyPair, Fault> {
+    session.found.remove(id);
+    match search(session, id)? {
+        Search::Pair(pair) => {
+            session.found.insert(id.clone(), pair.clone());
+            Ok(pair)
+        }
+        Search::Nothing | Search::Foreign | Search::Half => {
+            session.confirm_absence()?;
+            let detail = format!("the token holds no key {id}");
+            Err(BackendError::new(BackendErrorKind::NotFound, detail).into())
+        }
+    }
+}
+
+/// The key with this id, looked up in the token unless this session has seen it already.
+pub(crate) fn remembered(session: &mut LoggedInSession, id: &KeyId) -> Result<KeyPair, Fault> {
+    match session.found.get(id) {
+        Some(pair) => Ok(pair.clone()),
+        None => existing(session, id),
+    }
+}
+
+/// The key with this id, or a new one.
+pub(crate) fn generate(session: &mut LoggedInSession, id: &KeyId, algorithm: KeyAlgorithm) -> Result<PublicKey, Fault> {
+    session.found.remove(id);
+    let conflict = |what: &str| BackendError::new(BackendErrorKind::Conflict, format!("key {id} {what}"));
+    match search(session, id)? {
+        // Never returned by this function, so in nobody's use: what a call left behind that was cut short.
+        Search::Pair(pair) if !is_complete(session, &pair)? => destroy(session, id)?,
+        Search::Pair(pair) if pair.public_key.algorithm() == algorithm => {
+            // Perhaps the call that made it was cut short before it got here.
+            verify_attributes(session, &pair, id)?;
+            self_test(session, &pair)?;
+            return Ok(remember(session, id, pair));
+        }
+        Search::Pair(pair) => {
+            return Err(conflict(&format!("exists and is {}", pair.public_key.algorithm())).into());
+        }
+        Search::Foreign => return Err(conflict("exists in the token and is somebody else's").into()),
+        Search::Half => {
+            // Half a pair, or a whole one whose private half cannot be seen just now?
+            session.confirm_absence()?;
+            destroy(session, id)?;
+        }
+        Search::Nothing => session.confirm_absence()?,
+    }
+    let (public, private) = generate_pair(session, id, algorithm)?;
+    let outcome = public_key(session, Some(public), Some(private))
+        .and_then(|key| match key {
+            Some(public_key) if public_key.algorithm() == algorithm => Ok(KeyPair { private, public_key }),
+            _ => Err(corrupt("the module generated a key of another algorithm").into()),
+        })
+        .and_then(|pair| {
+            verify_attributes(session, &pair, id)?;
+            self_test(session, &pair)?;
+            Ok(pair)
+        });
+    match outcome {
+        Ok(pair) => Ok(remember(session, id, pair)),
+        Err(Fault::Final(error)) => {
+            // A key that is not as it was asked for must not be found by the next call.
+            session.raw().destroy_object(private)?;
+            session.raw().destroy_object(public)?;
+            Err(error.into())
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Destroys both halves of the key, or whatever of it is there.
+pub(crate) fn delete(session: &mut LoggedInSession, id: &KeyId) -> Result<(), Fault> {
+    session.found.remove(id);
+    destroy(session, id)?;
+    session.confirm_absence()
+}
+
+/// Destroys the objects with this id that are this agent's, as far as they can be seen.
+fn destroy(session: &LoggedInSession, id: &KeyId) -> Result<(), Fault> {
+    // The private half first: it is the one that must not stay behind.
+    for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
+        for object in own(session, id, objects(session, class, id)?)? {
+            match session.raw().destroy_object(object) {
+                // Somebody was faster.
+                Err(error) if return_value(&error) == Some(RvError::ObjectHandleInvalid) => {}
+                outcome => outcome?,
+            }
+        }
+    }
+    // Kryoptic says CKR_OK also when it could not write because another process did.
+    for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
+        if !own(session, id, objects(session, class, id)?)?.is_empty() {
+            let detail = format!("the token still holds key {id}, which it said it had destroyed");
+            return Err(BackendError::new(BackendErrorKind::Unavailable, detail).into());
+        }
+    }
+    Ok(())
+}
+
+/// The ids of this agent's keys, halves of pairs included: they are to be pruned too.
+pub(crate) fn list(session: &mut LoggedInSession) -> Result<Vec<KeyId>, Fault> {
+    let mut ids = BTreeSet::new();
+    for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
+        for object in session.raw().find_objects(&[Attribute::Class(class), Attribute::Token(true)])? {
+            let attributes = match session.raw().get_attributes(object, &[AttributeType::Id, AttributeType::Label]) {
+                Ok(attributes) => attributes,
+                // Destroyed by another program since it was found, or the token is gone, which is asked below.
+                Err(error) if return_value(&error) == Some(RvError::ObjectHandleInvalid) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let id = attributes.iter().find_map(|attribute| match attribute {
+                Attribute::Id(octets) => KeyId::new(octets.clone()).ok(),
+                _ => None,
+            });
+            ids.extend(id.filter(|id| attributes.contains(&Attribute::Label(label(id)))));
+        }
+    }
+    // A list with gaps would be taken for the truth.
+    session.confirm_absence()?;
+    Ok(ids.into_iter().collect())
+}
+
+fn label(id: &KeyId) -> Vec<u8> {
+    format!("{LABEL_PREFIX}{id}").into_bytes()
+}
+
+fn corrupt(detail: impl Into<String>) -> BackendError {
+    BackendError::new(BackendErrorKind::Corrupt, detail)
+}
+
+fn remember(session: &mut LoggedInSession, id: &KeyId, pair: KeyPair) -> PublicKey {
+    let public_key = pair.public_key.clone();
+    session.found.insert(id.clone(), pair);
+    public_key
+}
+
+/// The token's objects of this class with this CKA_ID, whoever made them.
+fn objects(session: &LoggedInSession, class: ObjectClass, id: &KeyId) -> Result<Vec<ObjectHandle>, Error> {
+    session.raw().find_objects(&[
+        Attribute::Class(class),
+        Attribute::Token(true),
+        Attribute::Id(id.as_bytes().to_vec()),
+    ])
+}
+
+/// Those of `objects` that carry this agent's label.
+fn own(session: &LoggedInSession, id: &KeyId, objects: Vec<ObjectHandle>) -> Result<Vec<ObjectHandle>, Error> {
+    let label = Attribute::Label(label(id));
+    let mut own = Vec::new();
+    for object in objects {
+        if session.raw().get_attributes(object, &[AttributeType::Label])?.contains(&label) {
+            own.push(object);
+        }
+    }
+    Ok(own)
+}
+
+fn search(session: &LoggedInSession, id: &KeyId) -> Result<Search, Fault> {
+    let all_private = objects(session, ObjectClass::PRIVATE_KEY, id)?;
+    let all_public = objects(session, ObjectClass::PUBLIC_KEY, id)?;
+    let anything = !all_private.is_empty() || !all_public.is_empty();
+    let private = own(session, id, all_private)?;
+    let public = own(session, id, all_public)?;
+    match (&private[..], &public[..]) {
+        ([], []) if anything => Ok(Search::Foreign),
+        ([], []) => Ok(Search::Nothing),
+        ([], _) => Ok(Search::Half),
+        ([one], [] | [_]) => match public_key(session, public.first().copied(), Some(*one))? {
+            Some(public_key) => Ok(Search::Pair(KeyPair { private: *one, public_key })),
+            None => Ok(Search::Half),
+        },
+        _ => {
+            let detail = format!("{} private and {} public objects have id {id}", private.len(), public.len());
+            Err(corrupt(detail).with_hint("two agents must not share an id: delete what is not in use").into())
+        }
+    }
+}
+
+/// The public key that the objects of a pair tell; `None` if they do not tell it.
+fn public_key(
+    session: &LoggedInSession,
+    public: Option<ObjectHandle>,
+    private: Option<ObjectHandle>,
+) -> Result<Option<PublicKey>, Fault> {
+    // Private objects often tell the public key of an RSA pair, and rarely that of a curve.
+    for object in [public, private].into_iter().flatten() {
+        let asked = [
+            AttributeType::KeyType,
+            AttributeType::EcParams,
+            AttributeType::EcPoint,
+            AttributeType::Modulus,
+            AttributeType::PublicExponent,
+        ];
+        let attributes = session.raw().get_attributes(object, &asked)?;
+        if let Some(der) = subject_public_key_info(&attributes) {
+            return PublicKey::from_der(der).map(Some).map_err(|invalid| corrupt(invalid.to_string()).into());
+        }
+    }
+    Ok(None)
+}
+
+fn subject_public_key_info(attributes: &[Attribute]) -> Option<Vec<u8>> {
+    let (mut rsa, mut curve, mut point, mut modulus, mut exponent) = (false, None, None, None, None);
+    for attribute in attributes {
+        match attribute {
+            Attribute::KeyType(kind) => rsa = *kind == KeyType::RSA,
+            Attribute::EcParams(parameters) => curve = encoding::algorithm_of_curve(parameters),
+            Attribute::EcPoint(octets) => point = Some(octets),
+            Attribute::Modulus(octets) if !octets.is_empty() => modulus = Some(octets),
+            Attribute::PublicExponent(octets) if !octets.is_empty() => exponent = Some(octets),
+            _ => {}
+        }
+    }
+    if rsa {
+        return Some(encoding::rsa_subject_public_key_info(modulus?, exponent?));
+    }
+    let curve = curve?;
+    encoding::point_subject_public_key_info(curve, encoding::point(point?, curve)?)
+}
+
+/// C_GenerateKeyPair, in the words that this module understands.
+fn generate_pair(
+    session: &LoggedInSession,
+    id: &KeyId,
+    algorithm: KeyAlgorithm,
+) -> Result<(ObjectHandle, ObjectHandle), Fault> {
+    let (mechanism, kind) = match algorithm {
+        KeyAlgorithm::EcdsaP256 | KeyAlgorithm::EcdsaP384 => {
+            (Mechanism::EccKeyPairGen, MechanismType::ECC_KEY_PAIR_GEN)
+        }
+        KeyAlgorithm::Ed25519 => (Mechanism::EccEdwardsKeyPairGen, MechanismType::ECC_EDWARDS_KEY_PAIR_GEN),
+        KeyAlgorithm::Rsa2048 | KeyAlgorithm::Rsa3072 | KeyAlgorithm::Rsa4096 => {
+            (Mechanism::RsaPkcsKeyPairGen, MechanismType::RSA_PKCS_KEY_PAIR_GEN)
+        }
+    };
+    if let Err(error) = session.pkcs11().get_mechanism_info(session.slot(), kind)
+        && is_mechanism_missing(&error)
+    {
+        let detail = format!("the token generates no {algorithm} keys");
+        return Err(BackendError::new(BackendErrorKind::Unsupported, detail).into());
+    }
+    let mut refusal = None;
+    for sizes in sizes(algorithm) {
+        // First a key that can do nothing but sign. Some modules refuse to be told what a key is not for.
+        for sign_only in [true, false] {
+            let (public, private) = templates(id, &sizes, sign_only);
+            match session.raw().generate_key_pair(&mechanism, &public, &private) {
+                Ok(pair) => return Ok(pair),
+                Err(error) if is_template_refused(&error) => refusal = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let error = refusal.unwrap_or(Error::InvalidValue);
+    Err(BackendError::new(
+        BackendErrorKind::Unsupported,
+        format!("the token generates no {algorithm} keys: {}", crate::fault::describe(&error)),
+    )
+    .into())
+}
+
+/// The public template's attributes that say which key is wanted, in each spelling.
+fn sizes(algorithm: KeyAlgorithm) -> Vec<Vec<Attribute>> {
+    let rsa = |bits: u64| {
+        // 65537, as every signer accepts it.
+        vec![vec![Attribute::ModulusBits(bits.into()), Attribute::PublicExponent(vec![1, 0, 1])]]
+    };
+    match algorithm {
+        KeyAlgorithm::Rsa2048 => rsa(2048),
+        KeyAlgorithm::Rsa3072 => rsa(3072),
+        KeyAlgorithm::Rsa4096 => rsa(4096),
+        KeyAlgorithm::EcdsaP256 | KeyAlgorithm::EcdsaP384 | KeyAlgorithm::Ed25519 => {
+            let spellings = encoding::curve_parameters(algorithm);
+            spellings.iter().map(|parameters| vec![Attribute::EcParams(parameters.to_vec())]).collect()
+        }
+    }
+}
+
+fn templates(id: &KeyId, sizes: &[Attribute], sign_only: bool) -> (Vec<Attribute>, Vec<Attribute>) {
+    let name = [Attribute::Id(id.as_bytes().to_vec()), Attribute::Label(label(id))];
+    let mut public = vec![Attribute::Token(true), Attribute::Private(false), Attribute::Verify(true)];
+    public.extend_from_slice(sizes);
+    public.extend_from_slice(&name);
+    let mut private = vec![
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Sign(true),
+    ];
+    private.extend_from_slice(&name);
+    if sign_only {
+        public.extend([Attribute::Encrypt(false), Attribute::Wrap(false)]);
+        private.extend([Attribute::Decrypt(false), Attribute::Unwrap(false), Attribute::Derive(false)]);
+    }
+    (public, private)
+}
+
+/// Whether the token has finished generating the key. SoftHSM stores a private object first and its value, with
+/// CKA_LOCAL, in a second step, so a process that is killed between the two leaves an object without a key.
+fn is_complete(session: &LoggedInSession, pair: &KeyPair) -> Result<bool, Error> {
+    Ok(session.raw().get_attributes(pair.private, &[AttributeType::Local])?.contains(&Attribute::Local(true)))
+}
+
+/// Reads back what the token says of a private key, and refuses one that could leave the token, or ever could.
+fn verify_attributes(session: &LoggedInSession, pair: &KeyPair, id: &KeyId) -> Result<(), Fault> {
+    let demanded = [
+        (AttributeType::Token, Attribute::Token(true)),
+        (AttributeType::Private, Attribute::Private(true)),
+        (AttributeType::Sensitive, Attribute::Sensitive(true)),
+        (AttributeType::AlwaysSensitive, Attribute::AlwaysSensitive(true)),
+        (AttributeType::Extractable, Attribute::Extractable(false)),
+        (AttributeType::NeverExtractable, Attribute::NeverExtractable(true)),
+        // Generated in the token, not imported.
+        (AttributeType::Local, Attribute::Local(true)),
+        (AttributeType::Sign, Attribute::Sign(true)),
+        (AttributeType::Id, Attribute::Id(id.as_bytes().to_vec())),
+        (AttributeType::Label, Attribute::Label(label(id))),
+    ];
+    let kinds: Vec<AttributeType> = demanded.iter().map(|(kind, _)| *kind).collect();
+    let actual = session.raw().get_attributes(pair.private, &kinds)?;
+    for (kind, attribute) in demanded {
+        if !actual.contains(&attribute) {
+            let detail = format!("key {id} is not as it must be in the token: {kind} is otherwise");
+            return Err(BackendError::new(BackendErrorKind::Unsupported, detail)
+                .with_hint("a key that could leave its token is not used: delete it if it is not pintle's own, or use another token")
+                .into());
+        }
+    }
+    Ok(())
+}
+
+/// Signs with the key and verifies that under its public half: a device that cannot sign is found out now, and not
+/// when the certificate has been issued.
+fn self_test(session: &LoggedInSession, pair: &KeyPair) -> Result<(), Fault> {
+    const MESSAGE: &[u8] = b"pintle self-test";
+    let algorithm = pair.public_key.algorithm();
+    // An RSA token without PSS is good for TLS 1.2 and for signing requests.
+    let schemes: &[SignatureScheme] = match algorithm.schemes() {
+        [first, ..] if algorithm.is_rsa() => &[*first, SignatureScheme::RsaPkcs1Sha256],
+        schemes => schemes,
+    };
+    let mut refusal = None;
+    for scheme in schemes {
+        match signature::sign(session.raw(), pair.private, *scheme, MESSAGE) {
+            Ok(signature) if pair.public_key.verifies(*scheme, MESSAGE, &signature) => return Ok(()),
+            Ok(_) => {
+                let detail = format!("a signature that the token made with {scheme:?} does not verify");
+                return Err(corrupt(detail).into());
+            }
+            Err(Fault::Device(error)) if is_mechanism_missing(&error) => refusal = Some(error),
+            Err(fault) => return Err(fault),
+        }
+    }
+    Err(refusal.map_or_else(|| corrupt("nothing to test").into(), Fault::Device))
+}

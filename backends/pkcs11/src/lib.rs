@@ -1,0 +1,129 @@
+//! Keys in a PKCS#11 token: a smart card, a hardware security module, or software that behaves like one.
+//!
+//! The module (the vendor's shared object) is opened at run time; nothing of PKCS#11 is linked. Keys are generated in
+//! the token, sensitive and never extractable, and what the token says of them afterwards is checked.
+//!
+//! - [`uri`]: which token, which module, which PIN: a `pkcs11:` URI (RFC 7512)
+//! - [`pin`]: the PIN's file, and the memory of the PINs that were refused
+//! - [`module`]: loading a module once in a process, and initialising it anew when its token went away
+//! - [`session`]: a session that is logged in, however often the token is logged out, removed and put back
+//! - [`keys`]: what a key pair is in a token
+//! - [`signature`]: how a scheme becomes a mechanism
+//! - [`encoding`]: the few DER structures that stand between PKCS#11's attributes and X.509's
+//! - [`fault`]: PKCS#11's return values, sorted by what to do next
+
+mod encoding;
+mod fault;
+mod keys;
+mod module;
+mod pin;
+mod session;
+mod signature;
+mod uri;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pintle_plugins_api::{
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, SignatureScheme,
+};
+
+use crate::fault::Fault;
+use crate::session::Token;
+
+/// Which token holds the keys, and how to log in to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// A `pkcs11:` URI (RFC 7512) that names one token by `token`, `serial`, `model`, `manufacturer` or `slot-id`, and
+    /// may name the module by `module-path` and the PIN's file by `pin-source`. A PIN in the URI itself is refused.
+    pub uri: String,
+    /// The module's absolute path, if the URI does not say it.
+    pub module: Option<PathBuf>,
+    /// The PIN's file, if the URI does not say it. A relative path is a name in `$CREDENTIALS_DIRECTORY`, where
+    /// systemd's `LoadCredential=` puts files.
+    pub pin_file: Option<PathBuf>,
+    /// The least time between two initialisations of a module whose token is gone.
+    pub reload_interval: Duration,
+}
+
+impl Configuration {
+    /// The least time between two initialisations, unless configured otherwise.
+    pub const RELOAD_INTERVAL: Duration = Duration::from_secs(30);
+
+    /// The token that `uri` names, with everything else as the URI says.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self { uri: uri.into(), module: None, pin_file: None, reload_interval: Self::RELOAD_INTERVAL }
+    }
+}
+
+/// A token as a key backend.
+///
+/// # Guarantees
+/// - A token that is absent, removed or logged out is `Unavailable`, never `NotFound`, and is used again as soon as it
+///   is back, without a restart.
+/// - A PIN that the token refused is not given to it again by this process, so a wrong PIN costs one try.
+/// - A key is one private and one public object with the key's id as CKA_ID and `pintle ` and the id's text as
+///   CKA_LABEL. Objects of anybody else are neither listed nor touched.
+pub struct Pkcs11Backend {
+    token: Token,
+}
+
+impl Pkcs11Backend {
+    /// A backend for the token that `configuration` names. The token need not be there yet, nor the module.
+    ///
+    /// # Errors
+    /// `Unsupported` if the configuration makes no sense, or if somebody other than root or this process's own user
+    /// could replace the module.
+    pub fn open(configuration: Configuration) -> Result<Self, BackendError> {
+        Ok(Self { token: Token::new(configuration)? })
+    }
+}
+
+impl KeyBackend for Pkcs11Backend {
+    fn generate(&mut self, id: &KeyId, algorithm: KeyAlgorithm) -> Result<PublicKey, BackendError> {
+        self.token.with_session(|session| keys::generate(session, id, algorithm))
+    }
+
+    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, BackendError> {
+        self.token.with_session(|session| keys::existing(session, id).map(|pair| pair.public_key))
+    }
+
+    fn sign(&mut self, id: &KeyId, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, BackendError> {
+        self.token.with_session(|session| {
+            let pair = keys::remembered(session, id)?;
+            let algorithm = pair.public_key.algorithm();
+            if !algorithm.schemes().contains(&scheme) {
+                let detail = format!("key {id} is {algorithm} and does not sign with {scheme:?}");
+                return Err(BackendError::new(BackendErrorKind::Unsupported, detail).into());
+            }
+            signature::sign(session.raw(), pair.private, scheme, message)
+        })
+    }
+
+    fn delete(&mut self, id: &KeyId) -> Result<(), BackendError> {
+        self.token.with_session(|session| keys::delete(session, id))
+    }
+
+    fn list(&mut self) -> Result<Vec<KeyId>, BackendError> {
+        self.token.with_session(keys::list)
+    }
+
+    fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
+        let identity = self.token.with_session(|session| {
+            keys::existing(session, id)?;
+            Ok(session.identity().cloned())
+        })?;
+        Ok(KeyReference::Uri(self.token.uri().of_key(identity.as_ref(), id)))
+    }
+}
+
+/// What is wrong with a configuration.
+fn misconfigured(detail: impl Into<String>) -> BackendError {
+    BackendError::new(BackendErrorKind::Unsupported, detail)
+}
+
+impl From<BackendError> for Fault {
+    fn from(error: BackendError) -> Self {
+        Self::Final(error)
+    }
+}

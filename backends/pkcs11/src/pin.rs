@@ -1,0 +1,233 @@
+//! The PIN's file, and the memory of the PINs that were refused.
+//!
+//! A token locks itself for good after a few wrong PINs, and a TPM behind PKCS#11 may allow three for everybody on the
+//! machine. So a PIN that was refused is remembered (as a keyed digest) for as long as this process lives, and is not
+//! tried again (C27); another PIN in the file is.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use aws_lc_rs::{hmac, rand};
+use pintle_plugins_api::{BackendError, BackendErrorKind};
+use rustix::fs::{Mode, OFlags};
+use zeroize::Zeroizing;
+
+use crate::misconfigured;
+
+/// The longest PIN file that is read, in octets. Tokens take far shorter PINs.
+const MAXIMUM_LENGTH: usize = 1024;
+
+/// Where the PIN is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PinSource {
+    /// Nowhere: the token has a keypad, or wants no login.
+    None,
+    /// In a file that only its owner may read.
+    File(PathBuf),
+    /// In a file of `$CREDENTIALS_DIRECTORY` (systemd.exec(5), "Credentials"), which only this service may enter.
+    Credential(PathBuf),
+}
+
+impl PinSource {
+    /// The file at `path`, or the one of this name in `credentials_directory` if `path` is relative.
+    pub(crate) fn new(path: Option<PathBuf>, credentials_directory: Option<PathBuf>) -> Result<Self, BackendError> {
+        match path {
+            None => Ok(Self::None),
+            Some(path) if path.is_absolute() => Ok(Self::File(path)),
+            Some(name) if name.components().count() != 1 || name.starts_with("..") => {
+                Err(misconfigured(format!("the PIN's file {} is neither absolute nor a mere name", name.display())))
+            }
+            Some(name) => match credentials_directory {
+                Some(directory) if directory.is_absolute() => Ok(Self::Credential(directory.join(name))),
+                _ => Err(misconfigured(format!(
+                    "the PIN's file {} is a credential's name and there is no $CREDENTIALS_DIRECTORY",
+                    name.display()
+                ))
+                .with_hint("add LoadCredential= to the service, or give an absolute path")),
+            },
+        }
+    }
+
+    /// The PIN, without the newline that editors put at its end; `None` if there is none.
+    ///
+    /// # Errors
+    /// `Locked` if the file is missing, or readable by others, or not this user's.
+    pub(crate) fn read(&self) -> Result<Option<Zeroizing<Vec<u8>>>, BackendError> {
+        match self {
+            Self::None => Ok(None),
+            // Only its owner: 0400 or 0600.
+            Self::File(path) => read_pin(path, 0o177).map(Some),
+            // systemd grants access by ACL, which shows as a readable group.
+            Self::Credential(path) => read_pin(path, 0o137).map(Some),
+        }
+    }
+}
+
+fn read_pin(path: &Path, forbidden: u32) -> Result<Zeroizing<Vec<u8>>, BackendError> {
+    let locked =
+        |what: String| BackendError::new(BackendErrorKind::Locked, format!("the PIN's file {} {what}", path.display()));
+    let hint = format!("write the PIN to {} with mode 0400, owned by the user that runs pintle", path.display());
+    // NONBLOCK: a FIFO put there instead must not stop the agent.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let descriptor = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+        rustix::io::Errno::LOOP => locked("is a symbolic link".into()).with_hint(hint.clone()),
+        error => locked(format!("cannot be opened: {error}")).with_hint(hint.clone()),
+    })?;
+    let file = File::from(descriptor);
+    let metadata = file.metadata().map_err(|error| locked(format!("cannot be examined: {error}")))?;
+    if !metadata.is_file() {
+        return Err(locked("is not a regular file".into()).with_hint(hint));
+    }
+    if metadata.uid() != 0 && metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(locked(format!("belongs to user {}", metadata.uid())).with_hint(hint));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & forbidden != 0 {
+        return Err(locked(format!("has mode {mode:04o}, so others may read or change it")).with_hint(hint));
+    }
+    // The whole capacity at once: growing would leave copies behind.
+    let mut pin = Zeroizing::new(Vec::with_capacity(MAXIMUM_LENGTH + 1));
+    file.take(MAXIMUM_LENGTH as u64 + 1)
+        .read_to_end(&mut pin)
+        .map_err(|error| locked(format!("cannot be read: {error}")).with_hint(hint.clone()))?;
+    if pin.len() > MAXIMUM_LENGTH {
+        return Err(locked(format!("is longer than {MAXIMUM_LENGTH} octets")).with_hint(hint));
+    }
+    if pin.ends_with(b"\n") {
+        pin.pop();
+    }
+    if pin.is_empty() {
+        return Err(locked("is empty".into()).with_hint(hint));
+    }
+    Ok(pin)
+}
+
+/// The PINs that tokens refused to this process, as digests under a key that dies with it.
+struct RefusedPins {
+    key: hmac::Key,
+    digests: BTreeSet<Vec<u8>>,
+    tokens: BTreeSet<String>,
+}
+
+static REFUSED: LazyLock<Option<Mutex<RefusedPins>>> = LazyLock::new(|| {
+    let key = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new()).ok()?;
+    Some(Mutex::new(RefusedPins { key, digests: BTreeSet::new(), tokens: BTreeSet::new() }))
+});
+
+impl RefusedPins {
+    fn digest(&self, token: &str, pin: &[u8]) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(&(token.len() as u64).to_be_bytes());
+        context.update(token.as_bytes());
+        context.update(pin);
+        context.sign().as_ref().to_vec()
+    }
+}
+
+/// Remembers that `token` refused `pin`.
+pub(crate) fn remember_refused(token: &str, pin: &[u8]) {
+    if let Some(refused) = &*REFUSED {
+        let mut refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let digest = refused.digest(token, pin);
+        refused.digests.insert(digest);
+        refused.tokens.insert(token.to_owned());
+    }
+}
+
+/// Whether `token` refused `pin` before.
+pub(crate) fn was_refused(token: &str, pin: &[u8]) -> bool {
+    // Without a source of randomness there is no memory, and then no login either.
+    REFUSED.as_ref().is_none_or(|refused| {
+        let refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.digests.contains(&refused.digest(token, pin))
+    })
+}
+
+/// Whether `token` refused any PIN to this process before: somebody has then seen the error and changed the PIN.
+pub(crate) fn refused_any(token: &str) -> bool {
+    REFUSED
+        .as_ref()
+        .is_some_and(|refused| refused.lock().unwrap_or_else(PoisonError::into_inner).tokens.contains(token))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn file(content: &str, mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("pin");
+        fs::write(&path, content).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode set");
+        (directory, path)
+    }
+
+    fn read(path: &Path) -> Result<String, BackendError> {
+        let pin = PinSource::new(Some(path.into()), None)?.read()?.expect("a PIN");
+        Ok(String::from_utf8(pin.to_vec()).expect("UTF-8"))
+    }
+
+    #[test]
+    fn one_newline_at_the_end_is_not_part_of_the_pin() {
+        for (content, pin) in [("1234\n", "1234"), ("1234", "1234"), ("12\n34\n\n", "12\n34\n"), (" 1 ", " 1 ")] {
+            let (_directory, path) = file(content, 0o400);
+            assert_eq!(read(&path).as_deref(), Ok(pin));
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_or_replace_is_refused() {
+        for mode in [0o440, 0o644, 0o602, 0o700, 0o4400] {
+            let (_directory, path) = file("1234", mode);
+            let outcome = read(&path);
+            if mode == 0o4400 {
+                // Neither readable nor writable by others: the bit means nothing here.
+                assert!(outcome.is_ok());
+                continue;
+            }
+            let error = outcome.expect_err("refused");
+            assert_eq!(error.kind, BackendErrorKind::Locked, "{mode:o}");
+            assert!(error.detail.contains("mode"), "{error}");
+        }
+        let (directory, path) = file("1234", 0o400);
+        let link = directory.path().join("link");
+        symlink(&path, &link).expect("linked");
+        assert!(read(&link).expect_err("refused").detail.contains("symbolic link"));
+        assert!(read(directory.path()).is_err());
+        assert!(read(&directory.path().join("absent")).expect_err("refused").hint.is_some());
+    }
+
+    #[test]
+    fn an_empty_or_endless_file_is_no_pin() {
+        for content in ["", "\n", &"1".repeat(2000)] {
+            let (_directory, path) = file(content, 0o400);
+            assert_eq!(read(&path).expect_err("refused").kind, BackendErrorKind::Locked);
+        }
+    }
+
+    #[test]
+    fn a_relative_path_is_a_name_in_the_credentials_directory() {
+        let (directory, path) = file("1234\n", 0o440);
+        let source = PinSource::new(Some("pin".into()), Some(directory.path().into())).expect("valid");
+        assert_eq!(source, PinSource::Credential(path));
+        assert_eq!(source.read().expect("read").expect("a PIN").as_slice(), b"1234");
+        assert!(PinSource::new(Some("pin".into()), None).is_err());
+        assert!(PinSource::new(Some("../pin".into()), Some(directory.path().into())).is_err());
+        assert!(PinSource::new(Some("..".into()), Some(directory.path().into())).is_err());
+    }
+
+    #[test]
+    fn c27_a_refused_pin_is_remembered_for_its_token_only() {
+        assert!(!was_refused("a", b"1234"));
+        remember_refused("a", b"1234");
+        assert!(was_refused("a", b"1234") && refused_any("a"));
+        assert!(!was_refused("a", b"12345") && !was_refused("b", b"1234") && !refused_any("b"));
+    }
+}

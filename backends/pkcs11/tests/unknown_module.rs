@@ -1,0 +1,140 @@
+//! The module that nobody has tested with: SoftHSM behind a module that answers otherwise where it is told to.
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use pintle_backend_pkcs11::Pkcs11Backend;
+use pintle_plugins_api::{BackendErrorKind, KeyAlgorithm, KeyBackend, PublicKey, SignatureScheme};
+use support::{Kind, TestToken, id, refused, when_available};
+
+const SCHEME: SignatureScheme = SignatureScheme::EcdsaP256Sha256;
+
+/// Not in the temporary directory: the backend does not trust a module that everybody could replace.
+fn faulty_module() -> PathBuf {
+    static MODULE: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/faulty_module.c");
+        let module = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("libfaulty_module.so");
+        let unfinished = module.with_extension(std::process::id().to_string());
+        let arguments = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", source, "-o"];
+        let status = Command::new("cc").args(arguments).arg(&unfinished).arg("-ldl").status();
+        assert!(status.expect("a C compiler").success());
+        std::fs::rename(unfinished, &module).expect("the module in its place");
+        module
+    };
+    MODULE.get_or_init(build).clone()
+}
+
+fn run(test: &str, scenario: fn(&TestToken)) {
+    support::run_behind(Kind::SoftHsm, test, faulty_module, scenario);
+}
+
+fn with_a_key(token: &TestToken) -> (Pkcs11Backend, PublicKey) {
+    let mut backend = token.open();
+    let public_key = backend.generate(&id("key"), KeyAlgorithm::EcdsaP256).expect("a key");
+    (backend, public_key)
+}
+
+#[test]
+fn every_way_to_lose_a_session_is_mended_by_one_repetition() {
+    run("every_way_to_lose_a_session_is_mended_by_one_repetition", |token| {
+        let (mut backend, public_key) = with_a_key(token);
+        for (name, code) in [
+            ("CKR_GENERAL_ERROR", 0x05),
+            ("CKR_FUNCTION_FAILED", 0x06),
+            ("CKR_DEVICE_ERROR", 0x30),
+            ("CKR_DEVICE_REMOVED", 0x32),
+            ("CKR_KEY_HANDLE_INVALID", 0x60),
+            ("CKR_OBJECT_HANDLE_INVALID", 0x82),
+            ("CKR_OPERATION_ACTIVE", 0x90),
+            ("CKR_SESSION_CLOSED", 0xB0),
+            ("CKR_SESSION_HANDLE_INVALID", 0xB3),
+            ("CKR_TOKEN_NOT_PRESENT", 0xE0),
+            ("CKR_USER_NOT_LOGGED_IN", 0x101),
+            ("CKR_CRYPTOKI_NOT_INITIALIZED", 0x190),
+        ] {
+            token.fault("sign-init", code, 1);
+            let signature = backend.sign(&id("key"), SCHEME, b"message").expect(name);
+            assert!(public_key.verifies(SCHEME, b"message", &signature), "{name}");
+            // Twice is enough: a token that goes on so is unavailable, and the caller's turn to wait.
+            token.fault("sign-init", code, 100);
+            let error = refused(backend.sign(&id("key"), SCHEME, b"message"), BackendErrorKind::Unavailable);
+            assert!(error.detail.contains(name), "{error}");
+            assert_eq!(token.faults_left(), 98, "{name}");
+            token.fault("none", 0, 0);
+            assert!(when_available(|| backend.sign(&id("key"), SCHEME, b"message")).len() > 60, "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_code_that_a_new_session_does_not_mend_is_not_repeated() {
+    run("a_code_that_a_new_session_does_not_mend_is_not_repeated", |token| {
+        let (mut backend, _) = with_a_key(token);
+        for (code, kind) in [
+            (0x31, BackendErrorKind::Unavailable),        // CKR_DEVICE_MEMORY
+            (0x02, BackendErrorKind::Unavailable),        // CKR_HOST_MEMORY
+            (0x8000_0001, BackendErrorKind::Unavailable), // the vendor's own
+        ] {
+            token.fault("sign-init", code, 100);
+            refused(backend.sign(&id("key"), SCHEME, b"message"), kind);
+            assert_eq!(token.faults_left(), 99, "{code:#x}");
+        }
+        // No mechanism on digests, and none that hashes either.
+        token.fault("sign-init", 0x70, 100);
+        refused(backend.sign(&id("key"), SCHEME, b"message"), BackendErrorKind::Unsupported);
+        assert_eq!(token.faults_left(), 98);
+    });
+}
+
+#[test]
+fn a_key_whose_generation_was_answered_with_an_error_is_found() {
+    run("a_key_whose_generation_was_answered_with_an_error_is_found", |token| {
+        let mut backend = token.open();
+        token.fault("generated", 0x30, 1);
+        let public_key = backend.generate(&id("key"), KeyAlgorithm::EcdsaP256).expect("a key");
+        assert_eq!(backend.public_key(&id("key")), Ok(public_key), "one key, not two");
+    });
+}
+
+#[test]
+fn a_device_that_makes_other_keys_than_asked_is_refused_and_the_key_destroyed() {
+    run("a_device_that_makes_other_keys_than_asked_is_refused_and_the_key_destroyed", |token| {
+        let mut backend = token.open();
+        token.fault("extractable", 0, 1);
+        let error = refused(backend.generate(&id("key"), KeyAlgorithm::EcdsaP256), BackendErrorKind::Unsupported);
+        assert!(error.detail.contains("CKA_EXTRACTABLE"), "{error}");
+        assert_eq!(backend.list(), Ok(vec![]));
+        token.fault("garbage", 0, 1);
+        let error = refused(backend.generate(&id("key"), KeyAlgorithm::EcdsaP256), BackendErrorKind::Corrupt);
+        assert!(error.detail.contains("does not verify"), "{error}");
+        assert_eq!(backend.list(), Ok(vec![]));
+        assert!(backend.generate(&id("key"), KeyAlgorithm::EcdsaP256).is_ok());
+    });
+}
+
+#[test]
+fn c27_a_login_refused_by_an_unknown_code_is_not_repeated_at_once() {
+    run("c27_a_login_refused_by_an_unknown_code_is_not_repeated_at_once", |token| {
+        let configuration = pintle_backend_pkcs11::Configuration {
+            reload_interval: std::time::Duration::from_secs(3600),
+            ..token.configuration()
+        };
+        let mut backend = Pkcs11Backend::open(configuration).expect("a backend");
+        token.fault("login", 0x8000_0002, 100);
+        for _ in 0..10 {
+            refused(backend.list(), BackendErrorKind::Unavailable);
+        }
+        assert_eq!(token.faults_left(), 99);
+        // A known code for a wrong PIN is final.
+        token.fault("login", 0xA2, 100);
+        let mut backend = token.open();
+        for _ in 0..10 {
+            refused(backend.list(), BackendErrorKind::Locked);
+        }
+        assert_eq!(token.faults_left(), 99);
+    });
+}
