@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use pintle_agent_core::policy::Window;
 use pintle_agent_core::rotation::{Authority, Waiting};
-use pintle_agent_core::{Action, Phase, State};
+use pintle_agent_core::{Action, Phase, State, UnixTime};
 use pintle_plugins_api::PublicKey;
 
 use super::{Agent, now};
@@ -13,8 +13,10 @@ use crate::telemetry::{self, Event, IdentityStatus, KeyStatus};
 /// What was told last, so that nothing is told twice.
 #[derive(Default)]
 pub(super) struct Reporter {
-    /// The serial number of the certificate that is known to be held.
-    holding: String,
+    /// What the certificate in use is known to be doing.
+    known: Known,
+    /// The failure that was told last: how many in a row, and when it is tried again.
+    failure: Option<(u32, UnixTime)>,
     /// The request that is known to be pending, and whether approved.
     pub(super) pending: Option<(String, bool)>,
     /// Rotations completed by this process.
@@ -23,25 +25,37 @@ pub(super) struct Reporter {
     pub(super) server_ahead: Option<i64>,
 }
 
+/// What the certificate in use is known to be doing.
+#[derive(Default, PartialEq, Eq)]
+enum Known {
+    #[default]
+    Nothing,
+    /// The one with this serial number is held.
+    Holding(String),
+    /// It is being replaced.
+    Replacing,
+    /// Its key is lost, and nothing is done about it.
+    KeyLost,
+}
+
 impl Agent {
     /// Takes over the next state, and tells what is new about it.
     pub(super) fn report(&mut self, next: State, action: &Action) {
-        let previous = std::mem::replace(&mut self.state, next);
-        let _ = previous;
+        self.state = next;
         self.report_failure();
         match action {
             Action::Wait { waiting: Waiting::UntilRotation, .. } => self.report_holding(false),
             Action::Wait { waiting: Waiting::RotationOff, .. } => self.report_holding(true),
             Action::Wait { waiting: Waiting::KeyLost, .. } => {
                 if let Some(held) = &self.state.held
-                    && self.reporter.holding != "key lost"
+                    && self.reporter.known != Known::KeyLost
                 {
-                    self.reporter.holding = "key lost".to_owned();
+                    self.reporter.known = Known::KeyLost;
                     self.telemetry.emit(Event::KeyLost { key: held.key().to_string() });
                 }
             }
-            Action::Generate { .. } if self.reporter.holding != "generating" => {
-                self.reporter.holding = "generating".to_owned();
+            Action::Generate { .. } if self.reporter.known != Known::Replacing => {
+                self.reporter.known = Known::Replacing;
                 self.telemetry.emit(Event::RotationStarted { reason: self.reason() });
             }
             _ => {}
@@ -69,9 +83,11 @@ impl Agent {
         }
     }
 
+    /// Tells of a failure, once for each time that it happens.
     fn report_failure(&mut self) {
+        let failure = self.state.back_off.as_ref().map(|back_off| (back_off.failures, back_off.until));
         if let Some(back_off) = &self.state.back_off
-            && self.reporter_failure_is_new()
+            && self.reporter.failure != failure
         {
             self.telemetry.emit(Event::Failed {
                 phase: self.state.phase.name(),
@@ -81,26 +97,18 @@ impl Agent {
                 retry_at: back_off.until.to_string(),
             });
         }
-    }
-
-    fn reporter_failure_is_new(&self) -> bool {
-        let mut known = self.telemetry.status();
-        let status = known.borrow_and_update();
-        let failure = status.identities.iter().find(|identity| identity.subject == self.template.common_name);
-        let back_off = self.state.back_off.as_ref();
-        back_off.is_some_and(|back_off| {
-            failure.is_none_or(|known| (known.failures, &known.reason) != (back_off.failures, &back_off.reason))
-        })
+        self.reporter.failure = failure;
     }
 
     fn report_holding(&mut self, rotation_off: bool) {
         let Some(held) = &self.state.held else {
             return;
         };
-        if self.reporter.holding == held.serial() {
+        let known = Known::Holding(held.serial().to_owned());
+        if self.reporter.known == known {
             return;
         }
-        self.reporter.holding = held.serial().to_owned();
+        self.reporter.known = known;
         let window = Window::of(held);
         self.telemetry.emit(if rotation_off {
             Event::RotationOff { not_after: window.end.to_string() }
