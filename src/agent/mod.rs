@@ -139,10 +139,12 @@ impl Agent {
         if event == Event::Woke { self.look_around().await } else { event }
     }
 
-    /// Whether there is nothing left to do: `--once` ends here.
+    /// Whether `--once` ends here: a certificate that is good is installed, and there is nothing left to do, or nothing
+    /// that can be done right now.
     fn is_installed(&self, action: &Action) -> bool {
         let held = self.state.held.as_ref().is_some_and(|held| !held.has_ended(now()));
-        let idle = matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
-        held && idle && self.state.phase == Phase::Holding
+        let idle = self.state.phase == Phase::Holding
+            && matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
+        held && (idle || self.state.back_off.is_some())
     }
 }
