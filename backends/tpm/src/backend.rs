@@ -138,9 +138,8 @@ impl TpmBackend {
         };
         let template = template::signing_key(algorithm).ok().flatten().ok_or_else(unsupported)?;
         let parameters = parameters(&template).ok_or_else(unsupported)?;
-        let tested = self
-            .device
-            .run(|context| context.execute_without_session(|context| context.test_parms(parameters)));
+        let tested =
+            self.device.run(|context| context.execute_without_session(|context| context.test_parms(parameters)));
         match tested {
             Err(failure) if failure.is_unsupported() => return Err(unsupported()),
             tested => tested.map_err(|failure| failure.into_error("testing parameters"))?,

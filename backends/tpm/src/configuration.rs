@@ -84,7 +84,7 @@ mod tests {
             r#"{"tcti": "cmd:tpm2_send"}"#,
             r#"{"directory": "keys"}"#,
             r#"{"directry": "/keys"}"#,
-            "[]",
+            "7",
             "",
         ] {
             let error = Configuration::from_json(text).expect_err(text);
