@@ -37,7 +37,7 @@ impl Swtpm {
     fn try_start(&mut self) -> bool {
         let state = self.scratch.path().join("state");
         let (server, control) = (self.port, self.port + 1);
-        let mut process = Command::new("swtpm")
+        let mut process = command("swtpm")
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
             .arg("--tpmstate")
             .arg(format!("dir={}", state.display()))
@@ -83,7 +83,7 @@ impl Swtpm {
 
     /// Runs a program of tpm2-tools or OpenSSL with this TPM, and fails with its words.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Output {
-        let output = Command::new(program)
+        let output = command(program)
             .args(arguments)
             .env("TPM2TOOLS_TCTI", self.tcti())
             .env("TPM2OPENSSL_TCTI", self.tcti())
@@ -99,6 +99,15 @@ impl Drop for Swtpm {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A command that inherits no connection to a TPM. libtss2's sockets are not closed on exec, and a swtpm whose client
+/// never hangs up, because some other test's child holds the connection too, serves nobody else.
+fn command(program: &str) -> Command {
+    let close_all = r#"for fd in /proc/$$/fd/*; do fd=${fd##*/}; ((fd > 2)) && eval "exec $fd>&-"; done; exec "$@""#;
+    let mut command = Command::new("bash");
+    command.args(["-c", close_all, "bash", program]);
+    command
 }
 
 /// The TCTI connects to a port for commands and to the next one for control.
