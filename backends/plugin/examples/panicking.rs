@@ -8,6 +8,8 @@ use pintle_plugins_api::{
 struct Panicking;
 
 fn open(configuration: &str) -> Result<Box<dyn DigestSigner>, BackendError> {
+    // The plugin has a standard library of its own, so this silences its expected panics only.
+    std::panic::set_hook(Box::new(|_| {}));
     assert_ne!(configuration, "open", "panics in open");
     Ok(Box::new(Panicking))
 }

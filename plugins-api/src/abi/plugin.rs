@@ -1,6 +1,6 @@
 //! What a plugin written in Rust needs: implement [`DigestSigner`] and name a function that opens it.
 //!
-//! ```ignore
+//! ```text
 //! fn open(configuration: &str) -> Result<Box<dyn DigestSigner>, BackendError> { … }
 //! pintle_plugins_api::export_backend!(open);
 //! ```
