@@ -9,8 +9,8 @@ const TOP: &str = "\
  *
  * Threads: every function blocks for as long as the device takes. The host never makes two calls on one context at
  * once, but successive calls may come from different threads, and calls on different contexts may overlap. There are
- * no callbacks, and a function must not let an exception or a longjmp out. The host hangs nothing on a call's
- * duration: it makes them on a thread, or in a process, of their own.
+ * no callbacks. No exception and no longjmp may leave a function. The host makes its calls on a thread, or in a
+ * process, of their own; a process that does not answer by its deadline is killed.
  *
  * Memory: the caller owns every argument. What a PintleBytes points to is valid during the call only; results go into
  * the caller's PintleBuffer. Nothing that one side allocates is freed by the other.
