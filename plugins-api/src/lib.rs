@@ -4,11 +4,13 @@
 //! bytes of a private key never cross it. Everything above the seam (the rotation, the TLS connections, the
 //! certificate signing request) is the same for a file, a PKCS#11 token, a TPM or a plugin.
 //!
+//! - [`abi`]: the same seam in C, for backends in shared objects, and what a plugin written in Rust needs
 //! - [`backend`]: the trait, and the optional abilities a backend may have beside it
 //! - [`key`]: how a key is named, what kinds there are, and its public half
 //! - [`error`]: what can go wrong, named by what the caller does next
 //! - [`conformance`]: what every backend must do, checked from outside
 
+pub mod abi;
 pub mod backend;
 pub mod conformance;
 pub mod error;

@@ -1,0 +1,83 @@
+//! The committed C header is what the types in `src/abi` say. `PINTLE_BLESS=1 cargo test -p pintle-plugins-api header`
+//! writes it anew.
+
+use std::path::Path;
+
+const TOP: &str = "\
+/*
+ * The C ABI of a pintle key backend: what a shared object exports so that pintle can keep a node's private key in it.
+ *
+ * Threads: every function blocks for as long as the device takes. The host never makes two calls on one context at
+ * once, but successive calls may come from different threads, and calls on different contexts may overlap. There are
+ * no callbacks. No exception and no longjmp may leave a function. The host makes its calls on a thread, or in a
+ * process, of their own; a process that does not answer by its deadline is killed.
+ *
+ * Memory: the caller owns every argument. What a PintleBytes points to is valid during the call only; results go into
+ * the caller's PintleBuffer. Nothing that one side allocates is freed by the other.
+ *
+ * Growth: both tables begin with their size and version and grow only at the end. Read a field only if it lies within
+ * struct_size. Numbers never change their meaning.
+ *
+ * Answers: PINTLE_OK, a PintleError (what the caller does next decides which), or PINTLE_BUFFER_TOO_SMALL. The host
+ * believes nothing else: it parses public keys, verifies signatures and checks lengths.
+ *
+ * Trust: a plugin runs with the host's privileges. pintle loads one only from a path that nobody but root can change.
+ *
+ * Generated from plugins-api/src by its tests; do not edit.
+ */";
+
+fn generated() -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let renamed = [
+        ("BackendErrorKind", "PintleError"),
+        ("KeyAlgorithm", "PintleKeyAlgorithm"),
+        ("SignatureScheme", "PintleSignatureScheme"),
+    ];
+    let mut configuration = cbindgen::Config {
+        language: cbindgen::Language::C,
+        header: Some(TOP.to_owned()),
+        include_guard: Some("PINTLE_BACKEND_H".to_owned()),
+        cpp_compat: true,
+        no_includes: true,
+        sys_includes: vec!["stddef.h".to_owned(), "stdint.h".to_owned()],
+        usize_is_size_t: true,
+        style: cbindgen::Style::Both,
+        line_length: 120,
+        tab_width: 4,
+        documentation_style: cbindgen::DocumentationStyle::Doxy,
+        ..cbindgen::Config::default()
+    };
+    configuration.enumeration.rename_variants = cbindgen::RenameRule::QualifiedScreamingSnakeCase;
+    for (rust, c) in renamed {
+        configuration.export.include.push(rust.to_owned());
+        configuration.export.rename.insert(rust.to_owned(), c.to_owned());
+    }
+    let mut header = Vec::new();
+    cbindgen::Builder::new()
+        .with_config(configuration)
+        .with_src(source.join("error.rs"))
+        .with_src(source.join("key.rs"))
+        .with_src(source.join("abi/mod.rs"))
+        .generate()
+        .expect("the sources parse")
+        .write(&mut header);
+    let header = String::from_utf8(header).expect("the header is text");
+    // The associated constants of the Rust types mean nothing in C, and cbindgen cannot leave them out.
+    let paragraphs = header.split("\n\n");
+    let kept: Vec<_> = paragraphs.filter(|text| !text.contains("_ALL {") && !text.contains("#define KeyId_")).collect();
+    kept.join("\n\n")
+}
+
+#[test]
+fn header_is_what_the_types_say() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/pintle_backend.h");
+    let generated = generated();
+    if std::env::var_os("PINTLE_BLESS").is_some() {
+        std::fs::write(&path, &generated).expect("the header can be written");
+    }
+    let committed = std::fs::read_to_string(&path).expect("the header is committed");
+    assert!(
+        committed == generated,
+        "include/pintle_backend.h has drifted from src/abi; run PINTLE_BLESS=1 cargo test -p pintle-plugins-api header"
+    );
+}
