@@ -8,6 +8,7 @@ mod connection;
 mod perform;
 mod recovery;
 pub(crate) mod report;
+pub mod service;
 
 use std::sync::Arc;
 

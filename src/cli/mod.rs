@@ -15,8 +15,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::agent::StartError;
+
 pub use exit_code::Exit;
-pub(crate) use run::{run_agent, stop_on_signals};
 
 /// Keeps a Kubernetes node's identity turning, with the private key in a file, a PKCS#11 token or a TPM.
 #[derive(Parser)]
@@ -58,7 +59,7 @@ pub struct CliError {
 }
 
 impl CliError {
-    pub(crate) fn new(exit: Exit, detail: impl fmt::Display, hint: impl Into<String>) -> Self {
+    fn new(exit: Exit, detail: impl fmt::Display, hint: impl Into<String>) -> Self {
         Self { detail: detail.to_string(), hint: hint.into(), exit }
     }
 }
@@ -66,6 +67,12 @@ impl CliError {
 impl From<crate::config::ConfigError> for CliError {
     fn from(error: crate::config::ConfigError) -> Self {
         Self::new(Exit::Usage, &error, error.hint.clone())
+    }
+}
+
+impl From<StartError> for CliError {
+    fn from(error: StartError) -> Self {
+        Self::new(Exit::Problem, &error, error.hint.clone())
     }
 }
 

@@ -5,14 +5,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-
 use super::{CliError, Exit};
-use crate::agent::{Agent, Command, Parts, StartError, Until};
+use crate::agent::{Until, service};
 use crate::config::{Config, Flags};
-use crate::control;
-use crate::keys::{self, Keyring};
 use crate::telemetry::{Format, Log, Telemetry};
 
 /// The arguments of `pintle run`.
@@ -36,53 +31,11 @@ impl Arguments {
         let until = if self.once { Until::Installed } else { Until::Stopped };
         let telemetry = Arc::new(Telemetry::new(Log::new(self.log_format)));
         super::runtime()?.block_on(async {
-            let (stop, stopped) = watch::channel(false);
-            stop_on_signals(stop).map_err(|error| CliError::new(Exit::Problem, error, ""))?;
-            run_agent(config, telemetry, until, stopped).await
+            let stopped = service::stopped_by_signals()?;
+            service::serve(config, telemetry, until, stopped).await
         })?;
         Ok(Exit::Ok)
     }
-}
-
-/// Runs the agent with its control socket: the demo does the same.
-pub(crate) async fn run_agent(
-    config: Config,
-    telemetry: Arc<Telemetry>,
-    until: Until,
-    stopped: watch::Receiver<bool>,
-) -> Result<(), CliError> {
-    let keyring = Keyring::start(keys::openers(&config)).map_err(|error| {
-        CliError::new(Exit::Problem, format!("a backend's thread cannot be started: {error}"), "see ulimit -u")
-    })?;
-    let (sender, commands) = mpsc::channel::<Command>(8);
-    let socket = config.control_socket();
-    control::serve(&socket, Arc::clone(&telemetry), sender).map_err(|error| {
-        CliError::new(
-            Exit::Problem,
-            format!("the control socket {} cannot be made: {error}", socket.display()),
-            "a socket's path has at most 107 octets; choose a shorter --state-dir",
-        )
-    })?;
-    let agent = Agent::start(Parts { config, keyring, telemetry, commands })
-        .await
-        .map_err(|StartError { detail, hint }| CliError::new(Exit::Problem, detail, hint))?;
-    agent.run(until, stopped).await;
-    let _ = std::fs::remove_file(&socket);
-    Ok(())
-}
-
-/// Sends `true` at the first SIGTERM or SIGINT.
-pub(crate) fn stop_on_signals(stop: watch::Sender<bool>) -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        let _ = stop.send(true);
-    });
-    Ok(())
 }
 
 /// Keys must not reach a core dump, nor another process of the same user.

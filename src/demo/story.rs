@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
 
 use super::control_plane::{self, ControlPlane, Observation};
-use crate::agent::Until;
-use crate::cli::{CliError, Exit, run_agent, stop_on_signals};
+use crate::agent::{StartError, Until, service};
 use crate::config::{Config, Flags};
 use crate::telemetry::{Event, Log, Telemetry};
 
@@ -32,9 +31,10 @@ const WIDTH: usize = 60;
 ///
 /// # Errors
 /// If the temporary directory, a port or the agent cannot be had.
-pub async fn tell(options: Options) -> Result<(), CliError> {
-    let problem = |error: &dyn std::fmt::Display| {
-        CliError::new(Exit::Problem, error, "the demo needs a temporary directory and a loopback port")
+pub async fn tell(options: Options) -> Result<(), StartError> {
+    let problem = |error: &dyn std::fmt::Display| StartError {
+        detail: error.to_string(),
+        hint: "the demo needs a temporary directory and a loopback port".to_owned(),
     };
     let directory = tempfile::Builder::new().prefix("pintle-demo-").tempdir().map_err(|error| problem(&error))?;
     let control_plane = control_plane::start(control_plane::Options {
@@ -58,21 +58,27 @@ pub async fn tell(options: Options) -> Result<(), CliError> {
         state_dir: Some(path.join("state")),
         node_name: Some("demo-node".to_owned()),
         ..Flags::default()
-    })?;
+    })
+    .map_err(|error| problem(&error))?;
     std::fs::create_dir_all(&config.state_dir).map_err(|error| problem(&error))?;
 
     let telemetry = Arc::new(Telemetry::new(Log::silent()));
     let (stop, stopped) = watch::channel(false);
+    let mut signalled = service::stopped_by_signals()?;
     let narrator = Narrator::new(&options, path);
     narrator.introduce(&control_plane);
-    stop_on_signals(stop.clone()).map_err(|error| problem(&error))?;
-    let narration = tokio::spawn(narrator.narrate(telemetry.events(), control_plane.observe(), stop, stopped.clone()));
-    run_agent(config, telemetry, Until::Stopped, stopped).await?;
-    match narration.await {
-        Ok(true) => Ok(()),
-        // Only somebody who stops it keeps it from its end.
-        _ => Ok(()),
-    }
+    let told = narrator.narrate(telemetry.events(), control_plane.observe());
+    let narration = tokio::spawn(async move {
+        tokio::select! {
+            () = told => {}
+            _ = signalled.wait_for(|signalled| *signalled) => {}
+        }
+        // The agent then ends, and with it everything else.
+        let _ = stop.send(true);
+    });
+    service::serve(config, telemetry, Until::Stopped, stopped).await?;
+    narration.abort();
+    Ok(())
 }
 
 /// The demo reads no configuration file of this machine.
@@ -120,14 +126,12 @@ impl Narrator {
         }
     }
 
-    /// Tells what happens until it has seen enough or is stopped; whether it was the former.
+    /// Tells what happens, until the demo has shown what it is for.
     async fn narrate(
         mut self,
         mut events: broadcast::Receiver<Event>,
         mut observations: broadcast::Receiver<Observation>,
-        stop: watch::Sender<bool>,
-        mut stopped: watch::Receiver<bool>,
-    ) -> bool {
+    ) {
         loop {
             tokio::select! {
                 // What the control plane saw is told before what the agent made of it.
@@ -135,20 +139,18 @@ impl Narrator {
                 observation = observations.recv() => match observation {
                     Ok(observation) => self.control_plane(&observation),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return false,
+                    Err(broadcast::error::RecvError::Closed) => return,
                 },
                 event = events.recv() => match event {
                     Ok(event) => {
                         if self.agent(&event) && !self.keep {
                             self.say("\nTwo rotations, each with a new key; the demo ends here. Try --keep, or --manual-approval.");
-                            let _ = stop.send(true);
-                            return true;
+                            return;
                         }
                     }
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return false,
+                    Err(broadcast::error::RecvError::Closed) => return,
                 },
-                _ = stopped.wait_for(|stopped| *stopped) => return false,
             }
         }
     }

@@ -1,0 +1,66 @@
+//! The agent as a service: its backends, its control socket, and the signals that end it.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::{Agent, Command, Parts, StartError, Until};
+use crate::config::Config;
+use crate::control;
+use crate::keys::{self, Keyring};
+use crate::telemetry::Telemetry;
+
+/// How many commands may wait for the agent.
+const COMMANDS: usize = 8;
+
+/// Runs the agent with its backends and its control socket until it is stopped, or until what `until` says.
+///
+/// # Errors
+/// What only a person can mend, before anything was done.
+pub async fn serve(
+    config: Config,
+    telemetry: Arc<Telemetry>,
+    until: Until,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), StartError> {
+    let keyring = Keyring::start(keys::openers(&config)).map_err(|error| StartError {
+        detail: format!("a backend's thread cannot be started: {error}"),
+        hint: "see ulimit -u, and free some".to_owned(),
+    })?;
+    let (sender, commands) = mpsc::channel::<Command>(COMMANDS);
+    let socket = config.control_socket();
+    control::serve(&socket, Arc::clone(&telemetry), sender).map_err(|error| StartError {
+        detail: format!("the control socket {} cannot be made: {error}", socket.display()),
+        hint: "a socket's path has at most 107 octets; choose a shorter --state-dir".to_owned(),
+    })?;
+    let agent = Agent::start(Parts { config, keyring, telemetry, commands }).await?;
+    agent.run(until, stopped).await;
+    // Whoever asks from now on reads the journal.
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// Becomes true at the first SIGTERM or SIGINT.
+///
+/// # Errors
+/// If the system does not let signals be caught.
+pub fn stopped_by_signals() -> Result<watch::Receiver<bool>, StartError> {
+    let caught = |kind| {
+        signal(kind).map_err(|error| StartError {
+            detail: format!("signals cannot be caught: {error}"),
+            hint: "see ulimit -n, and free some".to_owned(),
+        })
+    };
+    let (mut terminate, mut interrupt) = (caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?);
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        // Nobody may be left who wants to know.
+        let _ = stop.send(true);
+    });
+    Ok(stopped)
+}
