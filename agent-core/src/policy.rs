@@ -120,7 +120,7 @@ impl Window {
         let closes = begin + life * 9 / 10;
         let unhurried = end - Policy::FILE_CONSUMER_DELAY;
         let closes = if unhurried > opens { closes.min(unhurried) } else { closes };
-        let deadline = opens + closes.since(opens).mul_f64(fraction_of(&[credential.fingerprint()]));
+        let deadline = opens + closes.since(opens).mul_f64(fraction_of_hash(credential.fingerprint()));
         Self { begin, opens, deadline, closes, end }
     }
 }
@@ -132,9 +132,13 @@ fn fraction_of(parts: &[&[u8]]) -> f64 {
         octets.extend_from_slice(&(part.len() as u64).to_be_bytes());
         octets.extend_from_slice(part);
     }
-    let hash = digest(&SHA256, &octets);
+    fraction_of_hash(digest(&SHA256, &octets).as_ref())
+}
+
+/// A number in [0, 1) that a hash determines.
+fn fraction_of_hash(hash: &[u8]) -> f64 {
     let mut first = [0; 4];
-    first.copy_from_slice(&hash.as_ref()[..4]);
+    first.copy_from_slice(&hash[..4]);
     f64::from(u32::from_be_bytes(first)) / (f64::from(u32::MAX) + 1.0)
 }
 

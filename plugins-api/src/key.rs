@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 /// digits, `-`, `_` and `.` is percent-encoded (RFC 3986, section 2.1), and so is a leading `.`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct KeyId(Vec<u8>);
+pub struct KeyId(Arc<[u8]>);
 
 /// These octets of a key id stand for themselves as text.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
@@ -31,7 +32,7 @@ impl KeyId {
     /// If there are none, or more than [`MAXIMUM_LENGTH`](Self::MAXIMUM_LENGTH).
     pub fn new(octets: impl Into<Vec<u8>>) -> Result<Self, InvalidKeyId> {
         let octets = octets.into();
-        if octets.is_empty() || octets.len() > Self::MAXIMUM_LENGTH { Err(InvalidKeyId) } else { Ok(Self(octets)) }
+        if octets.is_empty() || octets.len() > Self::MAXIMUM_LENGTH { Err(InvalidKeyId) } else { Ok(Self(octets.into())) }
     }
 
     /// The octets of the id.
@@ -229,7 +230,7 @@ impl SignatureScheme {
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey {
-    subject_public_key_info: Vec<u8>,
+    subject_public_key_info: Arc<[u8]>,
     algorithm: KeyAlgorithm,
 }
 
@@ -245,7 +246,7 @@ impl PublicKey {
             return Err(InvalidPublicKey);
         }
         let algorithm = Self::algorithm_of(&parsed)?;
-        Ok(Self { subject_public_key_info, algorithm })
+        Ok(Self { subject_public_key_info: subject_public_key_info.into(), algorithm })
     }
 
     /// The DER SubjectPublicKeyInfo.

@@ -1,0 +1,66 @@
+//! Steps with one thing wrong each: a simulation that does not notice them would prove nothing.
+
+use super::*;
+
+/// Each is `step` with one thing wrong; the simulation must notice all of them.
+#[test]
+fn every_mutation_of_step_is_caught() {
+    let mutations: [(&str, Step); 6] = [
+        ("retires the key in use", |state, event, now, policy| {
+            let (mut state, action) = step(state, event, now, policy);
+            match action {
+                Action::Retire { .. } => {
+                    state.retiring = state.held.iter().map(|held| held.key().clone()).collect();
+                    (state.clone(), Action::Retire { keys: state.retiring })
+                }
+                action => (state, action),
+            }
+        }),
+        ("makes a new key for every attempt", |state, event, now, policy| {
+            let (mut state, action) = step(state, event, now, policy);
+            match (&state.phase, action) {
+                (Phase::Requesting { next }, Action::Wait { .. }) if next.attempt > 1 => {
+                    let key = state.choose_key(policy);
+                    state.phase = Phase::Generating { key: key.clone() };
+                    (state, Action::Generate { key, algorithm: policy.algorithm })
+                }
+                (_, action) => (state, action),
+            }
+        }),
+        ("never retires", |mut state, event, now, policy| {
+            state.retiring.clear();
+            step(state, event, now, policy)
+        }),
+        ("rotates too late", |state, event, now, policy| {
+            let late = Policy { rotate: false, ..policy.clone() };
+            let end = state.held.as_ref().map(Credential::not_after);
+            let policy = if end.is_some_and(|end| now < end + RECOVERY) { &late } else { policy };
+            let (state, action) = step(state, event, now, policy);
+            match action {
+                Action::Wait { until: Some(until), waiting: Waiting::RotationOff } => {
+                    (state, Action::Wait { until: Some(until + RECOVERY * 2), waiting: Waiting::RotationOff })
+                }
+                action => (state, action),
+            }
+        }),
+        ("requests again while a request stands", |mut state, event, now, policy| {
+            if let (Event::ApiFailed { .. }, Phase::Awaiting { next, .. }) = (&event, &state.phase) {
+                let next = Candidate { attempt: next.attempt + 1, ..next.clone() };
+                state.phase = Phase::Requesting { next };
+            }
+            step(state, event, now, policy)
+        }),
+        ("gives up after a refusal", |state, event, now, policy| {
+            let refused = matches!(event, Event::Observed(Observation::Denied(_)));
+            let (state, action) = step(state, event, now, policy);
+            if refused {
+                (state, Action::Wait { until: Some(now + DAY * 365), waiting: Waiting::BackOff })
+            } else {
+                (state, action)
+            }
+        }),
+    ];
+    for (name, mutation) in mutations {
+        assert!(lives(200, 20, mutation).is_err(), "nobody notices a step that {name}");
+    }
+}
