@@ -46,7 +46,8 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
         }
         (Event::LocalChange, _) => state.back_off = state.back_off.take().filter(|back_off| !back_off.local),
         (Event::HeldRefused { key_lost }, _) => {
-            state.held_refused = state.held.is_some();
+            // Whether the API server takes it is what proving finds out by itself.
+            state.held_refused |= state.held.is_some() && state.phase != Phase::Proving;
             state.held_key_lost |= key_lost && state.held.is_some();
         }
         (Event::Generated(public_key), Phase::Generating { key }) => {
@@ -64,6 +65,7 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
         (Event::SigningFailed(error), Phase::Requesting { next }) => {
             if matches!(error.kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost) {
                 state.phase = Phase::Generating { key: next.key.clone() };
+                state.discarded = state.discarded.saturating_add(1);
             }
             state.fail(now, policy, error, None);
         }
@@ -87,16 +89,19 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
                 state.retiring.push(old.key().clone());
             }
             (state.held_refused, state.held_key_lost, state.rotation_requested) = (false, false, false);
-            state.discarded = 0;
             state.enter(Phase::Proving);
         }
         (Event::PublishFailed { detail, key_lost }, Phase::Publishing { next, .. }) => {
             if key_lost {
                 state.phase = Phase::Generating { key: next.key.clone() };
+                state.discarded = state.discarded.saturating_add(1);
             }
             state.fail_locally(now, policy, detail);
         }
-        (Event::Proven, Phase::Proving) => state.enter(Phase::Retiring),
+        (Event::Proven, Phase::Proving) => {
+            state.discarded = 0;
+            state.enter(Phase::Retiring);
+        }
         (Event::Retired, Phase::Retiring) => {
             state.retiring.clear();
             state.enter(Phase::Holding);
@@ -117,6 +122,14 @@ fn api_failed(state: &mut State, authority: Authority, failure: ApiFailure, now:
             if !first {
                 state.fail(now, policy, failure, None);
             }
+        }
+        ApiFailure::Unauthorized(_)
+            if state.phase == Phase::Proving && state.failures() >= state.discarded.saturating_add(PROVE_ATTEMPTS) =>
+        {
+            // Signed by an authority that the API server does not know, for instance because it was replaced meanwhile.
+            state.held_refused = true;
+            state.discarded = state.discarded.saturating_add(1);
+            state.enter(Phase::Retiring);
         }
         ApiFailure::NoCredential(_) => {
             // With nothing else at hand, even a refused certificate is tried again.
@@ -167,9 +180,9 @@ fn observed(state: &mut State, next: Candidate, observation: Observation, now: U
         Observation::Failed(detail) => format!("the signer failed: {detail}"),
         Observation::Gone => "the request was deleted before a certificate was issued".to_owned(),
     };
+    state.fail(now, policy, refused, None);
     let next = Candidate { attempt: next.attempt.saturating_add(1), ..next };
     state.phase = Phase::Requesting { next };
-    state.fail(now, policy, refused, None);
 }
 
 /// The one thing to do next. Phases that time alone ends are ended here.
@@ -229,12 +242,16 @@ fn due(state: &State, now: UnixTime, policy: &Policy) -> Due {
     if now >= deadline || held.key().backend != policy.backend { Due::Now } else { Due::At(deadline) }
 }
 
+/// A certificate that the API server has refused this often, for some minutes, is given up: a server that is merely late
+/// to load an authority has done so by then.
+const PROVE_ATTEMPTS: u32 = 9;
+
 /// So often is the destruction of an old key tried before a rotation that is due goes ahead without it. A backend that
 /// refuses this often will not do it in a few minutes' time either.
 const RETIRE_ATTEMPTS: u32 = 12;
 
-/// Leaves a phase that time alone ends: what was issued has ended before it could be published, or proving and retiring
-/// have failed until the held credential is itself due. Keeping the identity alive then comes before caution and before
+/// Leaves a phase that time alone ends: what was issued has ended before it could be published, or the key that
+/// is to be proven is lost; or proving and retiring have failed until the held credential is itself due. Keeping the identity alive then comes before caution and before
 /// tidiness: the old key, whose certificate is history by then, goes unproven; and what could not be destroyed stays on
 /// the list, and is destroyed after the next rotation.
 fn leave_outlived_phase(state: &mut State, now: UnixTime) {
@@ -246,8 +263,8 @@ fn leave_outlived_phase(state: &mut State, now: UnixTime) {
             let next = Candidate { attempt: next.attempt.saturating_add(1), ..next.clone() };
             state.enter(Phase::Requesting { next });
         }
-        Phase::Proving if outlived(state) => state.enter(Phase::Retiring),
-        Phase::Retiring if state.failures() >= state.discarded + RETIRE_ATTEMPTS && outlived(state) => {
+        Phase::Proving if state.held_key_lost || outlived(state) => state.enter(Phase::Retiring),
+        Phase::Retiring if state.failures() >= state.discarded.saturating_add(RETIRE_ATTEMPTS) && outlived(state) => {
             state.enter(Phase::Holding)
         }
         _ => {}

@@ -25,7 +25,8 @@ pub struct State {
     pub held_key_lost: bool,
     /// An operator asked for a rotation.
     pub rotation_requested: bool,
-    /// Keys made and thrown away since the last certificate: each makes the waits after a failure longer.
+    /// Keys made and lost or thrown away since the last certificate that was proven: each makes the waits after a failure
+    /// longer.
     pub discarded: u32,
     /// Keys to be destroyed once the held credential is proven.
     pub retiring: Vec<KeyName>,
@@ -106,7 +107,7 @@ pub struct SubmittedRequest {
 /// What failed, and until when nothing is tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackOff {
-    /// Failures in a row within the phase and with this candidate.
+    /// Failures in a row within the phase; no fewer than refusals of this candidate and discarded keys.
     pub failures: u32,
     /// When it is tried again.
     pub until: UnixTime,
@@ -171,7 +172,12 @@ impl State {
         retry_after: Option<Duration>,
     ) {
         let Failure { reason, hint } = failure.into();
-        let failures = self.failures().max(self.discarded).saturating_add(1);
+        // A request that the API server accepts ends a row of failures, but not a row of refusals (case C28).
+        let refusals = match &self.phase {
+            Phase::Requesting { next } | Phase::Awaiting { next, .. } => next.attempt.saturating_sub(1),
+            _ => 0,
+        };
+        let failures = self.failures().max(self.discarded).max(refusals).saturating_add(1);
         let until = now + policy.back_off(self.phase.name(), failures, retry_after);
         self.back_off = Some(BackOff { failures, until, reason, hint, local: false });
     }
