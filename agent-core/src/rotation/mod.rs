@@ -255,9 +255,8 @@ const RETIRE_ATTEMPTS: u32 = 12;
 /// tidiness: the old key, whose certificate is history by then, goes unproven; and what could not be destroyed stays on
 /// the list, and is destroyed after the next rotation.
 fn leave_outlived_phase(state: &mut State, now: UnixTime) {
-    let outlived = |state: &State| {
-        state.failures() > 0 && state.held.as_ref().is_some_and(|held| now >= Window::of(held).closes)
-    };
+    let outlived =
+        |state: &State| state.failures() > 0 && state.held.as_ref().is_some_and(|held| now >= Window::of(held).closes);
     match &state.phase {
         Phase::Publishing { next, issued } if issued.has_ended(now) => {
             let next = Candidate { attempt: next.attempt.saturating_add(1), ..next.clone() };

@@ -1,1 +1,456 @@
 //! One transition at a time.
+
+use std::time::Duration;
+
+use pintle_plugins_api::BackendError;
+
+use super::simulation::{policy, public_key};
+use super::*;
+use crate::KeyName;
+
+const DAY: Duration = Duration::from_secs(86_400);
+const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
+
+fn key(slot: u64) -> KeyName {
+    KeyName { backend: policy().backend, id: policy().key_prefix.key_id(slot) }
+}
+
+fn candidate(slot: u64, attempt: u32) -> Candidate {
+    Candidate { key: key(slot), public_key: public_key(slot), attempt }
+}
+
+fn request() -> SubmittedRequest {
+    SubmittedRequest { name: "pintle-worker-1-0".to_owned(), uid: "7".to_owned() }
+}
+
+/// A certificate of thirty days for the key of this slot, just installed.
+fn credential(slot: u64) -> Credential {
+    Credential::simulated(slot, NOW - Duration::from_secs(300), NOW + DAY * 30).with_key(key(slot)).installed(NOW)
+}
+
+/// Holding the credential of slot 1, in this phase of getting that of slot 2.
+fn in_phase(phase: Phase) -> State {
+    let last_slot = if phase == Phase::Holding { 1 } else { 2 };
+    let retiring = if matches!(phase, Phase::Proving | Phase::Retiring) { vec![key(9)] } else { Vec::new() };
+    State { phase, last_slot, retiring, ..State::adopting(credential(1)) }
+}
+
+fn phases() -> [Phase; 7] {
+    [
+        Phase::Holding,
+        Phase::Generating { key: key(2) },
+        Phase::Requesting { next: candidate(2, 1) },
+        Phase::Awaiting { next: candidate(2, 1), request: request() },
+        Phase::Publishing { next: candidate(2, 1), issued: credential(2) },
+        Phase::Proving,
+        Phase::Retiring,
+    ]
+}
+
+fn awaiting() -> State {
+    in_phase(phases()[3].clone())
+}
+
+fn error(kind: BackendErrorKind) -> BackendError {
+    BackendError::new(kind, "device")
+}
+
+fn held_failed(failure: ApiFailure) -> Event {
+    Event::ApiFailed { authority: Authority::Held, failure }
+}
+
+fn bootstrap_failed(failure: ApiFailure) -> Event {
+    Event::ApiFailed { authority: Authority::Bootstrap, failure }
+}
+
+fn at(state: State, event: Event, now: UnixTime) -> (State, Action) {
+    step(state, event, now, &policy())
+}
+
+fn now(state: State, event: Event) -> (State, Action) {
+    at(state, event, NOW)
+}
+
+/// The end of the back-off that the action waits for.
+fn back_off(action: &Action) -> UnixTime {
+    match action {
+        Action::Wait { until: Some(until), waiting: Waiting::BackOff } => *until,
+        other => panic!("no back-off but {other:?}"),
+    }
+}
+
+/// What is done once the back-off is over.
+fn after_back_off(state: State, action: &Action) -> (State, Action) {
+    let until = back_off(action);
+    assert!(until > NOW);
+    at(state, Event::Woke, until)
+}
+
+#[test]
+fn enrolment_goes_from_nothing_to_holding() {
+    let (state, action) = now(State::default(), Event::Woke);
+    assert_eq!(action, Action::Generate { key: key(1), algorithm: policy().algorithm });
+    let (state, action) = now(state, Event::Generated(public_key(1)));
+    assert_eq!(action, Action::Submit { next: candidate(1, 1), authority: Authority::Bootstrap });
+    let (state, action) = now(state, Event::Submitted(request()));
+    let observe = Action::Observe { next: candidate(1, 1), request: request(), authority: Authority::Bootstrap };
+    assert_eq!(action, observe);
+    let (state, action) = now(state, Event::Observed(Observation::Pending));
+    assert_eq!(action, observe);
+    let (state, action) = now(state, Event::Observed(Observation::Issued(Ok(credential(1)))));
+    assert_eq!(action, Action::Publish { issued: credential(1) });
+    let (state, action) = now(state, Event::Published);
+    assert_eq!((action, state.held.as_ref()), (Action::Prove, Some(&credential(1))));
+    let (state, action) = now(state, Event::Proven);
+    let until = Some(Window::of(&credential(1)).deadline);
+    assert_eq!((action, state.phase), (Action::Wait { until, waiting: Waiting::UntilRotation }, Phase::Holding));
+}
+
+#[test]
+fn rotation_keeps_the_old_key_until_the_new_one_is_proven() {
+    let deadline = Window::of(&credential(1)).deadline;
+    let (state, action) = at(in_phase(Phase::Holding), Event::Woke, deadline);
+    assert_eq!(action, Action::Generate { key: key(2), algorithm: policy().algorithm });
+    let (state, action) = at(state, Event::Generated(public_key(2)), deadline);
+    assert_eq!(action, Action::Submit { next: candidate(2, 1), authority: Authority::Held });
+    assert_eq!(state.keys(), [&key(1), &key(2)]);
+    let (state, _) = at(state, Event::Submitted(request()), deadline);
+    let (state, _) = at(state, Event::Observed(Observation::Issued(Ok(credential(2)))), deadline);
+    let (state, action) = at(state, Event::Published, deadline);
+    assert_eq!((action, state.keys()), (Action::Prove, vec![&key(2), &key(1)]));
+    let (state, action) = at(state, Event::Proven, deadline);
+    assert_eq!(action, Action::Retire { keys: vec![key(1)] });
+    let (state, action) = at(state, Event::RetireFailed(error(BackendErrorKind::Unavailable)), deadline);
+    let (state, action) = at(state, Event::Woke, back_off(&action));
+    assert_eq!(action, Action::Retire { keys: vec![key(1)] });
+    let (state, _) = at(state, Event::Retired, deadline);
+    assert_eq!((&state.phase, state.keys()), (&Phase::Holding, vec![&key(2)]));
+}
+
+/// Cases C01 and C28.
+#[test]
+fn refused_means_same_key_next_attempt_and_ever_longer_waits() {
+    let refusals = [
+        Observation::Denied("no".to_owned()),
+        Observation::Failed("no".to_owned()),
+        Observation::Gone,
+        Observation::Issued(Err(Rejection::Missing("a name".to_owned()))),
+        Observation::Issued(Err(Rejection::Ended(NOW))),
+    ];
+    for refusal in refusals {
+        let (state, action) = now(awaiting(), Event::Observed(refusal));
+        let (_, action) = after_back_off(state, &action);
+        assert_eq!(action, Action::Submit { next: candidate(2, 2), authority: Authority::Held });
+    }
+
+    let (mut state, mut clock, mut reasons) = (awaiting(), NOW, 0);
+    for attempt in 2..40 {
+        let (refused, action) = at(state, Event::Observed(Observation::Denied("policy".to_owned())), clock);
+        assert_eq!(refused.failures(), attempt - 1, "a request that was accepted does not shorten the waits");
+        reasons += u32::from(refused.back_off.as_ref().is_some_and(|back_off| back_off.reason.contains("policy")));
+        clock = back_off(&action);
+        let (requesting, action) = at(refused, Event::Woke, clock);
+        assert_eq!(action, Action::Submit { next: candidate(2, attempt), authority: Authority::Held });
+        state = at(requesting, Event::Submitted(request()), clock).0;
+    }
+    assert_eq!((reasons, state.keys()), (38, vec![&key(1), &key(2)]));
+    assert!(clock.since(NOW) > Duration::from_secs(3600), "38 refusals took only {:?}", clock.since(NOW));
+}
+
+#[test]
+fn any_other_failure_means_the_same_request_again() {
+    let failures = [
+        ApiFailure::Unreachable("down".to_owned()),
+        ApiFailure::Forbidden("no".to_owned()),
+        ApiFailure::Server("500".to_owned()),
+        ApiFailure::Invalid("422".to_owned()),
+    ];
+    for failure in failures {
+        for phase in [2, 3] {
+            let before = in_phase(phases()[phase].clone());
+            let (state, action) = now(before.clone(), held_failed(failure.clone()));
+            assert_eq!(state.phase, before.phase);
+            let (_, again) = after_back_off(state, &action);
+            assert_eq!(again, now(before, Event::Woke).1);
+        }
+    }
+}
+
+/// Case C20.
+#[test]
+fn throttled_waits_as_long_as_the_server_asks_and_no_more_than_an_hour() {
+    let throttled = |seconds| {
+        let retry_after = Some(Duration::from_secs(seconds));
+        let (_, action) =
+            now(awaiting(), held_failed(ApiFailure::Throttled { detail: "busy".to_owned(), retry_after }));
+        back_off(&action).since(NOW).as_secs()
+    };
+    assert!((30..33).contains(&throttled(30)));
+    assert!((3600..3603).contains(&throttled(86_400)));
+}
+
+/// Case C07.
+#[test]
+fn refused_held_credential_means_bootstrap_at_once_and_then_the_held_one_again() {
+    let unauthorized = ApiFailure::Unauthorized("401".to_owned());
+    let (state, action) = now(in_phase(phases()[2].clone()), held_failed(unauthorized.clone()));
+    assert_eq!(action, Action::Submit { next: candidate(2, 1), authority: Authority::Bootstrap });
+    for refused in [unauthorized.clone(), ApiFailure::Forbidden("403".to_owned())] {
+        let (state, action) = now(state.clone(), bootstrap_failed(refused));
+        let (_, action) = after_back_off(state, &action);
+        assert_eq!(action, Action::Submit { next: candidate(2, 1), authority: Authority::Held });
+    }
+    let (_, action) = now(in_phase(Phase::Holding), Event::HeldRefused { key_lost: false });
+    assert_eq!(action, Action::Generate { key: key(2), algorithm: policy().algorithm });
+}
+
+/// Cases C03 and C21.
+#[test]
+fn without_any_credential_it_looks_again_every_ten_seconds_and_at_once_when_a_file_changes() {
+    let mut state = in_phase(phases()[2].clone());
+    let ended = NOW + DAY * 31;
+    for _ in 0..30 {
+        let missing = bootstrap_failed(ApiFailure::NoCredential("no bootstrap kubeconfig".to_owned()));
+        let (next, action) = at(state, missing, ended);
+        assert!(back_off(&action).since(ended) <= Policy::LOCAL_RETRY);
+        assert!(next.back_off.as_ref().is_some_and(|back_off| back_off.hint.contains("--bootstrap-kubeconfig")));
+        state = next;
+    }
+    let (_, action) = at(state, Event::LocalChange, ended);
+    assert_eq!(action, Action::Submit { next: candidate(2, 1), authority: Authority::Bootstrap });
+}
+
+#[test]
+fn certificate_for_another_key_costs_this_key_before_the_next_is_made() {
+    let (state, action) = now(awaiting(), Event::Observed(Observation::Issued(Err(Rejection::OtherKey))));
+    let (state, action) = after_back_off(state, &action);
+    assert_eq!(action, Action::Retire { keys: vec![key(2)] });
+    let (state, _) = now(state, Event::Retired);
+    assert_eq!(state.discarded, 1);
+    let (_, action) = at(state, Event::Woke, Window::of(&credential(1)).deadline);
+    assert_eq!(action, Action::Generate { key: key(3), algorithm: policy().algorithm });
+}
+
+#[test]
+fn id_of_somebody_elses_key_is_passed_over() {
+    let conflict = Event::GenerateFailed(error(BackendErrorKind::Conflict));
+    let (state, action) = now(in_phase(phases()[1].clone()), conflict);
+    assert!(state.retiring.is_empty(), "it is not ours to destroy");
+    let (_, action) = after_back_off(state, &action);
+    assert_eq!(action, Action::Generate { key: key(3), algorithm: policy().algorithm });
+}
+
+/// Case C26.
+#[test]
+fn key_lost_before_its_certificate_is_published_is_made_again_in_the_same_slot() {
+    let lost = [
+        (2, Event::SigningFailed(error(BackendErrorKind::KeyLost))),
+        (2, Event::SigningFailed(error(BackendErrorKind::NotFound))),
+        (4, Event::PublishFailed { detail: "lost".to_owned(), key_lost: true }),
+    ];
+    for (phase, event) in lost {
+        let (state, action) = now(in_phase(phases()[phase].clone()), event);
+        assert_eq!(state.discarded, 1, "a backend that loses every key is asked ever less often");
+        let (_, action) = after_back_off(state, &action);
+        assert_eq!(action, Action::Generate { key: key(2), algorithm: policy().algorithm });
+    }
+    let (state, action) =
+        now(in_phase(phases()[2].clone()), Event::SigningFailed(error(BackendErrorKind::Unavailable)));
+    let (_, action) = after_back_off(state, &action);
+    assert_eq!(action, Action::Submit { next: candidate(2, 1), authority: Authority::Held });
+}
+
+/// Case C26.
+#[test]
+fn lost_key_in_use_enrols_again_by_policy_only() {
+    let lost = Event::HeldRefused { key_lost: true };
+    let waits = Policy { enrol_after_key_loss: false, ..policy() };
+    let (_, action) = step(in_phase(Phase::Holding), lost.clone(), NOW, &waits);
+    assert_eq!(action, Action::Wait { until: Some(NOW + DAY * 30), waiting: Waiting::KeyLost });
+    let (state, action) = now(in_phase(Phase::Holding), lost.clone());
+    assert_eq!(action, Action::Generate { key: key(2), algorithm: policy().algorithm });
+    assert_eq!(state.authority(NOW), Authority::Bootstrap);
+    let (_, action) = now(in_phase(Phase::Proving), lost);
+    assert_eq!(action, Action::Retire { keys: vec![key(9)] }, "what is lost is never proven");
+}
+
+/// Case C06.
+#[test]
+fn not_yet_valid_waits_and_requests_nothing_new() {
+    let early = || Event::Observed(Observation::Issued(Err(Rejection::NotYetValid(NOW + DAY))));
+    let (mut state, mut clock) = (awaiting(), NOW);
+    for _ in 0..5 {
+        let (next, action) = at(state, early(), clock);
+        assert_eq!(next.phase, awaiting().phase);
+        clock = back_off(&action);
+        state = next;
+    }
+    let (_, action) = at(state, Event::Woke, clock);
+    assert_eq!(action, Action::Observe { next: candidate(2, 1), request: request(), authority: Authority::Held });
+}
+
+#[test]
+fn rotation_off_holds_until_the_end_and_then_enrols() {
+    let off = Policy { rotate: false, ..policy() };
+    let end = NOW + DAY * 30;
+    let (state, action) = step(in_phase(Phase::Holding), Event::Woke, NOW + DAY * 29, &off);
+    assert_eq!(action, Action::Wait { until: Some(end), waiting: Waiting::RotationOff });
+    let (_, action) = step(state, Event::Woke, end, &off);
+    assert_eq!(action, Action::Generate { key: key(2), algorithm: off.algorithm });
+}
+
+#[test]
+fn requested_rotation_begins_at_once_and_ends_a_back_off() {
+    let (_, action) = now(in_phase(Phase::Holding), Event::RotationRequested);
+    assert_eq!(action, Action::Generate { key: key(2), algorithm: policy().algorithm });
+    let (state, _) = now(awaiting(), held_failed(ApiFailure::Server("500".to_owned())));
+    let (state, action) = now(state, Event::RotationRequested);
+    assert_eq!(action, Action::Observe { next: candidate(2, 1), request: request(), authority: Authority::Held });
+    assert!(!state.rotation_requested, "the rotation that goes on is the one that was asked for");
+}
+
+#[test]
+fn key_in_another_backend_is_rotated_at_once() {
+    let token = Policy { backend: "token".to_owned(), ..policy() };
+    let (_, action) = step(in_phase(Phase::Holding), Event::Woke, NOW, &token);
+    let key = KeyName { backend: "token".to_owned(), id: key(2).id };
+    assert_eq!(action, Action::Generate { key, algorithm: token.algorithm });
+}
+
+#[test]
+fn published_but_unproven_goes_on_proving_and_destroys_nothing() {
+    let (mut state, mut clock) = (in_phase(Phase::Proving), NOW);
+    for _ in 0..20 {
+        let (next, action) = at(state, held_failed(ApiFailure::Unreachable("down".to_owned())), clock);
+        clock = back_off(&action);
+        let (next, action) = at(next, Event::Woke, clock);
+        assert_eq!(action, Action::Prove);
+        state = next;
+    }
+    let (_, action) = at(state, Event::Woke, Window::of(&credential(1)).closes);
+    assert_eq!(action, Action::Retire { keys: vec![key(9)] }, "outlived: the held credential is due itself");
+}
+
+/// Case C07.
+#[test]
+fn published_but_refused_for_minutes_is_given_up_for_bootstrap() {
+    let (mut state, mut clock, mut refusals) = (in_phase(Phase::Proving), NOW, 0);
+    while state.phase == Phase::Proving {
+        let (next, action) = at(state, held_failed(ApiFailure::Unauthorized("401".to_owned())), clock);
+        refusals += 1;
+        if let Action::Wait { until: Some(until), .. } = action {
+            clock = until;
+        }
+        state = next;
+    }
+    assert_eq!((refusals, &state.phase), (PROVE_ATTEMPTS + 1, &Phase::Retiring));
+    let (state, action) = at(state, Event::Retired, clock);
+    assert_eq!(action, Action::Generate { key: key(3), algorithm: policy().algorithm });
+    assert_eq!(state.authority(clock), Authority::Bootstrap);
+}
+
+#[test]
+fn issued_but_ended_before_it_is_published_is_requested_again() {
+    let (_, action) = at(in_phase(phases()[4].clone()), Event::Woke, NOW + DAY * 30);
+    assert_eq!(action, Action::Submit { next: candidate(2, 2), authority: Authority::Bootstrap });
+}
+
+/// Case C29.
+#[test]
+fn full_disk_keeps_what_was_issued() {
+    let full = Event::PublishFailed { detail: "no space left on device".to_owned(), key_lost: false };
+    let (state, action) = now(in_phase(phases()[4].clone()), full);
+    assert!(back_off(&action).since(NOW) <= Policy::LOCAL_RETRY);
+    assert_eq!(now(state, Event::LocalChange).1, Action::Publish { issued: credential(2) });
+}
+
+/// Cases C14 and C23: after a restart the journal goes on where it was, whatever else is gone.
+#[test]
+fn restart_repeats_the_action_of_the_phase() {
+    for phase in phases() {
+        let (state, action) = now(in_phase(phase), Event::Woke);
+        assert_eq!(now(state.clone(), Event::Woke), (state, action));
+    }
+}
+
+/// Case C05.
+#[test]
+fn clock_set_back_does_not_stretch_a_wait() {
+    let (state, action) = now(awaiting(), held_failed(ApiFailure::Server("500".to_owned())));
+    back_off(&action);
+    let (_, action) = at(state, Event::Woke, NOW - DAY * 365);
+    assert_eq!(action, Action::Observe { next: candidate(2, 1), request: request(), authority: Authority::Held });
+}
+
+/// Every kind of event, and the numbers of the phases to which it belongs.
+fn events() -> Vec<(Event, &'static [usize])> {
+    const ALL: &[usize] = &[0, 1, 2, 3, 4, 5, 6];
+    let failed = |authority, failure| Event::ApiFailed { authority, failure };
+    let text = String::new;
+    let mut events: Vec<(Event, &[usize])> = vec![
+        (Event::Woke, &[]),
+        (Event::RotationRequested, &[0]),
+        (Event::LocalChange, &[]),
+        (Event::HeldRefused { key_lost: false }, ALL),
+        (Event::HeldRefused { key_lost: true }, ALL),
+        (Event::Generated(public_key(5)), &[1]),
+        (Event::Submitted(request()), &[2]),
+        (Event::Published, &[4]),
+        (Event::PublishFailed { detail: text(), key_lost: false }, &[4]),
+        (Event::PublishFailed { detail: text(), key_lost: true }, &[4]),
+        (Event::Proven, &[5]),
+        (Event::Retired, &[6]),
+    ];
+    for kind in BackendErrorKind::ALL {
+        events.push((Event::GenerateFailed(error(kind)), &[1]));
+        events.push((Event::SigningFailed(error(kind)), &[2]));
+        events.push((Event::RetireFailed(error(kind)), &[6]));
+    }
+    for authority in [Authority::Held, Authority::Bootstrap] {
+        for failure in [
+            ApiFailure::Unreachable(text()),
+            ApiFailure::Unauthorized(text()),
+            ApiFailure::Forbidden(text()),
+            ApiFailure::Throttled { detail: text(), retry_after: None },
+            ApiFailure::Throttled { detail: text(), retry_after: Some(Duration::MAX) },
+            ApiFailure::Invalid(text()),
+            ApiFailure::Server(text()),
+            ApiFailure::NoCredential(text()),
+        ] {
+            events.push((failed(authority, failure), &[2, 3, 5]));
+        }
+    }
+    for observation in [
+        Observation::Pending,
+        Observation::Issued(Ok(credential(2))),
+        Observation::Issued(Err(Rejection::OtherKey)),
+        Observation::Issued(Err(Rejection::NotYetValid(NOW + DAY))),
+        Observation::Issued(Err(Rejection::Untrusted(text()))),
+        Observation::Denied(text()),
+        Observation::Failed(text()),
+        Observation::Gone,
+    ] {
+        events.push((Event::Observed(observation), &[3]));
+    }
+    events
+}
+
+#[test]
+fn unexpected_events_repeat_the_action_of_the_phase_and_none_panics() {
+    for (number, phase) in phases().into_iter().enumerate() {
+        let before = in_phase(phase);
+        let repeated = now(before.clone(), Event::Woke);
+        for (event, belongs_to) in events() {
+            let after = now(before.clone(), event.clone());
+            if !belongs_to.contains(&number) {
+                assert_eq!(after, repeated, "{event:?} in {}", before.phase.name());
+            }
+            // At the ends of time, without anything held, and with counters that are full.
+            for clock in [UnixTime::from_milliseconds(i64::MIN), UnixTime::from_milliseconds(i64::MAX)] {
+                at(before.clone(), event.clone(), clock);
+                at(State { held: None, ..before.clone() }, event.clone(), clock);
+                at(State { discarded: u32::MAX, last_slot: u64::MAX, ..before.clone() }, event.clone(), clock);
+            }
+        }
+    }
+}

@@ -11,6 +11,7 @@ use pintle_plugins_api::KeyAlgorithm;
 use super::*;
 use crate::policy::KeyPrefix;
 use world::World;
+pub(crate) use world::public_key;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -63,7 +64,12 @@ impl Random {
 type Violation = String;
 
 /// Lives through `rotations` rotations and says how many steps that took, or what went wrong.
-fn live(seed: u64, rotations: u64, step: Step, mut trace: impl FnMut(&World, &Event, &State)) -> Result<u64, Violation> {
+fn live(
+    seed: u64,
+    rotations: u64,
+    step: Step,
+    mut trace: impl FnMut(&World, &Event, &State),
+) -> Result<u64, Violation> {
     let policy = policy();
     let mut world = World::new(seed);
     let mut event = Event::Woke;

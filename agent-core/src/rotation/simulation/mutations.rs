@@ -1,11 +1,13 @@
 //! Steps with one thing wrong each: a simulation that does not notice them would prove nothing.
 
+use pintle_plugins_api::{BackendError, BackendErrorKind};
+
 use super::*;
 
 /// Each is `step` with one thing wrong; the simulation must notice all of them.
 #[test]
 fn every_mutation_of_step_is_caught() {
-    let mutations: [(&str, Step); 6] = [
+    let mutations: [(&str, Step); 12] = [
         ("retires the key in use", |state, event, now, policy| {
             let (mut state, action) = step(state, event, now, policy);
             match action {
@@ -38,7 +40,7 @@ fn every_mutation_of_step_is_caught() {
             let (state, action) = step(state, event, now, policy);
             match action {
                 Action::Wait { until: Some(until), waiting: Waiting::RotationOff } => {
-                    (state, Action::Wait { until: Some(until + RECOVERY * 2), waiting: Waiting::RotationOff })
+                    (state, Action::Wait { until: Some(until + RECOVERY * 4), waiting: Waiting::RotationOff })
                 }
                 action => (state, action),
             }
@@ -58,6 +60,49 @@ fn every_mutation_of_step_is_caught() {
             } else {
                 (state, action)
             }
+        }),
+        ("retires before the new key is proven", |state, event, now, policy| {
+            let published = matches!((&event, &state.phase), (Event::Published, Phase::Publishing { .. }));
+            let (mut state, action) = step(state, event, now, policy);
+            if published && state.phase == Phase::Proving && !state.retiring.is_empty() {
+                state.phase = Phase::Retiring;
+                let keys = state.retiring.clone();
+                return (state, Action::Retire { keys });
+            }
+            (state, action)
+        }),
+        ("asks for what was refused again (C28)", |state, event, now, policy| {
+            let (mut state, action) = step(state, event, now, policy);
+            match &mut state.phase {
+                Phase::Requesting { next } => next.attempt = 1,
+                _ => return (state, action),
+            }
+            (state, action)
+        }),
+        ("does not notice that the key is lost (C26)", |mut state, event, now, policy| {
+            state.held_key_lost = false;
+            let event = if matches!(event, Event::HeldRefused { .. }) { Event::Woke } else { event };
+            step(state, event, now, policy)
+        }),
+        ("never turns to the bootstrap credential before the end (C07)", |mut state, event, now, policy| {
+            state.held_refused = false;
+            let event = if event == (Event::HeldRefused { key_lost: false }) { Event::Woke } else { event };
+            step(state, event, now, policy)
+        }),
+        ("insists on an id that somebody else's key has", |state, event, now, policy| match (event, &state.phase) {
+            (Event::GenerateFailed(error), Phase::Generating { .. }) if error.kind == BackendErrorKind::Conflict => {
+                let unavailable = BackendError::new(BackendErrorKind::Unavailable, error.detail);
+                step(state, Event::GenerateFailed(unavailable), now, policy)
+            }
+            (event, _) => step(state, event, now, policy),
+        }),
+        ("destroys somebody else's key", |mut state, event, now, policy| {
+            if let (Event::GenerateFailed(error), Phase::Generating { key }) = (&event, &state.phase)
+                && error.kind == BackendErrorKind::Conflict
+            {
+                state.retiring.push(key.clone());
+            }
+            step(state, event, now, policy)
         }),
     ];
     for (name, mutation) in mutations {

@@ -32,6 +32,8 @@ pub(super) struct World {
     serial: u64,
     /// The leaf that is published, and the key that it was issued for.
     published: Option<(Credential, PublicKey)>,
+    /// The serial number of the leaf that was proven last.
+    proven: Option<String>,
     /// The API server refuses whatever was issued before: that is when its authority was last replaced.
     authority_since: UnixTime,
     down_until: UnixTime,
@@ -44,7 +46,11 @@ pub(super) struct World {
 impl fmt::Debug for World {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (true_time, clock, down, keys) = (self.now, self.clock(), self.now < self.down_until, self.keys.len());
-        write!(formatter, "{true_time} (clock {clock}, down {down}, keys {keys}, disturbed {}):", self.undisturbed_since)
+        write!(
+            formatter,
+            "{true_time} (clock {clock}, down {down}, keys {keys}, disturbed {}):",
+            self.undisturbed_since
+        )
     }
 }
 
@@ -80,6 +86,7 @@ impl World {
             requests: Vec::new(),
             serial: 0,
             published: None,
+            proven: None,
             authority_since: start - BACKDATED,
             down_until: start,
             next_disturbance: start,
@@ -139,6 +146,14 @@ impl World {
         let Action::Retire { keys } = action else {
             return Ok(());
         };
+        if let Some((published, _)) = &self.published
+            && self.proven.as_deref() != Some(published.serial())
+            && self.takes(published)
+            && self.is_published(&published.key().id)
+            && self.clock() < Window::of(published).closes
+        {
+            return Err(format!("destroys keys before the new one is proven: {state:?}"));
+        }
         for key in keys {
             if state.held.as_ref().is_some_and(|held| held.key() == key) || self.is_published(&key.id) {
                 return Err(format!("destroys the key in use: {state:?}"));
@@ -212,7 +227,10 @@ impl World {
                 None => Event::Observed(self.observe(&next)),
             },
             Action::Publish { issued } => self.publish(issued)?,
-            Action::Prove => self.api_failure(state, Authority::Held).unwrap_or(Event::Proven),
+            Action::Prove => match self.api_failure(state, Authority::Held) {
+                Some(failure) => failure,
+                None => self.prove(state),
+            },
             Action::Retire { keys } => {
                 for key in keys {
                     if self.random.one_in(6) {
@@ -252,7 +270,7 @@ impl World {
             1 => Event::LocalChange,
             2 => Event::HeldRefused { key_lost: false },
             // An event that belongs to no phase in which it can come.
-            3 => Event::Proven,
+            3 => self.prove(state),
             _ => Event::Woke,
         }
     }
@@ -346,6 +364,11 @@ impl World {
             .find(|request| request.attempt == next.attempt && request.public_key == next.public_key)
     }
 
+    fn prove(&mut self, state: &State) -> Event {
+        self.proven = state.held.as_ref().map(|held| held.serial().to_owned());
+        Event::Proven
+    }
+
     fn publish(&mut self, issued: Credential) -> Result<Event, Violation> {
         if self.random.one_in(40) {
             self.lose_key(&issued.key().id);
@@ -382,10 +405,9 @@ impl World {
         }
         match self.random.below(40) {
             0 => failed(ApiFailure::Unreachable("timeout".to_owned())),
-            1 => failed(ApiFailure::Throttled {
-                detail: "busy".to_owned(),
-                retry_after: Some(Duration::from_secs(30)),
-            }),
+            1 => {
+                failed(ApiFailure::Throttled { detail: "busy".to_owned(), retry_after: Some(Duration::from_secs(30)) })
+            }
             2 => failed(ApiFailure::Server("500".to_owned())),
             3 => failed(ApiFailure::Unauthorized("401".to_owned())),
             4 => failed(ApiFailure::Forbidden("403".to_owned())),
