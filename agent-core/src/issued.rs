@@ -385,3 +385,6 @@ fn check_authority(chain: &[Vec<u8>], authorities: &[Vec<u8>]) -> Result<(), Rej
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,3 +170,6 @@ impl<S: Fn(SignatureScheme, &[u8]) -> Result<Vec<u8>, E>, E> rcgen::SigningKey f
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
