@@ -200,7 +200,7 @@ fn signature_leads_to_an_authority_directly_or_through_the_chain() {
     };
     let (first_pem, second_pem) = (first.certificate.pem(), second.certificate.pem());
     let (root_der, impostor) = (root_authority.der(), root("root").der());
-    assert_eq!(check(&[&leaf_pem, &second_pem, &first_pem], &[root_der.clone()]).unwrap().chain().len(), 3);
+    assert_eq!(check(&[&leaf_pem, &second_pem, &first_pem], std::slice::from_ref(&root_der)).unwrap().chain().len(), 3);
     assert!(check(&[&leaf_pem, &first_pem, &second_pem], &[impostor.clone(), root_der.clone()]).is_ok(), "any order");
     assert!(check(&[&leaf_pem], &[second.der()]).is_ok(), "an intermediate may be the configured authority");
     for (chain, authorities) in [
