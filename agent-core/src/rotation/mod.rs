@@ -89,6 +89,7 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
                 state.retiring.push(old.key().clone());
             }
             (state.held_refused, state.held_key_lost, state.rotation_requested) = (false, false, false);
+            state.proof_refusals = 0;
             state.enter(Phase::Proving);
         }
         (Event::PublishFailed { detail, key_lost }, Phase::Publishing { next, .. }) => {
@@ -123,9 +124,11 @@ fn api_failed(state: &mut State, authority: Authority, failure: ApiFailure, now:
                 state.fail(now, policy, failure, None);
             }
         }
-        ApiFailure::Unauthorized(_)
-            if state.phase == Phase::Proving && state.failures() >= state.discarded.saturating_add(PROVE_ATTEMPTS) =>
-        {
+        ApiFailure::Unauthorized(_) if state.phase == Phase::Proving => {
+            state.proof_refusals = state.proof_refusals.saturating_add(1);
+            if state.proof_refusals < PROVE_ATTEMPTS {
+                return state.fail(now, policy, failure, None);
+            }
             // Signed by an authority that the API server does not know, for instance because it was replaced meanwhile.
             state.held_refused = true;
             state.discarded = state.discarded.saturating_add(1);
@@ -244,7 +247,7 @@ fn due(state: &State, now: UnixTime, policy: &Policy) -> Due {
 
 /// A certificate that the API server has refused this often, for some minutes, is given up: a server that is merely late
 /// to load an authority has done so by then.
-const PROVE_ATTEMPTS: u32 = 9;
+const PROVE_ATTEMPTS: u32 = 10;
 
 /// So often is the destruction of an old key tried before a rotation that is due goes ahead without it. A backend that
 /// refuses this often will not do it in a few minutes' time either.

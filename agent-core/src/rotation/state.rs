@@ -28,6 +28,9 @@ pub struct State {
     /// Keys made and lost or thrown away since the last certificate that was proven: each makes the waits after a failure
     /// longer.
     pub discarded: u32,
+    /// How often the API server has refused the held credential while it was to be proven.
+    #[serde(default)]
+    pub proof_refusals: u32,
     /// Keys to be destroyed once the held credential is proven.
     pub retiring: Vec<KeyName>,
 }
