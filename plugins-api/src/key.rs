@@ -32,7 +32,11 @@ impl KeyId {
     /// If there are none, or more than [`MAXIMUM_LENGTH`](Self::MAXIMUM_LENGTH).
     pub fn new(octets: impl Into<Vec<u8>>) -> Result<Self, InvalidKeyId> {
         let octets = octets.into();
-        if octets.is_empty() || octets.len() > Self::MAXIMUM_LENGTH { Err(InvalidKeyId) } else { Ok(Self(octets.into())) }
+        if octets.is_empty() || octets.len() > Self::MAXIMUM_LENGTH {
+            Err(InvalidKeyId)
+        } else {
+            Ok(Self(octets.into()))
+        }
     }
 
     /// The octets of the id.
