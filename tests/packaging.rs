@@ -1,0 +1,354 @@
+//! What operators install: the units, the configuration and the Debian packages, in a clean Debian.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+#[path = "packaging/debian.rs"]
+mod debian;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use debian::{Debian, output, succeed, text};
+use pintle::demo::control_plane::{self, ControlPlane, Options};
+use pintle_test_support::ScratchDirectory;
+
+const PINTLE: &str = env!("CARGO_BIN_EXE_pintle");
+const PLUGIN: &str = "libpintle_backend_tpm.so";
+/// Where keys, journal and certificates are, in an installation with defaults.
+const KEPT: [&str; 2] = ["/var/lib/pintle", "/var/lib/kubelet"];
+
+/// The packages of this build, as version 1 and version 2.
+struct Packages {
+    scratch: ScratchDirectory,
+}
+
+static PACKAGES: LazyLock<Packages> = LazyLock::new(|| {
+    let packages = Packages { scratch: ScratchDirectory::new() };
+    for version in ["1", "2"] {
+        build(packages.scratch.path(), version, "022");
+    }
+    packages
+});
+
+impl Packages {
+    fn file(&self, name: &str, version: &str) -> PathBuf {
+        let architecture = succeed(Command::new("dpkg").arg("--print-architecture"));
+        self.scratch.join(format!("{name}_{version}_{}.deb", architecture.trim()))
+    }
+
+    /// Copies a package into a Debian, and returns its path there.
+    fn put(&self, debian: &Debian, name: &str, version: &str) -> String {
+        let path = format!("/tmp/{name}-{version}.deb");
+        debian.put(&self.file(name, version), &path);
+        path
+    }
+
+    /// What is in a package, unpacked.
+    fn unpacked(&self, name: &str) -> ScratchDirectory {
+        let scratch = ScratchDirectory::new();
+        succeed(Command::new("dpkg-deb").arg("--extract").arg(self.file(name, "1")).arg(scratch.path()));
+        scratch
+    }
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn build(directory: &Path, version: &str, umask: &str) {
+    // Cargo puts the plugin, a member of the workspace, beside the binary; ./tests/run builds the workspace first.
+    let plugin = Path::new(PINTLE).with_file_name(PLUGIN);
+    succeed(
+        Command::new("sh")
+            .args(["-c", r#"umask "$0" && exec "$@""#, umask])
+            .arg(repository().join("packaging/deb/build"))
+            .args(["--version", version, "--compression", "zstd", "--output"])
+            .arg(directory)
+            .arg(PINTLE)
+            .arg(plugin)
+            .env("SOURCE_DATE_EPOCH", "1700000000"),
+    );
+}
+
+/// Runs a command with what is in both packages laid over this machine's files, in a mount namespace of its own.
+fn as_if_installed(words: &[&str]) -> Command {
+    static UNPACKED: LazyLock<[ScratchDirectory; 2]> =
+        LazyLock::new(|| ["pintle", "pintle-tpm"].map(|name| PACKAGES.unpacked(name)));
+    let mut script = String::from("set -e\n");
+    for (directory, trees) in
+        [("usr/bin", &UNPACKED[..1]), ("usr/lib/systemd/system", &UNPACKED[..]), ("usr/share/man/man1", &UNPACKED[..1])]
+    {
+        let layers: Vec<String> = trees.iter().map(|tree| tree.join(directory).display().to_string()).collect();
+        let layers = layers.join(":");
+        script += &format!("mount -t overlay -o lowerdir={layers}:/{directory} overlay /{directory}\n");
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &(script + r#"exec "$0" "$@""#)]).args(words);
+    command
+}
+
+#[test]
+fn the_units_are_valid() {
+    let said = succeed(&mut as_if_installed(&["systemd-analyze", "verify", "--man=no", "pintle.service"]));
+    assert_eq!(said, "");
+    let said = succeed(&mut as_if_installed(&["systemd-analyze", "verify", "--man=no", "pintle-proxy.socket"]));
+    assert_eq!(said, "");
+    assert!(PACKAGES.unpacked("pintle").join("usr/share/man/man1/pintle.1.gz").exists());
+}
+
+/// The threshold is in tenths, and what it names is still allowed.
+#[test]
+fn the_service_is_confined() {
+    let words = ["systemd-analyze", "security", "--offline=true", "--threshold=19", "pintle.service"];
+    let table = succeed(&mut as_if_installed(&words));
+    assert!(table.contains("Overall exposure level for pintle.service"), "{table}");
+}
+
+#[test]
+fn the_configuration_names_every_key_with_its_default() {
+    let text = std::fs::read_to_string(repository().join("packaging/config.toml")).unwrap();
+    let scratch = ScratchDirectory::new();
+    let check = |content: &str| {
+        let file = scratch.write("config.toml", content);
+        succeed(Command::new(PINTLE).args(["config", "check", "--node-name", "worker-1", "--config"]).arg(file))
+    };
+    // A setting is commented out by a bare '#', prose by '# '.
+    let setting =
+        |line: &str| line.strip_prefix('#').filter(|rest| !rest.is_empty() && !rest.starts_with(' ')).is_some();
+    let uncommented: Vec<&str> = text.lines().map(|line| if setting(line) { &line[1..] } else { line }).collect();
+    assert!(text.lines().all(|line| line.is_empty() || line.starts_with('#')), "everything is commented out");
+    let defaults = check("");
+    assert_eq!(check(&text), defaults);
+    // Keys without a default say so, and stand there with an example.
+    let all = check(&uncommented.join("\n"));
+    for (line, default) in all.lines().zip(defaults.lines()) {
+        assert!(line == default || default.contains(" none"), "{line:?} is not the default {default:?}");
+    }
+    // Whoever adds a key adds it here: the parser lists the ones it knows.
+    let file = scratch.write("config.toml", "no-such-key = 1\n");
+    let refused = output(Command::new(PINTLE).args(["config", "check", "--config"]).arg(file));
+    let refused = debian::text(&refused);
+    let known: Vec<&str> = refused.split('`').skip(3).step_by(2).collect();
+    assert!(known.contains(&"cert-dir"), "{refused}");
+    for key in known {
+        let there = uncommented.iter().any(|line| {
+            line.strip_prefix(key).is_some_and(|rest| rest.starts_with(" =")) || line.starts_with(&format!("[{key}."))
+        });
+        assert!(there, "packaging/config.toml lacks {key}");
+    }
+}
+
+#[test]
+fn the_same_binaries_give_the_same_packages() {
+    let again = ScratchDirectory::new();
+    build(again.path(), "1", "077");
+    for name in ["pintle", "pintle-tpm"] {
+        let first = PACKAGES.file(name, "1");
+        let second = again.join(first.file_name().unwrap());
+        assert!(std::fs::read(&first).unwrap() == std::fs::read(second).unwrap(), "{name} differs");
+    }
+}
+
+#[test]
+fn the_agent_needs_no_library_of_a_token_or_tpm() {
+    let debian = Debian::new();
+    let package = PACKAGES.put(&debian, "pintle", "1");
+    debian.run(&["dpkg", "--install", &package]);
+    for library in ["libtss2*", "*pkcs11*", "*softhsm*"] {
+        let found = debian.run(&["find", "/usr/lib", "-name", library]);
+        assert_eq!(found, "", "a clean Debian has none");
+    }
+    let needed = succeed(Command::new("readelf").arg("--dynamic").arg(debian.path("/usr/bin/pintle")));
+    let needed: BTreeSet<&str> = needed
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| line.split(['[', ']']).nth(1))
+        .filter(|name| !name.starts_with("ld-linux"))
+        .collect();
+    assert_eq!(needed, BTreeSet::from(["libc.so.6", "libgcc_s.so.1", "libm.so.6"]));
+    let story = debian.run(&["pintle", "demo", "--cluster-signing-duration", "6s"]);
+    assert!(!story.contains("error:"), "{story}");
+}
+
+/// Enrols the agent that is installed there with an API server of this process.
+async fn enrol(debian: &Debian, control_plane: &ControlPlane) -> String {
+    let kubeconfig = debian.path("/etc/pintle/bootstrap-kubeconfig");
+    std::fs::write(kubeconfig, control_plane.bootstrap_kubeconfig()).unwrap();
+    let mut command = debian.command(&[
+        "setpriv",
+        // As in the unit: uid 0 without any of its powers.
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--no-new-privs",
+        "pintle",
+        "run",
+        "--once",
+        "--node-name=worker-1",
+        "--bootstrap-kubeconfig=/etc/pintle/bootstrap-kubeconfig",
+    ]);
+    tokio::task::spawn_blocking(move || succeed(&mut command)).await.unwrap()
+}
+
+async fn control_plane() -> ControlPlane {
+    let options = Options {
+        approval_delay: Duration::ZERO,
+        cluster_signing_duration: Duration::from_secs(3600),
+        ..Options::default()
+    };
+    control_plane::start(options).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_certificates_stay_through_upgrade_removal_and_purge() {
+    let control_plane = control_plane().await;
+    let debian = Debian::new();
+    // A node on which a kubelet has been: its files are not the package's.
+    let pki = debian.path("/var/lib/kubelet/pki");
+    std::fs::create_dir_all(&pki).unwrap();
+    std::fs::write(pki.join("kubelet.key"), "the kubelet's own serving key").unwrap();
+    let before = debian.files(&["/var/lib/kubelet"]);
+    let [first, second] = ["1", "2"].map(|version| PACKAGES.put(&debian, "pintle", version));
+
+    let said = debian.run(&["dpkg", "--install", &first]);
+    assert!(said.contains("systemctl enable --now pintle.service"), "{said}");
+    assert_eq!(debian.files(&["/var/lib/kubelet"]), before, "an installation does not touch what is there");
+    debian.run(&["sed", "-i", "s/^#keep-pairs = 2$/keep-pairs = 3/", "/etc/pintle/config.toml"]);
+    enrol(&debian, &control_plane).await;
+    let kept = debian.files(&KEPT);
+    let current = pki.join("kubelet-client-current.pem");
+    let keys: Vec<_> = kept.keys().filter(|path| path.starts_with(debian.path("/var/lib/pintle/keys"))).collect();
+    assert!(kept.contains_key(&current) && keys.len() > 1, "{:?}", kept.keys());
+
+    debian.run(&["dpkg", "--install", &second]);
+    assert_eq!(debian.files(&KEPT), kept, "an upgrade does not touch them");
+    assert!(debian.run(&["pintle", "config", "check"]).contains("keep-pairs            3"), "nor the configuration");
+    // The new version goes on with them: there is nothing to do, so it asks the API server for nothing.
+    let requests = control_plane.certificate_signing_requests().len();
+    enrol(&debian, &control_plane).await;
+    assert_eq!(control_plane.certificate_signing_requests().len(), requests);
+    assert_eq!(std::fs::read_link(&current).unwrap().into_os_string().into_encoded_bytes(), kept[&current].content());
+
+    let kept = debian.files(&KEPT);
+    debian.run(&["dpkg", "--remove", "pintle"]);
+    assert!(!debian.path("/usr/bin/pintle").exists() && debian.path("/etc/pintle/config.toml").exists());
+    assert_eq!(debian.files(&KEPT), kept, "a removal does not touch them");
+    let said = debian.run(&["dpkg", "--purge", "pintle"]);
+    assert!(!debian.path("/etc/pintle/config.toml").exists());
+    assert_eq!(debian.files(&KEPT), kept, "a purge does not touch them");
+    assert!(said.contains("/var/lib/pintle") && said.contains("/var/lib/kubelet/pki"), "{said}");
+    // And whoever installs it again finds the node as it was.
+    debian.run(&["dpkg", "--install", &second]);
+    enrol(&debian, &control_plane).await;
+    assert_eq!(control_plane.certificate_signing_requests().len(), requests);
+}
+
+/// What the packages ask of systemd, recorded by a systemctl that does nothing else.
+#[test]
+fn a_running_agent_is_restarted_and_one_that_does_not_run_is_not_started() {
+    let debian = Debian::new();
+    std::fs::create_dir_all(debian.path("/run/systemd/system")).unwrap();
+    // is-enabled and is-active, of deb-systemd-invoke, are answered by yes.
+    let recorder = "#!/bin/sh\necho \"$*\" >>/tmp/asked\n";
+    std::fs::write(debian.path("/usr/bin/systemctl"), recorder).unwrap();
+    debian.run(&["chmod", "755", "/usr/bin/systemctl"]);
+    let asked = |words: &[&str]| {
+        let _ = std::fs::remove_file(debian.path("/tmp/asked"));
+        debian.run(words);
+        let asked = std::fs::read_to_string(debian.path("/tmp/asked")).unwrap_or_default();
+        let verbs = ["start", "restart", "try-restart", "stop", "enable", "disable"];
+        let acts = |line: &&str| line.split(' ').any(|word| verbs.contains(&word));
+        asked.lines().filter(acts).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let [first, second] = ["1", "2"].map(|version| PACKAGES.put(&debian, "pintle", version));
+    assert_eq!(asked(&["dpkg", "--install", &first]), [""; 0]);
+    let upgrade = asked(&["dpkg", "--install", &second]);
+    assert!(upgrade.len() == 1 && upgrade[0].ends_with("try-restart pintle.service"), "{upgrade:?}");
+    let removal = asked(&["dpkg", "--remove", "pintle"]);
+    assert!(removal.len() == 1 && removal[0].contains("stop pintle-proxy.socket pintle.service"), "{removal:?}");
+}
+
+#[test]
+fn the_tpm_plugin_brings_its_libraries_and_is_removed_alone() {
+    let debian = Debian::new();
+    let [agent, plugin] = ["pintle", "pintle-tpm"].map(|name| PACKAGES.put(&debian, name, "1"));
+    let refused = output(&mut debian.command(&["dpkg", "--install", &agent, &plugin]));
+    assert!(!refused.status.success() && text(&refused).contains("libtss2-esys"), "{}", text(&refused));
+    // The archives of what is missing are in the cache of apt, so that this needs no network.
+    debian.run(&["apt-get", "install", "--yes", "--fix-broken", "--no-download", "--no-install-recommends"]);
+    let installed = format!("/usr/lib/pintle/plugins/{PLUGIN}");
+    let libraries = debian.run(&["ldd", &installed]);
+    assert!(libraries.contains("libtss2-esys.so.0 => /") && !libraries.contains("not found"), "{libraries}");
+    let symbols = succeed(Command::new("readelf").args(["--dyn-syms", "--wide"]).arg(debian.path(&installed)));
+    assert!(symbols.contains("pintle_backend_v1"), "{symbols}");
+    // The unit's drop-in names a group; without it the service would not start.
+    debian.run(&["getent", "group", "tss"]);
+    debian.run(&["dpkg", "--purge", "pintle-tpm"]);
+    assert!(!debian.path(&installed).exists());
+    debian.run(&["pintle", "config", "check"]);
+}
+
+/// The system calls of an enrolment, against what the unit's filter allows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agent_makes_no_system_call_that_the_unit_denies() {
+    let control_plane = control_plane().await;
+    let scratch = ScratchDirectory::new();
+    let kubeconfig = scratch.write("bootstrap-kubeconfig", control_plane.bootstrap_kubeconfig());
+    let trace = scratch.join("trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o"]).arg(&trace).arg(PINTLE).args(["run", "--once", "--node-name=worker-1"]);
+    for (flag, path) in
+        [("bootstrap-kubeconfig", kubeconfig), ("cert-dir", scratch.join("pki")), ("state-dir", scratch.join("state"))]
+    {
+        command.arg(format!("--{flag}={}", path.display()));
+    }
+    command.arg(format!("--kubeconfig={}", scratch.join("kubeconfig").display()));
+    tokio::task::spawn_blocking(move || succeed(&mut command)).await.unwrap();
+
+    let trace = std::fs::read_to_string(trace).unwrap();
+    let made: BTreeSet<&str> = trace
+        .lines()
+        .filter_map(|line| line.split_once(' ')?.1.trim_start().split_once('('))
+        .map(|(name, _)| name)
+        .filter(|name| {
+            name.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_')
+        })
+        .collect();
+    assert!(made.contains("openat") && made.contains("connect"), "{made:?}");
+    let allowed = allowed_system_calls();
+    let denied: Vec<_> = made.iter().filter(|name| !allowed.contains(**name)).collect();
+    assert!(denied.is_empty(), "the unit denies {denied:?}");
+    // MemoryDenyWriteExecute=.
+    assert!(!trace.contains("PROT_WRITE|PROT_EXEC") && !trace.contains("PROT_READ|PROT_WRITE|PROT_EXEC"));
+}
+
+/// What the unit's SystemCallFilter= lines add up to (systemd.exec(5)).
+fn allowed_system_calls() -> BTreeSet<String> {
+    let unit = std::fs::read_to_string(repository().join("packaging/systemd/pintle.service")).unwrap();
+    let mut allowed = BTreeSet::new();
+    for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let denies = filter.starts_with('~');
+        for name in filter.trim_start_matches('~').split(' ') {
+            let calls = system_calls(name);
+            if denies {
+                allowed.retain(|call| !calls.contains(call));
+            } else {
+                allowed.extend(calls);
+            }
+        }
+    }
+    allowed
+}
+
+/// A system call, or all that are in a group and the groups in it.
+fn system_calls(name: &str) -> BTreeSet<String> {
+    if !name.starts_with('@') {
+        return BTreeSet::from([name.to_owned()]);
+    }
+    let output = output(Command::new("systemd-analyze").args(["syscall-filter", name]));
+    let listed = String::from_utf8(output.stdout).unwrap();
+    let members = listed.lines().filter(|line| line.starts_with(' ')).map(str::trim);
+    members.filter(|line| !line.starts_with('#')).flat_map(system_calls).collect()
+}

@@ -1,0 +1,106 @@
+//! A clean Debian that packages are installed in: no libtss2, no PKCS#11 module, nothing of this machine.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use pintle_test_support::ScratchDirectory;
+
+/// Nothing here takes that long on a busy machine; it turns a hang into a failure.
+const PATIENCE_SECONDS: &str = "180";
+
+/// A file as it must stay: mode, owner, group, time of change, and what is in it (of a link, where it points).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct File(u32, u32, u32, i64, Vec<u8>);
+
+impl File {
+    /// What is in the file, or where the link points.
+    pub(super) fn content(&self) -> &[u8] {
+        &self.4
+    }
+}
+
+/// A Debian in a directory, gone after the test.
+pub(super) struct Debian {
+    scratch: ScratchDirectory,
+}
+
+impl Debian {
+    /// Unpacks the archive that `./tests/run` made.
+    pub(super) fn new() -> Self {
+        let archive = std::env::var_os("PINTLE_TEST_DEBIAN").expect("./tests/run sets PINTLE_TEST_DEBIAN");
+        let scratch = ScratchDirectory::new();
+        succeed(Command::new("tar").arg("-C").arg(scratch.path()).arg("-xf").arg(archive));
+        Self { scratch }
+    }
+
+    /// The path, outside of it, of `path` in it.
+    pub(super) fn path(&self, path: &str) -> PathBuf {
+        self.scratch.path().join(path.trim_start_matches('/'))
+    }
+
+    /// Runs a command in it, with a mount namespace that ends with the command.
+    pub(super) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command
+            .args(["--kill-after=5", PATIENCE_SECONDS, "unshare", "--mount", "--propagation", "private", "sh", "-c"])
+            .arg(r#"mount -t proc proc "$0/proc" && exec chroot "$0" "$@""#)
+            .arg(self.scratch.path())
+            .args(words)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("HOME", "/root");
+        command
+    }
+
+    /// Runs a command that must succeed, and returns what it prints.
+    #[track_caller]
+    pub(super) fn run(&self, words: &[&str]) -> String {
+        succeed(&mut self.command(words))
+    }
+
+    /// Copies a file of this machine to a path in it.
+    pub(super) fn put(&self, file: &Path, path: &str) {
+        std::fs::copy(file, self.path(path)).expect("the file can be copied");
+    }
+
+    /// Everything below these directories in it.
+    pub(super) fn files(&self, directories: &[&str]) -> BTreeMap<PathBuf, File> {
+        let mut files = BTreeMap::new();
+        let mut left: Vec<PathBuf> = directories.iter().map(|directory| self.path(directory)).collect();
+        while let Some(path) = left.pop() {
+            let metadata = path.symlink_metadata().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let content = if metadata.is_dir() {
+                left.extend(std::fs::read_dir(&path).expect("readable").map(|entry| entry.expect("readable").path()));
+                Vec::new()
+            } else if metadata.is_symlink() {
+                std::fs::read_link(&path).expect("readable").into_os_string().into_encoded_bytes()
+            } else {
+                std::fs::read(&path).expect("readable")
+            };
+            let file = File(metadata.mode(), metadata.uid(), metadata.gid(), metadata.mtime(), content);
+            files.insert(path, file);
+        }
+        files
+    }
+}
+
+/// Runs a command that must succeed, and returns what it prints, standard error last.
+#[track_caller]
+pub(super) fn succeed(command: &mut Command) -> String {
+    let output = output(command);
+    assert!(output.status.success(), "{command:?} ended with {}\n{}", output.status, text(&output));
+    text(&output)
+}
+
+/// Runs a command to its end.
+pub(super) fn output(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// What it printed, standard error last.
+pub(super) fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
