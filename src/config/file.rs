@@ -64,7 +64,7 @@ impl FileConfiguration {
             let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
             ConfigError {
                 detail: format!("{}, line {line}: {}", path.display(), error.message().replace('\n', "; ")),
-                hint: "see pintle.toml(5), docs/operators.md; check it with pintle config check".to_owned(),
+                hint: "docs/operators.md lists the keys; check the file with pintle config check".to_owned(),
             }
         })
     }
