@@ -171,7 +171,12 @@ impl State {
         retry_after: Option<Duration>,
     ) {
         let Failure { reason, hint } = failure.into();
-        let failures = self.failures().max(self.discarded).saturating_add(1);
+        // A request that the API server accepts ends a row of failures, but not a row of refusals (case C28).
+        let refusals = match &self.phase {
+            Phase::Requesting { next } | Phase::Awaiting { next, .. } => next.attempt.saturating_sub(1),
+            _ => 0,
+        };
+        let failures = self.failures().max(self.discarded).max(refusals).saturating_add(1);
         let until = now + policy.back_off(self.phase.name(), failures, retry_after);
         self.back_off = Some(BackOff { failures, until, reason, hint, local: false });
     }
