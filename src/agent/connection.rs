@@ -7,6 +7,7 @@ use pintle_agent_core::{Credential, KeyName};
 use pintle_plugins_api::BackendError;
 
 use crate::config::Config;
+use crate::consumers::kubeconfig;
 use crate::keys::{HeldCertificate, Keyring, certified_key};
 use crate::kubernetes::{Api, Cluster, ClusterError};
 
@@ -54,19 +55,25 @@ impl Connections {
         };
         let no_credential = |error: ClusterError| ApiFailure::NoCredential(error.to_string());
         let api = Arc::new(Cluster::read(path).await.map_err(no_credential)?.connect().map_err(no_credential)?);
+        if !config.kubeconfig.exists() {
+            kubeconfig::write_cluster(&config.cluster_kubeconfig(), path).map_err(|error| {
+                ApiFailure::NoCredential(format!("the cluster of {} cannot be kept: {error}", path.display()))
+            })?;
+        }
         self.bootstrap = Some(Arc::clone(&api));
         Ok(api)
     }
 
-    /// Where the API server is: the kubelet's kubeconfig says so, and before there is one, the bootstrap kubeconfig.
+    /// Where the API server is: the kubelet's kubeconfig says so, and before there is one, the bootstrap kubeconfig or
+    /// what was kept of it.
     pub(super) async fn cluster(&self, config: &Config) -> Result<Cluster, ApiFailure> {
-        let first = Cluster::read(&config.kubeconfig).await;
-        match (first, &config.bootstrap_kubeconfig) {
-            (Ok(cluster), _) => Ok(cluster),
-            (Err(error), Some(path)) if error.missing => Cluster::read(path).await,
-            (Err(error), _) => Err(error),
+        let mut found = Cluster::read(&config.kubeconfig).await;
+        for path in config.bootstrap_kubeconfig.iter().chain([&config.cluster_kubeconfig()]) {
+            if found.as_ref().is_err_and(|error| error.missing) {
+                found = Cluster::read(path).await;
+            }
         }
-        .map_err(|error| ApiFailure::NoCredential(error.to_string()))
+        found.map_err(|error| ApiFailure::NoCredential(error.to_string()))
     }
 
     /// Forgets a client after a failure, unless it may be the only way to go on.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pintle_agent_core::issued::accept;
+use pintle_agent_core::issued::{accept, public_key_of};
 use pintle_agent_core::request::RequestError;
 use pintle_agent_core::rotation::{ApiFailure, Authority, Candidate, Observation, SubmittedRequest};
 use pintle_agent_core::{Action, Credential, Event, KeyName};
@@ -21,14 +21,20 @@ use crate::telemetry;
 /// notice that the authority was replaced (case C07).
 const PROBE_INTERVAL: Duration = Duration::from_secs(600);
 
-/// When the certificate in use was last found accepted.
+/// When the API server was last asked whether it accepts the certificate in use; not yet by this process at first, so
+/// that a restart looks soon.
+#[derive(Default)]
 pub(super) struct Probe {
-    last: Instant,
+    last: Option<Instant>,
 }
 
-impl Default for Probe {
-    fn default() -> Self {
-        Self { last: Instant::now() }
+impl Probe {
+    fn now() -> Self {
+        Self { last: Some(Instant::now()) }
+    }
+
+    fn is_due(&self) -> bool {
+        self.last.is_none_or(|last| last.elapsed() >= PROBE_INTERVAL)
     }
 }
 
@@ -208,11 +214,12 @@ impl Agent {
         if path.exists() {
             return Ok(());
         }
-        // Without either, the API server's address is not known, and nothing could be written.
-        let Some(bootstrap) = self.config.bootstrap_kubeconfig.as_ref().filter(|path| path.exists()) else {
+        // Without any of them, the API server's address is not known, and nothing could be written.
+        let kept = self.config.cluster_kubeconfig();
+        let Some(cluster) = self.config.bootstrap_kubeconfig.iter().chain([&kept]).find(|path| path.exists()) else {
             return Ok(());
         };
-        kubeconfig::write_for_pair(path, bootstrap, &self.pairs.current())
+        kubeconfig::write_for_pair(path, cluster, &self.pairs.current())
             .map_err(|error| format!("the kubeconfig {} cannot be written: {error}", path.display()))?;
         self.telemetry.emit(telemetry::Event::KubeconfigWritten { path: path.display().to_string() });
         Ok(())
@@ -227,7 +234,7 @@ impl Agent {
             Ok(user) => {
                 let serial = self.state.held.as_ref().map(|held| held.serial().to_owned()).unwrap_or_default();
                 self.telemetry.emit(telemetry::Event::IdentityProven { user: user.unwrap_or_default(), serial });
-                self.probe = Probe::default();
+                self.probe = Probe::now();
                 Event::Proven
             }
             Err(failure) => self.api_failed(Authority::Held, failure),
@@ -253,24 +260,40 @@ impl Agent {
         }
     }
 
-    /// What changes without an event of its own: whether the API server still accepts the certificate in use.
+    /// What changes without an event of its own: whether the pair is still on disk, and whether the API server still
+    /// accepts the certificate in use.
     pub(super) async fn look_around(&mut self) -> Event {
         let Some(held) = &self.state.held else {
             return Event::Woke;
         };
-        if self.state.phase != pintle_agent_core::Phase::Holding
-            || self.state.authority(now()) != Authority::Held
-            || self.probe.last.elapsed() < PROBE_INTERVAL
-        {
+        if self.state.phase != pintle_agent_core::Phase::Holding || self.state.authority(now()) != Authority::Held {
             return Event::Woke;
         }
-        self.probe = Probe::default();
+        if !self.pairs.read_current().is_ok_and(|pair| public_key_of(&pair).is_ok()) {
+            self.publish_again(held).await;
+        }
+        if !self.probe.is_due() {
+            return Event::Woke;
+        }
+        self.probe = Probe::now();
         let Ok(api) = self.connections.held(&self.config, &self.keyring, held).await else {
             return Event::Woke;
         };
         match api.who_am_i().await {
             Err(ApiFailure::Unauthorized(_)) => Event::HeldRefused { key_lost: false },
             _ => Event::Woke,
+        }
+    }
+
+    /// Somebody removed or tore the pair, or the file system it was on is another (case C10). What cannot be written is tried again at the
+    /// next look.
+    async fn publish_again(&self, held: &Credential) {
+        let Ok(content) = pair_content(&self.keyring, held).await else {
+            return;
+        };
+        if let Ok(path) = self.pairs.publish(&content) {
+            let (path, serial) = (path.display().to_string(), held.serial().to_owned());
+            self.telemetry.emit(telemetry::Event::PairPublished { path, serial });
         }
     }
 

@@ -154,8 +154,14 @@ impl Recovery<'_> {
             Phase::Publishing { issued, .. } => Some(issued.serial().to_owned()),
             _ => None,
         };
+        let current = std::fs::canonicalize(self.pairs.current()).ok();
         for (index, pair) in self.pairs.pairs().iter().enumerate() {
             let path = pair.path.display().to_string();
+            // The current pair is unreadable or gone. What the journal holds is newer than any other pair, and its key is
+            // not only in the pair (case C02).
+            if current.as_ref() != Some(&pair.path) && self.publish_journalled(state).await {
+                return Ok(());
+            }
             let public_key = match public_key_of(&pair.content) {
                 Ok(public_key) => public_key,
                 Err(rejection) => {
@@ -288,20 +294,26 @@ impl Recovery<'_> {
         }
     }
 
+    /// Publishes the journal's credential again, where it has not ended and its key is there; whether that was so. What
+    /// cannot be written now, on a full disk for instance, is written when the agent looks around.
+    async fn publish_journalled(&self, state: &State) -> bool {
+        let Some(held) = state.held.as_ref().filter(|held| !held.has_ended(now())) else {
+            return false;
+        };
+        let has_key = matches!(check_key(self.keyring, held.key(), held.public_key()).await, Ok(true));
+        if has_key {
+            self.publish(held).await;
+        }
+        has_key
+    }
+
     /// No pair can be used. Where the journal's credential still has its key, it is published again; else it is gone.
     async fn restore_from_journal(&self, state: &mut State) {
         let Some(held) = state.held.clone() else {
             return;
         };
         match check_key(self.keyring, held.key(), held.public_key()).await {
-            Ok(true) => {
-                if let Ok(content) = self.pair_from(&held).await
-                    && self.pairs.publish(&content).is_ok()
-                {
-                    let path = self.pairs.current().display().to_string();
-                    self.telemetry.emit(Event::PairPublished { path, serial: held.serial().to_owned() });
-                }
-            }
+            Ok(true) => self.publish(&held).await,
             Ok(false) => state.held = None,
             Err(error) if matches!(error.kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost) => {
                 if held.key().backend == FILE_BACKEND { state.held = None } else { state.held_key_lost = true }
@@ -310,8 +322,14 @@ impl Recovery<'_> {
         }
     }
 
-    async fn pair_from(&self, held: &Credential) -> Result<Zeroizing<String>, String> {
-        super::perform::pair_content(self.keyring, held).await
+    async fn publish(&self, held: &Credential) {
+        let Ok(content) = super::perform::pair_content(self.keyring, held).await else {
+            return;
+        };
+        if let Ok(path) = self.pairs.publish(&content) {
+            let (path, serial) = (path.display().to_string(), held.serial().to_owned());
+            self.telemetry.emit(Event::PairPublished { path, serial });
+        }
     }
 
     /// Finds what this identity has in its backends: no number is used twice, and what nobody needs is destroyed.

@@ -211,6 +211,12 @@ impl Config {
         self.state_dir.join("control.sock")
     }
 
+    /// Where the cluster of the bootstrap kubeconfig is kept until the kubelet's kubeconfig is written: the bootstrap
+    /// kubeconfig may be deleted before that (case C23).
+    pub fn cluster_kubeconfig(&self) -> PathBuf {
+        self.state_dir.join("cluster.kubeconfig")
+    }
+
     /// Where the client identity's journal is.
     pub fn journal(&self) -> PathBuf {
         self.state_dir.join("client.json")

@@ -26,6 +26,20 @@ struct ClientFiles<'a> {
 /// # Errors
 /// If the bootstrap kubeconfig makes no sense, or the file cannot be written; nothing is half-written then.
 pub fn write_for_pair(path: &Path, bootstrap: &Path, pair: &Path) -> io::Result<()> {
+    let user = ClientFiles { client_certificate: pair, client_key: pair };
+    let user = serde_yaml::to_value(user).map_err(io::Error::other)?;
+    write(path, bootstrap, user)
+}
+
+/// Writes a kubeconfig for the cluster of the bootstrap kubeconfig without any credential.
+///
+/// # Errors
+/// Those of [`write_for_pair`].
+pub fn write_cluster(path: &Path, bootstrap: &Path) -> io::Result<()> {
+    write(path, bootstrap, Value::Mapping(Mapping::new()))
+}
+
+fn write(path: &Path, bootstrap: &Path, user: Value) -> io::Result<()> {
     let bootstrap_text = std::fs::read_to_string(bootstrap)?;
     let mut cluster = current_cluster(&bootstrap_text)
         .ok_or_else(|| io::Error::other(format!("{} has no current context with a cluster", bootstrap.display())))?;
@@ -35,8 +49,6 @@ pub fn write_for_pair(path: &Path, bootstrap: &Path, pair: &Path) -> io::Result<
     {
         *authority = directory.join(&*authority).display().to_string();
     }
-    let user =
-        serde_yaml::to_value(ClientFiles { client_certificate: pair, client_key: pair }).map_err(io::Error::other)?;
     let text = kubeconfig_text(Value::Mapping(cluster), user).map_err(io::Error::other)?;
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
@@ -136,6 +148,14 @@ users:
         assert!(text.contains(&directory.path().join("ca.crt").display().to_string()));
         assert!(!text.contains("abcdef"));
         assert_eq!(staleness(&path, Path::new("/pki/current.pem")), None);
+
+        // Kept apart, and taken from there when the bootstrap kubeconfig is gone (case C23).
+        let kept = directory.path().join("state/cluster.kubeconfig");
+        write_cluster(&kept, &bootstrap).expect("written");
+        assert!(!std::fs::read_to_string(&kept).expect("readable").contains("abcdef"));
+        let again = directory.path().join("again");
+        write_for_pair(&again, &kept, Path::new("/pki/current.pem")).expect("written");
+        assert_eq!(std::fs::read_to_string(&again).expect("readable"), text);
         assert!(staleness(&path, Path::new("/other.pem")).is_some());
     }
 

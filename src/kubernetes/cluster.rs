@@ -81,7 +81,15 @@ impl Cluster {
     /// # Errors
     /// If that credential cannot be read or obtained.
     pub fn connect(&self) -> Result<Api, ClusterError> {
-        let client = kube::Client::try_from(self.config.clone()).map_err(|error| self.failed(&error))?;
+        let mut config = self.config.clone();
+        // client-go trims what it reads from a token file; kube would send the line's end along.
+        if let (None, Some(path)) = (&config.auth_info.token, config.auth_info.token_file.take()) {
+            let token = std::fs::read_to_string(&path).map(zeroize::Zeroizing::new);
+            let token =
+                token.map_err(|error| self.failed(&format!("its token file {path} cannot be read: {error}")))?;
+            config.auth_info.token = Some(token.trim().to_owned().into());
+        }
+        let client = kube::Client::try_from(config).map_err(|error| self.failed(&error))?;
         Ok(Api::new(client))
     }
 

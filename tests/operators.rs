@@ -1,0 +1,220 @@
+//! What operators do, and forget to do: bootstrap credentials that come and go, hosts that are renamed, two agents at once.
+
+mod embedded;
+
+use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use embedded::{DEADLINE, Embedded, public_key_of};
+use pintle::demo::control_plane::Options;
+use pintle_test_support::{Agent, AgentCommand, Node, eventually};
+use serde_json::Value;
+
+const HOUR: u64 = 3600;
+/// A user who owns nothing.
+const NOBODY: u32 = 65534;
+
+fn new_node(name: &str) -> Node {
+    Node::new(env!("CARGO_BIN_EXE_pintle"), name)
+}
+
+fn wait_until_holding(agent: &mut Agent) -> Value {
+    agent.wait_for_log("a certificate is held", DEADLINE, |line| line["event"] == "holding")
+}
+
+fn wait_for_state(node: &Node, state: &str) -> Value {
+    eventually(state, DEADLINE, || {
+        let status = node.status();
+        (status["state"] == state).then_some(status)
+    })
+}
+
+#[test]
+fn c03_c21_a_node_without_any_credential_says_so_and_goes_on_when_it_gets_one() {
+    let control_plane = Embedded::signing_for(8);
+    let node = new_node("c03");
+    let mut agent = node.agent().start();
+    let status = wait_for_state(&node, "no-credential");
+    assert!(status["hint"].as_str().is_some_and(|hint| hint.contains("--bootstrap-kubeconfig")), "{status}");
+    assert_eq!(node.run(&["status"]).code, Some(1));
+    assert_eq!(node.run(&["needs-renewal"]).code, Some(2));
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    wait_until_holding(&mut agent);
+    agent.kill();
+
+    // Off for longer than the certificate lives, and the bootstrap credential is long gone.
+    std::fs::remove_file(node.bootstrap_kubeconfig()).expect("it was there");
+    let ends = node.current().expect("a pair").not_after;
+    eventually("the certificate ends", DEADLINE, || (SystemTime::now() > ends).then_some(()));
+    assert_eq!(node.run(&["needs-renewal"]).code, Some(0));
+    let before = control_plane.requests_of("c03").len();
+    let mut agent = node.agent().start();
+    let status = wait_for_state(&node, "no-credential");
+    assert!(
+        status["reason"].as_str().is_some_and(|reason| reason.contains("bootstrap-kubeconfig does not exist")),
+        "{status}"
+    );
+    assert_eq!(node.run(&["status"]).code, Some(1));
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    wait_until_holding(&mut agent);
+    assert!(node.current().expect("a pair").not_after > ends);
+    assert!(control_plane.requests_of("c03").len() > before);
+}
+
+#[test]
+fn c08_a_kubeconfig_that_does_not_follow_rotations_is_told_of() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = new_node("c08");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    let inline = control_plane.client_kubeconfig("system:node:c08", &["system:nodes"], Duration::from_secs(HOUR));
+    let _ = node.scratch().write("kubeconfig", inline.expect("a certificate can be issued"));
+    let before = std::fs::read(node.kubeconfig()).expect("readable");
+    let mut agent = node.agent().start();
+    let stale = agent.wait_for_log("it is told", DEADLINE, |line| line["event"] == "kubeconfig_stale");
+    assert!(stale["reason"].as_str().is_some_and(|reason| reason.contains("holds a certificate itself")), "{stale}");
+    wait_until_holding(&mut agent);
+    assert_eq!(std::fs::read(node.kubeconfig()).expect("readable"), before, "it belongs to the operator");
+}
+
+#[test]
+fn c12_a_renamed_host_is_refused_with_both_names() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = new_node("c12-before");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    assert_eq!(node.enrol(DEADLINE).0, Some(0));
+    let node = node.renamed("c12-after");
+    for journal in ["with its journal", "without"] {
+        let (code, output) = node.enrol(DEADLINE);
+        assert_eq!(code, Some(1), "{journal}: {output}");
+        for said in ["system:node:c12-before", "system:node:c12-after", "--node-name c12-before", "mv "] {
+            assert!(output.contains(said), "{journal}: {said} in {output}");
+        }
+        let _ = std::fs::remove_file(node.journal());
+    }
+    assert!(control_plane.requests_of("c12-after").is_empty());
+}
+
+#[test]
+fn c23_a_bootstrap_kubeconfig_deleted_in_the_middle_is_not_needed_any_more() {
+    let control_plane = Embedded::start(Options { approval_delay: Duration::from_secs(4), ..Options::default() });
+    let node = new_node("c23");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    let mut agent = node.agent().start();
+    agent.wait_for_log("it is submitted", DEADLINE, |line| line["event"] == "request_submitted");
+    std::fs::remove_file(node.bootstrap_kubeconfig()).expect("it was there");
+    wait_until_holding(&mut agent);
+    assert!(node.kubeconfig().exists(), "the kubeconfig is written all the same");
+    assert_eq!(control_plane.requests_of("c23").len(), 1);
+
+    // Restarted in between as well: what was submitted is in the journal, and is asked after with the next credential.
+    let node = new_node("c23-restarted");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    let mut agent = node.agent().start();
+    agent.wait_for_log("it is submitted", DEADLINE, |line| line["event"] == "request_submitted");
+    agent.kill();
+    std::fs::remove_file(node.bootstrap_kubeconfig()).expect("it was there");
+    let mut agent = node.agent().start();
+    wait_for_state(&node, "no-credential");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    wait_until_holding(&mut agent);
+    let requests = control_plane.requests_of("c23-restarted");
+    assert_eq!(requests.len(), 1);
+    assert_eq!(public_key_of(&requests[0]), node.current().expect("a pair").public_key);
+}
+
+#[test]
+fn c24_a_life_is_asked_for_and_what_was_granted_is_shown() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = new_node("c24");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    let refused = node.run(&["run", "--once", "--expiration-seconds=599"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.error.contains("600"), "{refused:?}");
+    assert!(control_plane.requests_of("c24").is_empty());
+
+    let (status, output) = node.agent().arguments(["--once", "--expiration-seconds=600"]).run(DEADLINE);
+    assert!(status.success(), "{output}");
+    assert_eq!(control_plane.requests_of("c24")[0].spec.expiration_seconds, Some(600));
+    let pair = node.current().expect("a pair");
+    assert!(pair.not_after <= SystemTime::now() + Duration::from_secs(600));
+    let shown = node.status()["notAfter"].as_str().and_then(|time| time.parse::<jiff::Timestamp>().ok());
+    assert_eq!(shown.map(SystemTime::from), Some(pair.not_after));
+    assert_eq!(node.run(&["needs-renewal"]).code, Some(1));
+    assert_eq!(node.run(&["status"]).code, Some(0), "from disk, without an agent");
+}
+
+#[test]
+fn two_agents_never_share_a_state_directory() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = new_node("twice");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    let mut agent = node.agent().start();
+    wait_until_holding(&mut agent);
+    let second = node.run(&["run", "--once"]);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.error.contains("another pintle runs") && second.error.contains("hint: "), "{second:?}");
+    assert_eq!(node.status()["state"], "ready", "the first one's control socket is untouched");
+    assert!(agent.terminate(DEADLINE).success());
+    assert_eq!(node.run(&["rotate"]).code, Some(1));
+    assert_eq!(control_plane.requests_of("twice").len(), 1);
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_refused_with_what_to_do() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = new_node("owner");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    // Keys that somebody else can replace are no secret.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(node.state_dir().join("keys")).expect("made");
+    chown(node.state_dir().join("keys"), Some(NOBODY), None).expect("as root");
+    let mut agent = node.agent().start();
+    let failed = agent.wait_for_log("it fails", DEADLINE, |line| line["event"] == "failed");
+    assert!(failed["reason"].as_str().is_some_and(|reason| reason.contains("belongs to user 65534")), "{failed}");
+    assert_ne!(failed["hint"], "");
+    assert!(control_plane.requests_of("owner").is_empty());
+    chown(node.state_dir().join("keys"), Some(0), None).expect("as root");
+    wait_until_holding(&mut agent);
+    agent.kill();
+
+    // As a user who may not even look.
+    let (status, output) = AgentCommand::named("/usr/bin/setpriv", node.scratch(), "nobody")
+        .arguments(["--reuid=65534", "--regid=65534", "--clear-groups", env!("CARGO_BIN_EXE_pintle"), "run", "--once"])
+        .arguments([format!("--state-dir={}", node.state_dir().display()), "--node-name=owner".to_owned()])
+        .run(DEADLINE);
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(output.contains("Permission denied") && output.contains("hint: "), "{output}");
+}
+
+#[test]
+fn neither_log_nor_journal_holds_a_secret() {
+    let control_plane = Embedded::signing_for(8);
+    let node = new_node("secrets");
+    let bootstrap = control_plane.bootstrap_kubeconfig();
+    let token = bootstrap.lines().find_map(|line| line.trim().strip_prefix("token: ")).expect("a token");
+    let token = token.trim_matches('"').to_owned();
+    let wrong = format!("{}ffffffffffffffff", &token[..7]);
+    node.give_bootstrap(bootstrap.replace(&token, &wrong));
+    let mut agent = node.agent().start();
+    agent.wait_for_log("it is refused", DEADLINE, |line| line["event"] == "failed");
+    node.give_bootstrap(bootstrap);
+    let first = wait_until_holding(&mut agent);
+    agent.wait_for_log("a rotation", DEADLINE, |line| line["event"] == "holding" && line["serial"] != first["serial"]);
+
+    let argv = std::fs::read(format!("/proc/{}/cmdline", agent.process().id())).expect("it runs");
+    let status = node.run(&["status", "-o", "yaml"]).output;
+    let mut texts = vec![("argv", String::from_utf8_lossy(&argv).into_owned()), ("status", status)];
+    for path in [node.scratch().join("agent.log"), node.journal()] {
+        texts.push(("file", read(&path)));
+    }
+    for (what, text) in texts {
+        assert!(!text.is_empty(), "{what}");
+        for secret in [token.as_str(), &token[7..], wrong.as_str(), "PRIVATE KEY"] {
+            assert!(!text.contains(secret), "{secret} in {what}: {text}");
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).expect("readable")).into_owned()
+}
