@@ -5,6 +5,7 @@
 
 pub mod clock;
 mod connection;
+mod look_around;
 mod perform;
 mod recovery;
 pub(crate) mod report;
@@ -47,7 +48,7 @@ pub struct Agent {
     commands: mpsc::Receiver<Command>,
     state: State,
     reporter: report::Reporter,
-    probe: perform::Probe,
+    probe: look_around::Probe,
 }
 
 /// Everything that an agent is started with.

@@ -1,8 +1,8 @@
 //! Performing the actions, each of which may be repeated without harm.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pintle_agent_core::issued::{accept, public_key_of};
+use pintle_agent_core::issued::accept;
 use pintle_agent_core::request::RequestError;
 use pintle_agent_core::rotation::{ApiFailure, Authority, Candidate, Observation, SubmittedRequest};
 use pintle_agent_core::{Action, Credential, Event, KeyName};
@@ -16,27 +16,6 @@ use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE, Keyring};
 use crate::kubernetes::Api;
 use crate::kubernetes::requests::Outcome;
 use crate::telemetry;
-
-/// Whether the API server still accepts the certificate in use is asked this often. A rotation would come too late to
-/// notice that the authority was replaced (case C07).
-const PROBE_INTERVAL: Duration = Duration::from_secs(600);
-
-/// When the API server was last asked whether it accepts the certificate in use; not yet by this process at first, so
-/// that a restart looks soon.
-#[derive(Default)]
-pub(super) struct Probe {
-    last: Option<Instant>,
-}
-
-impl Probe {
-    fn now() -> Self {
-        Self { last: Some(Instant::now()) }
-    }
-
-    fn is_due(&self) -> bool {
-        self.last.is_none_or(|last| last.elapsed() >= PROBE_INTERVAL)
-    }
-}
 
 impl Agent {
     pub(super) async fn perform(&mut self, action: Action) -> Event {
@@ -70,7 +49,7 @@ impl Agent {
     async fn submit(&mut self, next: &Candidate, authority: Authority) -> Event {
         let api = match self.api(authority).await {
             Ok(api) => api,
-            Err(failure) => return self.api_failed(authority, failure),
+            Err(failure) => return self.api_failed(authority, failure).await,
         };
         let name = self.template.request_name(&next.public_key, next.attempt);
         let created = async {
@@ -94,7 +73,7 @@ impl Agent {
                 Event::Submitted(request)
             }
             Err(Refusal::Backend(error)) => Event::SigningFailed(error),
-            Err(Refusal::Api(failure)) => self.api_failed(authority, failure),
+            Err(Refusal::Api(failure)) => self.api_failed(authority, failure).await,
         }
     }
 
@@ -116,11 +95,11 @@ impl Agent {
     async fn observe(&mut self, next: &Candidate, request: &SubmittedRequest, authority: Authority) -> Event {
         let api = match self.api(authority).await {
             Ok(api) => api,
-            Err(failure) => return self.api_failed(authority, failure),
+            Err(failure) => return self.api_failed(authority, failure).await,
         };
         let outcome = match api.outcome(request).await {
             Ok(outcome) => outcome,
-            Err(failure) => return self.api_failed(authority, failure),
+            Err(failure) => return self.api_failed(authority, failure).await,
         };
         self.note_clock(api.clock_ahead());
         let observation = match outcome {
@@ -173,7 +152,7 @@ impl Agent {
                 self.clock.sleep_until(Some(now() + Duration::from_secs(5))).await;
                 Event::Observed(Observation::Pending)
             }
-            Err(failure) => self.api_failed(authority, failure),
+            Err(failure) => self.api_failed(authority, failure).await,
         }
     }
 
@@ -228,16 +207,16 @@ impl Agent {
     async fn prove(&mut self) -> Event {
         let api = match self.api(Authority::Held).await {
             Ok(api) => api,
-            Err(failure) => return self.api_failed(Authority::Held, failure),
+            Err(failure) => return self.api_failed(Authority::Held, failure).await,
         };
         match api.who_am_i().await {
             Ok(user) => {
                 let serial = self.state.held.as_ref().map(|held| held.serial().to_owned()).unwrap_or_default();
                 self.telemetry.emit(telemetry::Event::IdentityProven { user: user.unwrap_or_default(), serial });
-                self.probe = Probe::now();
+                self.probe.done();
                 Event::Proven
             }
-            Err(failure) => self.api_failed(Authority::Held, failure),
+            Err(failure) => self.api_failed(Authority::Held, failure).await,
         }
     }
 
@@ -260,52 +239,19 @@ impl Agent {
         }
     }
 
-    /// What changes without an event of its own: whether the pair is still on disk, and whether the API server still
-    /// accepts the certificate in use.
-    pub(super) async fn look_around(&mut self) -> Event {
-        let Some(held) = &self.state.held else {
-            return Event::Woke;
-        };
-        if self.state.phase != pintle_agent_core::Phase::Holding || self.state.authority(now()) != Authority::Held {
-            return Event::Woke;
-        }
-        if !self.pairs.read_current().is_ok_and(|pair| public_key_of(&pair).is_ok()) {
-            self.publish_again(held).await;
-        }
-        if !self.probe.is_due() {
-            return Event::Woke;
-        }
-        self.probe = Probe::now();
-        let Ok(api) = self.connections.held(&self.config, &self.keyring, held).await else {
-            return Event::Woke;
-        };
-        match api.who_am_i().await {
-            Err(ApiFailure::Unauthorized(_)) => Event::HeldRefused { key_lost: false },
-            _ => Event::Woke,
-        }
-    }
-
-    /// Somebody removed or tore the pair, or the file system it was on is another (case C10). What cannot be written is tried again at the
-    /// next look.
-    async fn publish_again(&self, held: &Credential) {
-        let Ok(content) = pair_content(&self.keyring, held).await else {
-            return;
-        };
-        if let Ok(path) = self.pairs.publish(&content) {
-            let (path, serial) = (path.display().to_string(), held.serial().to_owned());
-            self.telemetry.emit(telemetry::Event::PairPublished { path, serial });
-        }
-    }
-
-    async fn api(&mut self, authority: Authority) -> Result<std::sync::Arc<Api>, ApiFailure> {
+    pub(super) async fn api(&mut self, authority: Authority) -> Result<std::sync::Arc<Api>, ApiFailure> {
         match (authority, &self.state.held) {
             (Authority::Held, Some(held)) => self.connections.held(&self.config, &self.keyring, held).await,
             _ => self.connections.bootstrap(&self.config).await,
         }
     }
 
-    fn api_failed(&mut self, authority: Authority, failure: ApiFailure) -> Event {
+    async fn api_failed(&mut self, authority: Authority, failure: ApiFailure) -> Event {
         self.connections.forget(&self.config, authority);
+        // A handshake that the key did not sign looks like a server that cannot be reached.
+        if authority == Authority::Held && self.held_key_is_lost().await {
+            return Event::HeldRefused { key_lost: true };
+        }
         Event::ApiFailed { authority, failure }
     }
 }

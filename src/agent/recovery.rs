@@ -69,7 +69,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         clock: Clock::new(),
         connections: Connections::default(),
         reporter: super::report::Reporter::default(),
-        probe: super::perform::Probe::default(),
+        probe: super::look_around::Probe::default(),
         config,
         policy,
         template,

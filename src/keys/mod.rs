@@ -77,6 +77,19 @@ impl Keyring {
         self.backend(&key.backend)?.call(CALL_DEADLINE, move |backend| backend.reference(&id)).await
     }
 
+    /// Has this key sign something, to see whether it can.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub async fn try_key(&self, key: &KeyName) -> Result<(), BackendError> {
+        let id = key.id.clone();
+        let sign = move |backend: &mut dyn KeyBackend| {
+            let scheme = backend.public_key(&id)?.algorithm().schemes()[0];
+            backend.sign(&id, scheme, b"pintle asks whether this key is there").map(drop)
+        };
+        self.backend(&key.backend)?.call(CALL_DEADLINE, sign).await
+    }
+
     /// Destroys this key; an absent key is destroyed.
     ///
     /// # Errors

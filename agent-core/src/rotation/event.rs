@@ -22,6 +22,8 @@ pub enum Event {
         /// The backend says that the key is gone for good.
         key_lost: bool,
     },
+    /// The held credential's key, which was lost, signs again: the device was restored.
+    HeldKeyFound,
     /// The key exists, and this is its public half.
     Generated(PublicKey),
     /// The backend did not make the key.

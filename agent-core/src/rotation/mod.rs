@@ -45,6 +45,7 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
             state.back_off = None;
         }
         (Event::LocalChange, _) => state.back_off = state.back_off.take().filter(|back_off| !back_off.local),
+        (Event::HeldKeyFound, _) => (state.held_key_lost, state.held_refused) = (false, false),
         (Event::HeldRefused { key_lost }, _) => {
             // Whether the API server takes it is what proving finds out by itself.
             state.held_refused |= state.held.is_some() && state.phase != Phase::Proving;

@@ -267,6 +267,9 @@ fn lost_key_in_use_enrols_again_by_policy_only() {
     let waits = Policy { enrol_after_key_loss: false, ..policy() };
     let (_, action) = step(in_phase(Phase::Holding), lost.clone(), NOW, &waits);
     assert_eq!(action, Action::Wait { until: Some(NOW + DAY * 30), waiting: Waiting::KeyLost });
+    let (state, _) = step(in_phase(Phase::Holding), lost.clone(), NOW, &waits);
+    let (state, _) = step(state, Event::HeldKeyFound, NOW, &waits);
+    assert_eq!(state.authority(NOW), Authority::Held, "the device was restored");
     let (state, action) = now(in_phase(Phase::Holding), lost.clone());
     assert_eq!(action, Action::Generate { key: key(2), algorithm: policy().algorithm });
     assert_eq!(state.authority(NOW), Authority::Bootstrap);
@@ -394,6 +397,7 @@ fn events() -> Vec<(Event, &'static [usize])> {
         (Event::Woke, &[]),
         (Event::RotationRequested, &[0]),
         (Event::LocalChange, &[]),
+        (Event::HeldKeyFound, &[]),
         (Event::HeldRefused { key_lost: false }, ALL),
         (Event::HeldRefused { key_lost: true }, ALL),
         (Event::Generated(public_key(5)), &[1]),

@@ -1,0 +1,95 @@
+//! What changes without an event of its own, and is therefore looked at now and then.
+
+use std::time::{Duration, Instant};
+
+use pintle_agent_core::issued::public_key_of;
+use pintle_agent_core::rotation::{ApiFailure, Authority};
+use pintle_agent_core::{Credential, Event, Phase};
+use pintle_plugins_api::BackendErrorKind;
+
+use super::perform::pair_content;
+use super::{Agent, now};
+use crate::telemetry;
+
+/// Whether the API server still accepts the certificate in use is asked this often. A rotation would come too late to
+/// notice that the authority was replaced (case C07).
+const PROBE_INTERVAL: Duration = Duration::from_secs(600);
+
+/// When the API server was last asked whether it accepts the certificate in use; not yet by this process at first, so
+/// that a restart looks soon.
+#[derive(Default)]
+pub(super) struct Probe {
+    last: Option<Instant>,
+}
+
+impl Probe {
+    /// It was asked just now.
+    pub(super) fn done(&mut self) {
+        self.last = Some(Instant::now());
+    }
+
+    fn is_due(&self) -> bool {
+        self.last.is_none_or(|last| last.elapsed() >= PROBE_INTERVAL)
+    }
+}
+
+impl Agent {
+    /// Whether the pair is still on disk, the API server still accepts the certificate in use, and its key is where it
+    /// should be.
+    pub(super) async fn look_around(&mut self) -> Event {
+        let Some(held) = self.state.held.clone() else {
+            return Event::Woke;
+        };
+        if self.state.held_key_lost {
+            return if self.held_key_is_back().await { Event::HeldKeyFound } else { Event::Woke };
+        }
+        if self.state.phase != Phase::Holding || self.state.authority(now()) != Authority::Held {
+            return Event::Woke;
+        }
+        if !self.pairs.read_current().is_ok_and(|pair| public_key_of(&pair).is_ok()) {
+            self.publish_again(&held).await;
+        }
+        if !self.probe.is_due() {
+            return Event::Woke;
+        }
+        self.probe.done();
+        let Ok(api) = self.connections.held(&self.config, &self.keyring, &held).await else {
+            return Event::Woke;
+        };
+        match api.who_am_i().await {
+            Ok(_) => Event::Woke,
+            Err(ApiFailure::Unauthorized(_)) => Event::HeldRefused { key_lost: false },
+            Err(_) if self.held_key_is_lost().await => Event::HeldRefused { key_lost: true },
+            Err(_) => Event::Woke,
+        }
+    }
+
+    /// Whether the backend says that the key in use is gone for good (case C26). A signature shows it, where the public
+    /// half alone may still be on record.
+    pub(super) async fn held_key_is_lost(&self) -> bool {
+        let Some(held) = &self.state.held else {
+            return false;
+        };
+        let signed = self.keyring.try_key(held.key()).await;
+        signed.is_err_and(|error| matches!(error.kind, BackendErrorKind::KeyLost | BackendErrorKind::NotFound))
+    }
+
+    async fn held_key_is_back(&self) -> bool {
+        match &self.state.held {
+            Some(held) => self.keyring.try_key(held.key()).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Somebody removed or tore the pair, or the file system it was on is another (case C10). What cannot be written is
+    /// tried again at the next look.
+    async fn publish_again(&self, held: &Credential) {
+        let Ok(content) = pair_content(&self.keyring, held).await else {
+            return;
+        };
+        if let Ok(path) = self.pairs.publish(&content) {
+            let (path, serial) = (path.display().to_string(), held.serial().to_owned());
+            self.telemetry.emit(telemetry::Event::PairPublished { path, serial });
+        }
+    }
+}
