@@ -85,7 +85,9 @@ async fn rotate(wait: bool, telemetry: &Telemetry, commands: &mpsc::Sender<Comma
             if identity.rotations > rotations && identity.phase == "holding" {
                 return Response::Status { status: current };
             }
-            if identity.failures > 0 {
+            // One that was told before is none of this rotation's.
+            let told = known(&identity.identity).is_some_and(|known| known.retry_at == identity.retry_at);
+            if identity.failures > 0 && !told {
                 return Response::Failed { reason: identity.reason.clone(), hint: identity.hint.clone() };
             }
         }

@@ -86,9 +86,12 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
         }
         (Event::Published, Phase::Publishing { issued, .. }) => {
             let held = issued.clone().installed(now);
-            if let Some(old) = state.held.replace(held) {
+            // A certificate that was published and adopted from disk before the journal knew of it has the same key.
+            let key = held.key().clone();
+            if let Some(old) = state.held.replace(held).filter(|old| *old.key() != key) {
                 state.retiring.push(old.key().clone());
             }
+            state.retiring.retain(|retiring| *retiring != key);
             (state.held_refused, state.held_key_lost, state.rotation_requested) = (false, false, false);
             state.proof_refusals = 0;
             state.enter(Phase::Proving);

@@ -321,6 +321,14 @@ fn key_in_another_backend_is_rotated_at_once() {
 }
 
 #[test]
+fn published_twice_never_destroys_its_own_key() {
+    let publishing = Phase::Publishing { next: candidate(2, 1), issued: credential(2) };
+    let adopted = State { held: Some(credential(2)), retiring: vec![key(2), key(1)], ..in_phase(publishing) };
+    let (state, _) = now(adopted, Event::Published);
+    assert_eq!(state.retiring, [key(1)]);
+}
+
+#[test]
 fn published_but_unproven_goes_on_proving_and_destroys_nothing() {
     let (mut state, mut clock) = (in_phase(Phase::Proving), NOW);
     for _ in 0..20 {
