@@ -1,7 +1,7 @@
 //! The driver of the rotation: step, save the journal, perform the action, and step again with what came of it.
 //!
 //! Async begins here. The world is reached through [`clock::Clock`] (time), [`crate::store`] (disk),
-//! [`crate::keys::Keyring`] (backends) and [`connection::Connections`] (the API server), and through nothing else.
+//! [`crate::keys::Keyring`] (backends) and `connection::Connections` (the API server), and through nothing else.
 
 pub mod clock;
 mod connection;
