@@ -6,6 +6,7 @@ mod exit_code;
 mod generate;
 mod inspect;
 mod needs_renewal;
+mod plugin_host;
 mod rotate;
 mod run;
 mod status;
@@ -44,6 +45,9 @@ enum Command {
     Config(config::Command),
     /// Show the agent at work against an embedded control plane: no cluster, no privileges, no network
     Demo(demo::Arguments),
+    /// Hold a module, in a child that the agent starts
+    #[command(hide = true)]
+    PluginHost(plugin_host::Arguments),
     /// Print a completion script for a shell
     Completions(generate::Completions),
     /// Write the manual pages
@@ -86,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(arguments) => arguments.run(),
         Command::Config(command) => command.run(),
         Command::Demo(arguments) => arguments.run(),
+        Command::PluginHost(arguments) => arguments.run(),
         Command::Completions(arguments) => arguments.run(),
         Command::Man(arguments) => arguments.run(),
     };

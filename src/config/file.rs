@@ -48,6 +48,140 @@ pub enum BackendConfiguration {
         /// Where they are [default: `keys` in the state directory].
         directory: Option<PathBuf>,
     },
+    /// Keys in a PKCS#11 token.
+    Pkcs11 {
+        /// The token, a `pkcs11:` URI (RFC 7512) without a PIN.
+        uri: String,
+        /// The module's absolute path, if the URI does not say it.
+        module: Option<PathBuf>,
+        /// The PIN's file, if the URI does not say it: absolute, or a name in systemd's credentials directory.
+        pin_file: Option<PathBuf>,
+        /// Where the module runs.
+        #[serde(default)]
+        isolation: Isolation,
+    },
+    /// Keys in a TPM 2.0.
+    Tpm {
+        /// How it is reached, in the words of libtss2 [default: `device:/dev/tpmrm0`].
+        tcti: Option<String>,
+        /// The directory of the key files, which only this TPM can use [default: `tpm` in the state directory].
+        directory: Option<PathBuf>,
+        /// The plugin [default: `pintle_backend_tpm` in /usr/lib/pintle/plugins].
+        library: Option<String>,
+        /// Where the plugin runs.
+        #[serde(default)]
+        isolation: Isolation,
+    },
+    /// Keys in whatever a plugin reaches.
+    Plugin {
+        /// The bare name of a file in /usr/lib/pintle/plugins, or an absolute path.
+        library: String,
+        /// What the plugin is given, as a JSON object.
+        #[serde(default)]
+        configuration: PluginTable,
+        /// Where the plugin runs.
+        #[serde(default)]
+        isolation: Isolation,
+    },
+}
+
+impl BackendConfiguration {
+    /// The word for its type.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "file",
+            Self::Pkcs11 { .. } => "pkcs11",
+            Self::Tpm { .. } => "tpm",
+            Self::Plugin { .. } => "plugin",
+        }
+    }
+
+    /// Where its module runs; the file backend has none.
+    pub fn isolation(&self) -> Option<&Isolation> {
+        match self {
+            Self::File { .. } => None,
+            Self::Pkcs11 { isolation, .. } | Self::Tpm { isolation, .. } | Self::Plugin { isolation, .. } => {
+                Some(isolation)
+            }
+        }
+    }
+}
+
+/// Where a module runs.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "WrittenIsolation")]
+pub enum Isolation {
+    /// In the agent: fastest, and the module can take the agent along.
+    None,
+    /// In a process of its own.
+    Process(ProcessIsolation),
+}
+
+impl Default for Isolation {
+    fn default() -> Self {
+        Self::Process(ProcessIsolation::default())
+    }
+}
+
+/// The process that a module runs in.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ProcessIsolation {
+    /// The user that it runs as, a name or a number [default: the agent's].
+    pub user: Option<String>,
+    /// Its only group, such as `tss` [default: the user's own].
+    pub group: Option<String>,
+    /// What is added to the agent's own environment, such as a module's configuration file. No place for secrets.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+}
+
+/// `"none"`, `"process"`, or a table.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "isolation is \"process\", \"none\", or a table of user, group and environment")]
+enum WrittenIsolation {
+    Word(IsolationWord),
+    Table(ProcessIsolation),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum IsolationWord {
+    None,
+    Process,
+}
+
+impl TryFrom<WrittenIsolation> for Isolation {
+    type Error = String;
+
+    fn try_from(written: WrittenIsolation) -> Result<Self, String> {
+        match written {
+            WrittenIsolation::Word(IsolationWord::None) => Ok(Self::None),
+            WrittenIsolation::Word(IsolationWord::Process) => Ok(Self::default()),
+            WrittenIsolation::Table(ProcessIsolation { user: None, group: Some(_), .. }) => {
+                Err("isolation names a group and no user".to_owned())
+            }
+            WrittenIsolation::Table(process) => Ok(Self::Process(process)),
+        }
+    }
+}
+
+/// A plugin's own configuration.
+#[derive(Clone, Default, PartialEq, Deserialize)]
+pub struct PluginTable(serde_json::Map<String, serde_json::Value>);
+
+impl PluginTable {
+    /// The JSON object that the plugin is given.
+    pub fn to_json(&self) -> String {
+        serde_json::Value::Object(self.0.clone()).to_string()
+    }
+}
+
+impl std::fmt::Debug for PluginTable {
+    /// The names only: nobody here knows which value is a secret.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 impl FileConfiguration {

@@ -10,7 +10,7 @@ use pintle_agent_core::policy::KeyPrefix;
 use pintle_agent_core::{Policy, Template};
 use pintle_plugins_api::KeyAlgorithm;
 
-pub use file::{BackendConfiguration, FileConfiguration};
+pub use file::{BackendConfiguration, FileConfiguration, Isolation, PluginTable, ProcessIsolation};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/pintle/config.toml";

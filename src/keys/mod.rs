@@ -1,5 +1,9 @@
 //! Keys, as the agent sees them: each backend lives on a thread of its own, and calls to it have a deadline.
 
+pub mod isolation;
+
+mod module;
+mod refused;
 mod thread;
 mod tls;
 
@@ -11,8 +15,10 @@ use pintle_agent_core::KeyName;
 use pintle_backend_file::FileBackend;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend, KeyReference, PublicKey};
 
-use crate::config::{BackendConfiguration, Config};
+use crate::config::{BackendConfiguration, Config, Isolation};
+use isolation::IsolatedBackend;
 
+pub use module::ModuleConfiguration;
 pub use thread::BackendThread;
 pub use tls::{HeldCertificate, certified_key};
 
@@ -20,6 +26,9 @@ pub use tls::{HeldCertificate, certified_key};
 pub const GENERATE_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a backend may take for anything else.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The plugin that knows TPMs: `libpintle_backend_tpm.so` in the directory of installed plugins.
+const TPM_LIBRARY: &str = "pintle_backend_tpm";
 
 /// Opens a backend; called on the backend's own thread, and again after it could not be opened.
 pub type Opener = Box<dyn FnMut() -> Result<Box<dyn KeyBackend>, BackendError> + Send>;
@@ -107,10 +116,42 @@ pub fn openers(config: &Config) -> Vec<(String, Opener)> {
 
 fn opener(config: &Config, name: &str) -> Opener {
     let keys = config.file_keys();
-    match &config.backends[name] {
+    let (module, isolation) = match config.backends[name].clone() {
         BackendConfiguration::File { directory } => {
-            let directory = directory.clone().unwrap_or(keys);
-            Box::new(move || Ok(Box::new(FileBackend::open(&directory)?)))
+            let directory = directory.unwrap_or(keys);
+            return Box::new(move || Ok(Box::new(FileBackend::open(&directory)?)));
         }
+        BackendConfiguration::Pkcs11 { uri, module, pin_file, isolation } => {
+            (ModuleConfiguration::Pkcs11 { uri, module, pin_file }, isolation)
+        }
+        BackendConfiguration::Tpm { tcti, directory, library, isolation } => {
+            let directory = directory.unwrap_or_else(|| config.state_dir.join("tpm"));
+            let mut configuration = serde_json::json!({ "directory": directory });
+            if let Some(tcti) = tcti {
+                configuration["tcti"] = tcti.into();
+            }
+            let library = library.unwrap_or_else(|| TPM_LIBRARY.to_owned());
+            (ModuleConfiguration::Plugin { library, configuration: configuration.to_string(), pin: false }, isolation)
+        }
+        BackendConfiguration::Plugin { library, configuration, isolation } => {
+            (ModuleConfiguration::Plugin { library, configuration: configuration.to_json(), pin: true }, isolation)
+        }
+    };
+    match isolation {
+        Isolation::Process(isolation) => {
+            let name = name.to_owned();
+            Box::new(move || Ok(Box::new(IsolatedBackend::new(&name, module.clone(), isolation.clone())?)))
+        }
+        Isolation::None => Box::new(move || {
+            if let Some(error) = refused::still_refused(&module) {
+                return Err(error);
+            }
+            let pin = refused::PinState::now(&module.pin());
+            module.open().inspect_err(|error| {
+                if error.kind == BackendErrorKind::Locked {
+                    refused::remember(&module, pin, error);
+                }
+            })
+        }),
     }
 }

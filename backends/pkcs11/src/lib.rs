@@ -21,7 +21,7 @@ mod session;
 mod signature;
 mod uri;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pintle_plugins_api::{
@@ -29,7 +29,9 @@ use pintle_plugins_api::{
 };
 
 use crate::fault::Fault;
+use crate::pin::{PinSource, credentials_directory};
 use crate::session::Token;
+use crate::uri::TokenUri;
 
 /// Which token holds the keys, and how to log in to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,12 @@ impl Configuration {
     /// The token that `uri` names, with everything else as the URI says.
     pub fn new(uri: impl Into<String>) -> Self {
         Self { uri: uri.into(), module: None, pin_file: None, reload_interval: Self::RELOAD_INTERVAL }
+    }
+
+    /// The file that the PIN is read from, if there is one and the configuration makes sense.
+    pub fn pin_path(&self) -> Option<PathBuf> {
+        let path = self.pin_file.clone().or(TokenUri::parse(&self.uri).ok()?.pin_source)?;
+        PinSource::new(Some(path), credentials_directory()).ok()?.path().map(Path::to_owned)
     }
 }
 

@@ -52,6 +52,14 @@ impl PinSource {
         }
     }
 
+    /// The file, if there is one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::None => None,
+            Self::File(path) | Self::Credential(path) => Some(path),
+        }
+    }
+
     /// The PIN, without the newline that editors put at its end; `None` if there is none.
     ///
     /// # Errors
@@ -65,6 +73,11 @@ impl PinSource {
             Self::Credential(path) => read_pin(path, 0o137).map(Some),
         }
     }
+}
+
+/// Where systemd puts this service's credentials.
+pub(crate) fn credentials_directory() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
 fn read_pin(path: &Path, forbidden: u32) -> Result<Zeroizing<Vec<u8>>, BackendError> {

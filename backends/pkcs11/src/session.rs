@@ -67,7 +67,7 @@ impl Token {
             (Some(_), Some(_)) => return Err(misconfigured("the PIN's file is named twice, in the URI and beside it")),
             (path, source) => path.or(source),
         };
-        let pin = PinSource::new(pin_path, std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from))?;
+        let pin = PinSource::new(pin_path, pin::credentials_directory())?;
         let (module, session, suspect, login_failed) = (None, None, false, None);
         Ok(Self { uri, module_path, pin, reload_interval, module, session, suspect, login_failed })
     }

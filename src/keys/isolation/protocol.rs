@@ -1,0 +1,142 @@
+//! What agent and child say to each other: frames of four octets of length (big endian) and that many octets of JSON.
+//!
+//! Both ends are the same program, so there is no version.
+
+use std::io::{self, Read, Write};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
+use pintle_plugins_api::{BackendError, KeyAlgorithm, KeyId, KeyReference, PublicKey, SignatureScheme};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::keys::ModuleConfiguration;
+
+/// The longest frame, octets. The longest messages that are signed have a mebioctet.
+const MAXIMUM_LENGTH: usize = 4 << 20;
+
+/// A call.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Request {
+    /// Open the module; comes first, and again after it could not be opened.
+    Open(ModuleConfiguration),
+    /// [`KeyBackend::generate`](pintle_plugins_api::KeyBackend::generate).
+    Generate { id: KeyId, algorithm: KeyAlgorithm },
+    /// [`KeyBackend::public_key`](pintle_plugins_api::KeyBackend::public_key).
+    PublicKey { id: KeyId },
+    /// [`KeyBackend::sign`](pintle_plugins_api::KeyBackend::sign).
+    Sign { id: KeyId, scheme: SignatureScheme, message: Octets },
+    /// [`KeyBackend::delete`](pintle_plugins_api::KeyBackend::delete).
+    Delete { id: KeyId },
+    /// [`KeyBackend::list`](pintle_plugins_api::KeyBackend::list).
+    List,
+    /// [`KeyBackend::reference`](pintle_plugins_api::KeyBackend::reference).
+    Reference { id: KeyId },
+}
+
+impl Request {
+    /// The call's name, for messages.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Open(_) => "open",
+            Self::Generate { .. } => "generate",
+            Self::PublicKey { .. } => "public_key",
+            Self::Sign { .. } => "sign",
+            Self::Delete { .. } => "delete",
+            Self::List => "list",
+            Self::Reference { .. } => "reference",
+        }
+    }
+}
+
+/// What a call answers when it succeeds.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Answer {
+    /// Opened, or deleted.
+    Done,
+    /// A key.
+    PublicKey(PublicKey),
+    /// A signature.
+    Signature(Octets),
+    /// The keys.
+    Keys(Vec<KeyId>),
+    /// How a consumer names a key.
+    Reference(KeyReference),
+}
+
+/// What the child answers.
+pub(super) type Response = Result<Answer, BackendError>;
+
+/// Octets, base64 in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(super) struct Octets(pub(super) Vec<u8>);
+
+impl From<Octets> for String {
+    fn from(octets: Octets) -> Self {
+        BASE64.encode(octets.0)
+    }
+}
+
+impl TryFrom<String> for Octets {
+    type Error = base64::DecodeError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        BASE64.decode(text).map(Self)
+    }
+}
+
+/// Writes one frame in one go, so that the reader wakes up once.
+pub(super) fn write_frame(writer: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    let mut frame = vec![0; 4];
+    serde_json::to_writer(&mut frame, message)?;
+    let length = frame.len() - 4;
+    if length > MAXIMUM_LENGTH {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a frame of {length} octets is too long")));
+    }
+    frame[..4].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    writer.write_all(&frame)
+}
+
+/// Reads one frame; `None` if the other end has hung up before it.
+pub(super) fn read_frame<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<T>> {
+    let mut length = [0; 4];
+    match reader.read(&mut length)? {
+        0 => return Ok(None),
+        read => reader.read_exact(&mut length[read..])?,
+    }
+    let length = u32::from_be_bytes(length) as usize;
+    if length > MAXIMUM_LENGTH {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} octets is too long")));
+    }
+    let mut frame = vec![0; length];
+    reader.read_exact(&mut frame)?;
+    Ok(Some(serde_json::from_slice(&frame)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_nonsense_is_an_error() {
+        let mut wire = Vec::new();
+        let id = KeyId::new(*b"a/\0").expect("an id");
+        let request = Request::Sign {
+            id: id.clone(),
+            scheme: SignatureScheme::EcdsaP256Sha256,
+            message: Octets(vec![0, 255, 7]),
+        };
+        write_frame(&mut wire, &request).expect("written");
+        match read_frame(&mut wire.as_slice()).expect("read") {
+            Some(Request::Sign { id: read, message, .. }) => assert_eq!((read, message.0), (id, vec![0, 255, 7])),
+            _ => panic!("another request"),
+        }
+        assert!(read_frame::<Request>(&mut &b""[..]).expect("the end").is_none());
+        for nonsense in [&b"\0\0"[..], b"\0\0\0\x05abc", b"\xff\xff\xff\xff", b"\0\0\0\x02{}"] {
+            assert!(read_frame::<Request>(&mut &*nonsense).is_err(), "{nonsense:?}");
+        }
+    }
+}
