@@ -113,11 +113,8 @@ mod tests {
 
     #[test]
     fn c27_a_plugin_that_was_refused_is_not_asked_again_and_a_tpm_is() {
-        let plugin = |pin| ModuleConfiguration::Plugin {
-            library: "refused".to_owned(),
-            configuration: "{}".to_owned(),
-            pin,
-        };
+        let plugin =
+            |pin| ModuleConfiguration::Plugin { library: "refused".to_owned(), configuration: "{}".to_owned(), pin };
         let error = BackendError::new(BackendErrorKind::Locked, "locked out");
         for pin in [true, false] {
             remember(&plugin(pin), PinState::now(&plugin(pin).pin()), &error);

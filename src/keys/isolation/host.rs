@@ -17,8 +17,7 @@ use super::protocol::{Answer, Octets, Request, Response, read_frame, write_frame
 pub(crate) fn serve() -> Result<(), String> {
     let stream = take_socket()?;
     give_up(&stream).map_err(|(what, error)| format!("cannot {what}: {error}"))?;
-    let mut reader = BufReader::new(stream.try_clone().map_err(|error| error.to_string())?);
-    let mut writer = stream;
+    let (mut reader, mut writer) = (BufReader::new(&stream), &stream);
     let mut backend: Option<Box<dyn KeyBackend>> = None;
     loop {
         // The agent has ended, or wants this child to end.

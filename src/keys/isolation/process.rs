@@ -23,14 +23,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a killed child may take to go; one that waits in the kernel for a device may take for ever.
 const DEATH: Duration = Duration::from_secs(2);
 /// The agent's own conversation with systemd (sd_listen_fds(3), sd_notify(3)) is not for a module.
-const AGENTS_OWN: [&str; 6] = [
-    "LISTEN_FDS",
-    "LISTEN_FDNAMES",
-    "LISTEN_PID",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
-];
+const AGENTS_OWN: [&str; 6] =
+    ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// A running child.
 pub(super) struct ChildProcess {
@@ -140,7 +134,8 @@ impl ChildProcess {
                 matches!(self.child.try_wait(), Ok(Some(_)))
             };
         };
-        let timeout = Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(0), tv_nsec: i64::from(time.subsec_nanos()) };
+        let timeout =
+            Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(0), tv_nsec: i64::from(time.subsec_nanos()) };
         matches!(poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timeout)), Ok(1..))
             && matches!(self.child.try_wait(), Ok(Some(_)))
     }

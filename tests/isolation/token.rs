@@ -1,0 +1,148 @@
+//! A throwaway SoftHSM token behind a module that fails on request.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use pintle::config::ProcessIsolation;
+use pintle::keys::ModuleConfiguration;
+use pintle::keys::isolation::{Deadlines, IsolatedBackend};
+use rustix::process::{Pid, Signal, kill_process};
+
+pub(crate) const PIN: &str = "31415926";
+
+/// The module, built once for this test binary.
+static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/isolation/treacherous_module.c");
+    let module = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("treacherous-{}.so", std::process::id()));
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-w", "-o"])
+        .arg(&module)
+        .arg(source)
+        .arg("-ldl")
+        .status()
+        .expect("cc starts");
+    assert!(status.success());
+    module
+});
+
+pub(crate) struct Token {
+    directory: tempfile::TempDir,
+}
+
+impl Token {
+    pub(crate) fn new() -> Self {
+        let token = Self { directory: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory") };
+        fs::create_dir(token.path("tokens")).expect("a directory for tokens");
+        let configuration = format!("directories.tokendir={}\nlog.level=ERROR\n", token.path("tokens").display());
+        fs::write(token.path("softhsm2.conf"), configuration).expect("softhsm2.conf");
+        let status = Command::new("softhsm2-util")
+            .args(["--init-token", "--free", "--label", "isolated", "--pin", PIN, "--so-pin", "27182818"])
+            .env("SOFTHSM2_CONF", token.path("softhsm2.conf"))
+            .stdout(Stdio::null())
+            .status()
+            .expect("softhsm2-util starts (Debian package softhsm2)");
+        assert!(status.success());
+        token.write_pin(PIN);
+        token
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The real module.
+    pub(crate) fn softhsm() -> PathBuf {
+        [
+            "/usr/lib/softhsm",
+            "/usr/lib/x86_64-linux-gnu/softhsm",
+            "/usr/lib/aarch64-linux-gnu/softhsm",
+            "/usr/lib64/pkcs11",
+        ]
+        .iter()
+        .map(|directory| Path::new(directory).join("libsofthsm2.so"))
+        .find(|path| path.exists())
+        .expect("libsofthsm2.so (Debian package softhsm2)")
+    }
+
+    /// The module that fails on request.
+    pub(crate) fn treacherous() -> &'static Path {
+        &MODULE
+    }
+
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
+        let path = |name| self.path(name).display().to_string();
+        [
+            ("SOFTHSM2_CONF", path("softhsm2.conf")),
+            ("PINTLE_TEST_REAL_MODULE", Self::softhsm().display().to_string()),
+            ("PINTLE_TEST_FAULT", path("fault")),
+            ("PINTLE_TEST_LOGINS", path("logins")),
+            ("PINTLE_TEST_PROCESS", path("process")),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    pub(crate) fn module(&self) -> ModuleConfiguration {
+        ModuleConfiguration::Pkcs11 {
+            uri: "pkcs11:token=isolated".to_owned(),
+            module: Some(Self::treacherous().to_owned()),
+            pin_file: Some(self.path("pin")),
+        }
+    }
+
+    pub(crate) fn open(&self) -> IsolatedBackend {
+        let isolation = ProcessIsolation { environment: self.environment(), ..ProcessIsolation::default() };
+        IsolatedBackend::new("token", self.module(), isolation)
+            .expect("a backend")
+            .with_program(env!("CARGO_BIN_EXE_pintle"))
+    }
+
+    pub(crate) fn open_with_deadlines(&self, deadlines: Deadlines) -> IsolatedBackend {
+        self.open().with_deadlines(deadlines)
+    }
+
+    /// Writes the PIN's file anew.
+    pub(crate) fn write_pin(&self, pin: &str) {
+        let path = self.path("pin");
+        let _ = fs::remove_file(&path);
+        fs::write(&path, format!("{pin}\n")).expect("the PIN's file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("its mode");
+    }
+
+    /// Has the module do this at this place from now on.
+    pub(crate) fn fault(&self, place: &str, deed: &str) {
+        fs::write(self.path("fault.new"), format!("{place} {deed}\n")).expect("the fault");
+        fs::rename(self.path("fault.new"), self.path("fault")).expect("the fault");
+    }
+
+    pub(crate) fn mend(&self) {
+        fs::remove_file(self.path("fault")).expect("there was a fault");
+    }
+
+    /// How often somebody logged in, or tried to.
+    pub(crate) fn logins(&self) -> u64 {
+        fs::metadata(self.path("logins")).map_or(0, |metadata| metadata.len())
+    }
+
+    /// The process that loaded the module last.
+    pub(crate) fn process(&self) -> Option<Pid> {
+        Pid::from_raw(fs::read_to_string(self.path("process")).ok()?.parse().ok()?)
+    }
+
+    /// Waits until the child is dead; nobody has asked for its status yet.
+    pub(crate) fn await_death(&self) {
+        pintle_test_support::eventually("the child is dead", Duration::from_secs(10), || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.process()?.as_raw_nonzero())).ok()?;
+            stat.contains(") Z ").then_some(())
+        });
+    }
+
+    pub(crate) fn kill_child(&self) {
+        kill_process(self.process().expect("a child has the module open"), Signal::KILL).expect("it can be killed");
+    }
+}
