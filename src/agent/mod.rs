@@ -4,6 +4,7 @@
 //! [`crate::keys::Keyring`] (backends) and `connection::Connections` (the API server), and through nothing else.
 
 pub mod clock;
+mod command;
 mod connection;
 mod look_around;
 mod perform;
@@ -14,11 +15,13 @@ pub mod service;
 use std::sync::Arc;
 
 use pintle_agent_core::rotation::Waiting;
-use pintle_agent_core::{Action, Event, Phase, Policy, State, Template, step};
-use tokio::sync::{mpsc, watch};
+use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, step};
+use pintle_plugins_api::{BackendError, KeyAlgorithm};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
 use crate::keys::Keyring;
+use crate::keys::inventory::Inventory;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{self, Telemetry};
 use clock::{Clock, now};
@@ -27,10 +30,37 @@ use connection::Connections;
 pub use recovery::StartError;
 
 /// What an operator may ask of a running agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Command {
     /// Rotate now.
     Rotate,
+    /// Destroy the keys that nobody needs. The agent itself does it: nobody else knows which key it needs next.
+    Prune {
+        /// Whether only to tell which.
+        dry_run: bool,
+        /// Who waits for the answer.
+        reply: oneshot::Sender<Inventory>,
+    },
+    /// Make new keys in another backend from now on, and move there at once.
+    Migrate {
+        /// The backend.
+        to: String,
+        /// Whether only to tell what would be done.
+        dry_run: bool,
+        /// Who waits for the answer.
+        reply: oneshot::Sender<Result<Migration, BackendError>>,
+    },
+}
+
+/// What a migration does.
+#[derive(Debug)]
+pub struct Migration {
+    /// The key in use.
+    pub from: Option<KeyName>,
+    /// The algorithm of the next one.
+    pub algorithm: KeyAlgorithm,
+    /// Whether the key in use is elsewhere, so that a rotation begins.
+    pub moves: bool,
 }
 
 /// Keeps one identity: its state, and everything that is needed to act on it.
@@ -126,7 +156,7 @@ impl Agent {
         let (before, started) = (now(), std::time::Instant::now());
         let event = tokio::select! {
             command = self.commands.recv() => match command {
-                Some(Command::Rotate) => Event::RotationRequested,
+                Some(command) => self.obey(command).await,
                 // Nobody can ask any more.
                 None => {
                     self.clock.sleep_until(Some(wake)).await;

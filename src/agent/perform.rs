@@ -141,7 +141,10 @@ impl Agent {
             // The connection does not survive a suspend; and the watchdog wants to hear from us.
             () = self.clock.sleep_until(Some(now() + Duration::from_secs(60))) => return Event::Woke,
             command = self.commands.recv() => {
-                return command.map_or(Event::Woke, |super::Command::Rotate| Event::RotationRequested);
+                return match command {
+                    Some(command) => self.obey(command).await,
+                    None => Event::Woke,
+                };
             }
         };
         match watched {

@@ -1,5 +1,6 @@
 //! What the agent tells of its state: events where something changes, and the status.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use pintle_agent_core::policy::Window;
@@ -17,6 +18,8 @@ pub(super) struct Reporter {
     known: Known,
     /// The failure that was told last: how many in a row, and when it is tried again.
     failure: Option<(u32, UnixTime)>,
+    /// The backends that are known not to answer.
+    down: BTreeSet<String>,
     /// The request that is known to be pending, and whether approved.
     pub(super) pending: Option<(String, bool)>,
     /// Rotations completed by this process.
@@ -43,6 +46,7 @@ impl Agent {
     pub(super) fn report(&mut self, next: State, action: &Action) {
         self.state = next;
         self.report_failure();
+        self.report_backends();
         match action {
             Action::Wait { waiting: Waiting::UntilRotation, .. } => self.report_holding(false),
             Action::Wait { waiting: Waiting::RotationOff, .. } => self.report_holding(true),
@@ -80,6 +84,28 @@ impl Agent {
             format!("its key moves from {} to {}", held.key().backend, self.policy.backend)
         } else {
             format!("the one in use ends at {}", held.not_after())
+        }
+    }
+
+    /// Tells which backends do not answer, and which do again.
+    fn report_backends(&mut self) {
+        for (name, error) in self.keyring.health() {
+            let down = self.reporter.down.contains(name);
+            match error {
+                Some(error) if !down => {
+                    self.reporter.down.insert(name.to_owned());
+                    self.telemetry.emit(Event::BackendDown {
+                        backend: name.to_owned(),
+                        reason: error.to_string(),
+                        hint: error.hint.unwrap_or_default(),
+                    });
+                }
+                None if down => {
+                    self.reporter.down.remove(name);
+                    self.telemetry.emit(Event::BackendUp { backend: name.to_owned() });
+                }
+                _ => {}
+            }
         }
     }
 

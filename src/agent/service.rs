@@ -30,7 +30,13 @@ pub async fn serve(
     })?;
     let (sender, commands) = mpsc::channel::<Command>(COMMANDS);
     let socket = config.control_socket();
-    control::serve(&socket, Arc::clone(&telemetry), sender).map_err(|error| StartError {
+    let desk = control::Desk {
+        config: config.clone(),
+        keyring: keyring.clone(),
+        telemetry: Arc::clone(&telemetry),
+        commands: sender,
+    };
+    control::serve(&socket, desk).map_err(|error| StartError {
         detail: format!("the control socket {} cannot be made: {error}", socket.display()),
         hint: "a socket's path has at most 107 octets; choose a shorter --state-dir".to_owned(),
     })?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{CliError, Exit};
+use crate::demo::device::Backend;
 use crate::demo::story::{self, Options};
 
 /// The arguments of `pintle demo`.
@@ -17,6 +18,9 @@ pub(super) struct Arguments {
     /// Go on after two rotations, and print how to look at it with kubectl and openssl
     #[arg(long)]
     keep: bool,
+    /// Where the private keys are made; the device is the demo's own, and gone afterwards
+    #[arg(long, value_enum, default_value = "file")]
+    backend: Backend,
 }
 
 impl Arguments {
@@ -25,6 +29,7 @@ impl Arguments {
             cluster_signing_duration: self.cluster_signing_duration,
             manual_approval: self.manual_approval,
             keep: self.keep,
+            backend: self.backend,
         };
         super::runtime()?.block_on(story::tell(options))?;
         Ok(Exit::Ok)

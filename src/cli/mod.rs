@@ -1,15 +1,19 @@
 //! The command line: one file for each command.
 
+mod backend;
 mod config;
 mod demo;
 mod exit_code;
 mod generate;
 mod inspect;
+mod keys;
+mod migrate;
 mod needs_renewal;
 mod plugin_host;
 mod rotate;
 mod run;
 mod status;
+mod table;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -17,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::agent::StartError;
+use crate::control::{ControlError, Response};
 
 pub use exit_code::Exit;
 
@@ -40,6 +45,14 @@ enum Command {
     NeedsRenewal(needs_renewal::Arguments),
     /// Say in words what is in a certificate, a certification request or a pair
     Inspect(inspect::Arguments),
+    /// Show and try out what holds the keys
+    #[command(subcommand)]
+    Backend(backend::Command),
+    /// Show the keys in all backends, and destroy those that nobody needs
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Move an identity's key to another backend, by an ordinary rotation
+    Migrate(migrate::Arguments),
     /// Work on the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -88,6 +101,9 @@ pub fn main() -> ExitCode {
         Command::Rotate(arguments) => arguments.run(),
         Command::NeedsRenewal(arguments) => arguments.run(),
         Command::Inspect(arguments) => arguments.run(),
+        Command::Backend(command) => command.run(),
+        Command::Keys(command) => command.run(),
+        Command::Migrate(arguments) => arguments.run(),
         Command::Config(command) => command.run(),
         Command::Demo(arguments) => arguments.run(),
         Command::PluginHost(arguments) => arguments.run(),
@@ -110,6 +126,24 @@ pub fn main() -> ExitCode {
 fn print(text: &str) {
     use std::io::Write;
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// A value as JSON for scripts.
+fn json(value: &impl serde::Serialize) -> Result<String, CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| CliError::new(Exit::Problem, error, ""))?;
+    Ok(text + "\n")
+}
+
+/// What a running agent answered instead of what it was asked for.
+fn unexpected(answer: Result<Response, ControlError>) -> CliError {
+    match answer {
+        Ok(Response::Failed { reason, hint }) => CliError::new(Exit::Problem, reason, hint),
+        Ok(Response::Refused { reason }) => {
+            CliError::new(Exit::Problem, reason, "run the pintle that the agent was started from")
+        }
+        Ok(answer) => CliError::new(Exit::Problem, format!("the agent answered {answer:?}"), "restart the agent"),
+        Err(error) => CliError::new(Exit::Problem, error, "ask as the user that runs the agent"),
+    }
 }
 
 /// The runtime of a command that needs one: few threads, since there is little to do at once.

@@ -27,9 +27,7 @@ impl Arguments {
                 }
             }
             Response::Failed { reason, hint } => return Err(CliError::new(Exit::Problem, reason, hint)),
-            Response::Refused { reason } => {
-                return Err(CliError::new(Exit::Problem, reason, "run the pintle that the agent was started from"));
-            }
+            answer => return Err(super::unexpected(Ok(answer))),
         }
         Ok(Exit::Ok)
     }

@@ -48,7 +48,7 @@ fn keep_secrets_in_memory() {
 }
 
 /// Creates the state directory and locks it: two agents would rotate each other's certificates.
-fn lock_state_directory(directory: &Path) -> Result<File, CliError> {
+pub(super) fn lock_state_directory(directory: &Path) -> Result<File, CliError> {
     let unusable = |error: std::io::Error| {
         CliError::new(
             Exit::Problem,

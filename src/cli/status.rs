@@ -79,7 +79,10 @@ fn from_disk(config: &Config) -> Result<Status, CliError> {
             "start it with pintle run, or name its --state-dir",
         ));
     };
-    Ok(Status { identities: vec![status_of(&state, &template.common_name, &template.signer_name)] })
+    Ok(Status {
+        identities: vec![status_of(&state, &template.common_name, &template.signer_name)],
+        backends: Vec::new(),
+    })
 }
 
 fn table(status: &Status, wide: bool) -> String {
@@ -118,6 +121,12 @@ fn table(status: &Status, wide: bool) -> String {
         text.push('\n');
         if let Some(identity) = index.checked_sub(1).map(|index| &status.identities[index]) {
             text += &trouble(identity);
+        }
+    }
+    for backend in status.backends.iter().filter(|backend| !backend.up) {
+        text += &format!("  backend {}: {}\n", backend.name, backend.reason);
+        if !backend.hint.is_empty() {
+            text += &format!("  hint: {}\n", backend.hint);
         }
     }
     text

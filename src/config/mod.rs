@@ -1,6 +1,7 @@
 //! Flags and a TOML file become a [`Config`]: whatever is wrong with them is said here, before anything is done.
 
 mod file;
+pub mod migration;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -102,6 +103,8 @@ pub struct Config {
     pub keep_pairs: usize,
     /// Where new keys are made.
     pub backend: String,
+    /// Where they are made unless `pintle migrate` has moved the identity.
+    pub configured_backend: String,
     /// All backends, by name; [`FILE_BACKEND`] is among them.
     pub backends: BTreeMap<String, BackendConfiguration>,
     /// The algorithm of new keys.
@@ -123,7 +126,9 @@ impl Config {
             None if Path::new(DEFAULT_CONFIG).exists() => FileConfiguration::read(Path::new(DEFAULT_CONFIG))?,
             None => FileConfiguration::default(),
         };
-        Self::from_parts(flags.clone(), file)
+        let mut config = Self::from_parts(flags.clone(), file)?;
+        migration::follow(&mut config)?;
+        Ok(config)
     }
 
     fn from_parts(flags: Flags, file: FileConfiguration) -> Result<Self, ConfigError> {
@@ -142,6 +147,16 @@ impl Config {
                 format!("backend = {backend:?} names no backend; there are: {}", known.join(", ")),
                 format!("add a table [backends.{backend}] to the configuration file"),
             ));
+        }
+        for (name, backend) in &backends {
+            if let BackendConfiguration::Pkcs11 { uri, .. } = backend
+                && uri.contains("pin-value")
+            {
+                return Err(ConfigError::new(
+                    format!("[backends.{name}]: a PIN in the pkcs11: URI is refused, since configurations are shown"),
+                    "put the PIN into a file of mode 0400, and name it with pin-file",
+                ));
+            }
         }
         let expiration_seconds = flags.expiration_seconds.or(file.expiration_seconds);
         if let Some(seconds) = expiration_seconds.filter(|seconds| *seconds < 600) {
@@ -165,6 +180,7 @@ impl Config {
             node_name,
             state_dir,
             keep_pairs,
+            configured_backend: backend.clone(),
             backend,
             backends,
             expiration_seconds,
@@ -271,6 +287,26 @@ mod tests {
     }
 
     #[test]
+    fn modules_are_isolated_unless_told_otherwise_and_secrets_are_not_shown() {
+        let config = parse(
+            "[backends.token]\ntype = \"pkcs11\"\nuri = \"pkcs11:token=a\"\npin-file = \"/etc/pin\"\n\
+             [backends.fast]\ntype = \"tpm\"\nisolation = \"none\"\n\
+             [backends.vendor]\ntype = \"plugin\"\nlibrary = \"vendor\"\nconfiguration = { code = \"s3cret\" }\n\
+             isolation = { user = \"nobody\", environment = { VENDOR_CONF = \"/etc/vendor\" } }\n",
+        )
+        .expect("valid");
+        let isolation = |name: &str| config.backends[name].isolation().cloned();
+        assert_eq!(isolation("token"), Some(Isolation::default()));
+        assert_eq!(isolation("fast"), Some(Isolation::None));
+        assert!(matches!(isolation("vendor"), Some(Isolation::Process(process)) if process.user.is_some()));
+        assert_eq!(isolation("file"), None);
+        assert!(!format!("{config:?}").contains("s3cret"));
+        let error =
+            parse("[backends.x]\ntype = \"pkcs11\"\nuri = \"pkcs11:token=a?pin-value=931648\"").expect_err("refused");
+        assert!(!format!("{error:?}").contains("931648"));
+    }
+
+    #[test]
     fn whatever_is_wrong_is_said_with_what_to_do() {
         for (text, words) in [
             ("keep-pair = 3", "keep-pair"),
@@ -279,6 +315,9 @@ mod tests {
             ("backend = \"hsm\"", "hsm"),
             ("key-algorithm = \"dsa\"", "ecdsa-p256"),
             ("[backends.x]\ntype = \"paper\"", "paper"),
+            ("[backends.x]\ntype = \"pkcs11\"", "uri"),
+            ("[backends.x]\ntype = \"tpm\"\nisolation = \"some\"", "isolation is"),
+            ("[backends.x]\ntype = \"tpm\"\nisolation = { group = \"tss\" }", "isolation"),
         ] {
             let error = parse(text).expect_err(text);
             assert!(error.detail.contains(words) && !error.hint.is_empty(), "{text}: {error:?}");

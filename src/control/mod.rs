@@ -1,4 +1,4 @@
-//! The control socket: how `pintle status` and `pintle rotate` reach the running agent.
+//! The control socket: how `pintle status`, `pintle rotate` and others reach the running agent.
 //!
 //! One JSON line goes in, one JSON line comes out, over a unix socket in the state directory that only its owner can
 //! open.
@@ -8,19 +8,40 @@ mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::keys::inventory::{BackendEntry, Inventory};
 use crate::telemetry::Status;
 
 pub use client::{ControlError, ask};
-pub use server::serve;
+pub use server::{Desk, serve};
 
 /// What is asked of a running agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
     /// How things stand.
     Status,
     /// Rotate now.
     Rotate {
+        /// Whether to answer only when the new certificate is in use, or when it failed.
+        wait: bool,
+    },
+    /// Which backends there are, and whether they answer.
+    Backends,
+    /// Which keys are in them.
+    Keys,
+    /// Destroy the keys that nobody needs.
+    Prune {
+        /// Whether only to tell which.
+        dry_run: bool,
+    },
+    /// Move an identity's key to another backend.
+    Migrate {
+        /// The identity.
+        identity: String,
+        /// The backend.
+        to: String,
+        /// Whether only to tell what would be done.
+        dry_run: bool,
         /// Whether to answer only when the new certificate is in use, or when it failed.
         wait: bool,
     },
@@ -43,6 +64,25 @@ pub enum Response {
         reason: String,
         /// What a person can do about it.
         hint: String,
+    },
+    /// The backends.
+    Backends {
+        /// One entry for each.
+        backends: Vec<BackendEntry>,
+    },
+    /// The keys that there are; after a pruning, those that it destroyed.
+    Keys {
+        /// The keys.
+        inventory: Inventory,
+    },
+    /// The migration has begun, or would begin.
+    Migration {
+        /// The key in use, `backend/id`; empty if there is none.
+        from: String,
+        /// The backend in which the next one is made.
+        to: String,
+        /// Its algorithm.
+        algorithm: String,
     },
     /// The request made no sense to this version of pintle.
     Refused {

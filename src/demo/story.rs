@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
 
 use super::control_plane::{self, ControlPlane, Observation};
+use super::device::{Backend, Device};
 use crate::agent::{StartError, Until, service};
 use crate::config::{Config, Flags};
 use crate::telemetry::{Event, Log, Telemetry};
@@ -20,6 +21,8 @@ pub struct Options {
     pub manual_approval: bool,
     /// Whether it goes on after two rotations.
     pub keep: bool,
+    /// Where the keys are.
+    pub backend: Backend,
 }
 
 /// The demo ends after this many rotations.
@@ -37,6 +40,7 @@ pub async fn tell(options: Options) -> Result<(), StartError> {
         hint: "the demo needs a temporary directory and a loopback port".to_owned(),
     };
     let directory = tempfile::Builder::new().prefix("pintle-demo-").tempdir().map_err(|error| problem(&error))?;
+    let device = Device::set_up(options.backend, directory.path())?;
     let control_plane = control_plane::start(control_plane::Options {
         cluster_signing_duration: options.cluster_signing_duration,
         manual_approval: options.manual_approval,
@@ -51,7 +55,7 @@ pub async fn tell(options: Options) -> Result<(), StartError> {
     let admin = control_plane.admin_kubeconfig().map_err(|error| problem(&error))?;
     std::fs::write(path.join("admin-kubeconfig"), admin).map_err(|error| problem(&error))?;
     let config = Config::load(&Flags {
-        config: Some(write_configuration(path).map_err(|error| problem(&error))?),
+        config: Some(write_configuration(path, &device.configuration).map_err(|error| problem(&error))?),
         kubeconfig: Some(path.join("kubeconfig")),
         bootstrap_kubeconfig: Some(bootstrap),
         cert_dir: Some(path.join("pki")),
@@ -66,7 +70,7 @@ pub async fn tell(options: Options) -> Result<(), StartError> {
     let (stop, stopped) = watch::channel(false);
     let mut signalled = service::stopped_by_signals()?;
     let narrator = Narrator::new(&options, path);
-    narrator.introduce(&control_plane);
+    narrator.introduce(&control_plane, &device.sentence);
     let told = narrator.narrate(telemetry.events(), control_plane.observe());
     let narration = tokio::spawn(async move {
         tokio::select! {
@@ -82,9 +86,9 @@ pub async fn tell(options: Options) -> Result<(), StartError> {
 }
 
 /// The demo reads no configuration file of this machine.
-fn write_configuration(directory: &Path) -> std::io::Result<std::path::PathBuf> {
+fn write_configuration(directory: &Path, backends: &str) -> std::io::Result<std::path::PathBuf> {
     let path = directory.join("config.toml");
-    std::fs::write(&path, "# Everything is given as a flag.\n")?;
+    std::fs::write(&path, format!("# Everything else is given as a flag.\n{backends}"))?;
     Ok(path)
 }
 
@@ -111,10 +115,10 @@ impl Narrator {
         }
     }
 
-    fn introduce(&self, control_plane: &ControlPlane) {
+    fn introduce(&self, control_plane: &ControlPlane, keys: &str) {
         self.say(&format!(
             "An embedded control plane listens on {}, and the agent gets a bootstrap token for it.\n\
-             The agent is the one that `pintle run` runs; only the server is embedded.\n",
+             The agent is the one that `pintle run` runs; only the server is embedded.\n{keys}\n",
             control_plane.server_url()
         ));
         if self.keep || self.manual_approval {

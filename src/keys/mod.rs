@@ -1,5 +1,6 @@
 //! Keys, as the agent sees them: each backend lives on a thread of its own, and calls to it have a deadline.
 
+pub mod inventory;
 pub mod isolation;
 
 mod module;
@@ -62,10 +63,12 @@ impl Keyring {
     /// # Errors
     /// `Unavailable` if no backend of this name is configured: its keys may well exist.
     pub fn backend(&self, name: &str) -> Result<&BackendThread, BackendError> {
-        self.backends.get(name).ok_or_else(|| {
-            BackendError::new(BackendErrorKind::Unavailable, format!("no backend {name:?} is configured"))
-                .with_hint(format!("add [backends.{name}] to the configuration file"))
-        })
+        self.backends.get(name).ok_or_else(|| not_configured(name))
+    }
+
+    /// The backends, each with what is wrong with it as of its last call.
+    pub fn health(&self) -> impl Iterator<Item = (&str, Option<BackendError>)> {
+        self.backends.iter().map(|(name, thread)| (name.as_str(), thread.health()))
     }
 
     /// The public half of this key.
@@ -109,9 +112,22 @@ impl Keyring {
     }
 }
 
+/// Opens a configured backend in the calling thread.
+///
+/// # Errors
+/// Those of the backend; `Unavailable` if none of this name is configured.
+pub fn open(config: &Config, name: &str) -> Result<Box<dyn KeyBackend>, BackendError> {
+    if config.backends.contains_key(name) { opener(config, name)() } else { Err(not_configured(name)) }
+}
+
 /// How each configured backend is opened.
 pub fn openers(config: &Config) -> Vec<(String, Opener)> {
     config.backends.keys().map(|name| (name.clone(), opener(config, name))).collect()
+}
+
+fn not_configured(name: &str) -> BackendError {
+    BackendError::new(BackendErrorKind::Unavailable, format!("no backend {name:?} is configured"))
+        .with_hint(format!("add [backends.{name}] to the configuration file"))
 }
 
 fn opener(config: &Config, name: &str) -> Opener {

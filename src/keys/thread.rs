@@ -1,6 +1,6 @@
 //! One OS thread that owns a backend.
 
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend};
@@ -14,6 +14,7 @@ type Job = Box<dyn FnOnce(Result<&mut dyn KeyBackend, BackendError>) + Send>;
 pub struct BackendThread {
     name: String,
     jobs: mpsc::Sender<Job>,
+    health: Arc<Mutex<Option<BackendError>>>,
 }
 
 impl BackendThread {
@@ -40,7 +41,7 @@ impl BackendThread {
                 }
             }
         })?;
-        Ok(Self { name: name.to_owned(), jobs })
+        Ok(Self { name: name.to_owned(), jobs, health: Arc::default() })
     }
 
     /// Has the thread do `work`, and waits for it without blocking the runtime.
@@ -53,10 +54,11 @@ impl BackendThread {
         deadline: Duration,
         work: impl FnOnce(&mut dyn KeyBackend) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
+        let health = Arc::clone(&self.health);
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.send(Box::new(move |backend| {
             // Nobody waits any more after the deadline.
-            let _ = reply.send(backend.and_then(work));
+            let _ = reply.send(note(&health, backend.and_then(work)));
         }))?;
         match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(result)) => result,
@@ -75,9 +77,10 @@ impl BackendThread {
         deadline: Duration,
         work: impl FnOnce(&mut dyn KeyBackend) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
+        let health = Arc::clone(&self.health);
         let (reply, answer) = mpsc::sync_channel(1);
         self.send(Box::new(move |backend| {
-            let _ = reply.try_send(backend.and_then(work));
+            let _ = reply.try_send(note(&health, backend.and_then(work)));
         }))?;
         match answer.recv_timeout(deadline) {
             Ok(result) => result,
@@ -97,6 +100,26 @@ impl BackendThread {
 
     fn late(&self, deadline: Duration) -> BackendError {
         let detail = format!("backend {:?} did not answer within {} s", self.name, deadline.as_secs());
-        BackendError::new(BackendErrorKind::Unavailable, detail)
+        let error = BackendError::new(BackendErrorKind::Unavailable, detail);
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+        error
     }
+
+    /// What is wrong with the backend, as of its last call.
+    pub fn health(&self) -> Option<BackendError> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Notes whether the device answered.
+fn note<T>(health: &Mutex<Option<BackendError>>, result: Result<T, BackendError>) -> Result<T, BackendError> {
+    let wrong = match &result {
+        // The device answered, if not what was hoped for.
+        Ok(_) | Err(BackendError { kind: BackendErrorKind::NotFound | BackendErrorKind::Conflict, .. }) => None,
+        // It says something of the call, or of the configuration; nothing new of the device.
+        Err(BackendError { kind: BackendErrorKind::Unsupported, .. }) => return result,
+        Err(error) => Some(error.clone()),
+    };
+    *health.lock().unwrap_or_else(PoisonError::into_inner) = wrong;
+    result
 }

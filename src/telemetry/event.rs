@@ -164,6 +164,20 @@ pub enum Event {
         /// The keys.
         keys: Vec<String>,
     },
+    /// A backend's device does not answer.
+    BackendDown {
+        /// Its name in the configuration.
+        backend: String,
+        /// What is wrong.
+        reason: String,
+        /// What a person can do about it; empty where there is nothing to say.
+        hint: String,
+    },
+    /// A backend's device answers again.
+    BackendUp {
+        /// Its name in the configuration.
+        backend: String,
+    },
     /// The agent ends.
     Stopped,
 }
@@ -178,6 +192,7 @@ impl Event {
             | Self::Failed { .. }
             | Self::JournalNotSaved { .. }
             | Self::ClockOff { .. }
+            | Self::BackendDown { .. }
             | Self::KubeconfigStale { .. } => Level::Warning,
             _ => Level::Info,
         }
@@ -242,6 +257,11 @@ impl Event {
             Self::KubeconfigWritten { path } => format!("kubeconfig {path} written"),
             Self::KubeconfigStale { path, reason } => format!("kubeconfig {path} does not follow rotations: {reason}"),
             Self::OrphansDestroyed { keys } => format!("destroyed keys that nobody needs: {}", keys.join(", ")),
+            Self::BackendDown { backend, reason, hint } => {
+                let hint = if hint.is_empty() { String::new() } else { format!(" ({hint})") };
+                format!("backend {backend} is down: {reason}{hint}")
+            }
+            Self::BackendUp { backend } => format!("backend {backend} is up again"),
             Self::Stopped => "stopped".to_owned(),
         }
     }

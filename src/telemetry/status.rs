@@ -8,6 +8,23 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// One entry for each identity.
     pub identities: Vec<IdentityStatus>,
+    /// The backends, as of their last call.
+    #[serde(default)]
+    pub backends: Vec<BackendStatus>,
+}
+
+/// Whether a backend works.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Whether its device answered the last call.
+    pub up: bool,
+    /// Why it did not.
+    pub reason: String,
+    /// What a person can do about it.
+    pub hint: String,
 }
 
 /// What state an identity is in, by what a person does about it.

@@ -1,0 +1,57 @@
+//! `pintle migrate`: an identity's key moves to another backend, by an ordinary rotation.
+
+use super::{CliError, Exit, print};
+use crate::config::{Config, Flags};
+use crate::control::{self, ControlError, Request, Response};
+
+/// The arguments of `pintle migrate`.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    /// The identity, such as client
+    identity: String,
+    /// The backend in which its keys are made from now on
+    #[arg(long, value_name = "BACKEND")]
+    to: String,
+    /// Only show what would be done, and whether the backend answers
+    #[arg(long)]
+    dry_run: bool,
+    /// Return only when the new certificate is in use, or when it failed
+    #[arg(long)]
+    wait: bool,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let config = Config::load(&self.flags)?;
+        let Self { identity, to, dry_run, wait, .. } = self;
+        let request = Request::Migrate { identity, to, dry_run, wait };
+        match control::ask(&config.control_socket(), request) {
+            Ok(Response::Migration { from, to, algorithm }) if from.starts_with(&format!("{to}/")) => {
+                print(&format!("{from} is in {to} already; new keys ({algorithm}) are made there\n"));
+            }
+            Ok(Response::Migration { from, to, algorithm }) => {
+                let will = if dry_run { "would be" } else { "is" };
+                let from = if from.is_empty() { "no key yet".to_owned() } else { from };
+                print(&format!(
+                    "{from} {will} replaced by a new {algorithm} key in {to}; the old key is destroyed once the API \
+                     server has accepted the new certificate\n"
+                ));
+            }
+            Ok(Response::Status { status }) => {
+                for identity in &status.identities {
+                    let key = identity.key.as_ref().map(|key| format!("{}/{}", key.backend, key.id));
+                    print(&format!("migrated: key {}, serial {}\n", key.unwrap_or_default(), identity.serial));
+                }
+            }
+            Ok(Response::Failed { reason, hint }) => return Err(CliError::new(Exit::Problem, reason, hint)),
+            Err(error @ ControlError::NotRunning) => {
+                let hint = "start the agent with pintle run; or set backend in its configuration file, then start it";
+                return Err(CliError::new(Exit::Problem, error, hint));
+            }
+            answer => return Err(super::unexpected(answer)),
+        }
+        Ok(Exit::Ok)
+    }
+}

@@ -1,0 +1,92 @@
+//! Where `pintle migrate` has moved an identity: it holds until the configuration names another backend.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Config, ConfigError};
+use crate::store::durable;
+
+/// What stands in the file.
+#[derive(Serialize, Deserialize)]
+struct Migration {
+    /// The backend that the configuration named at that time. Whoever changes the configuration later means it.
+    configured: String,
+    /// The backend that keys are made in instead.
+    backend: String,
+}
+
+/// Where it is written down.
+fn path(config: &Config) -> PathBuf {
+    config.state_dir.join("migration.json")
+}
+
+/// Takes the backend of the last migration, if it still holds.
+pub(super) fn follow(config: &mut Config) -> Result<(), ConfigError> {
+    let path = path(config);
+    // Who may not read it, may not run the agent either.
+    let Ok(content) = std::fs::read(&path) else {
+        return Ok(());
+    };
+    let migration: Migration = serde_json::from_slice(&content).map_err(|error| {
+        ConfigError::new(
+            format!("{} makes no sense: {error}", path.display()),
+            "remove it, and name the backend in the configuration file",
+        )
+    })?;
+    if migration.configured == config.backend && config.backends.contains_key(&migration.backend) {
+        config.backend = migration.backend;
+    }
+    Ok(())
+}
+
+/// Writes down that keys are made in `backend` from now on.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn save(config: &Config, backend: &str) -> io::Result<()> {
+    let path = path(config);
+    if backend == config.configured_backend {
+        return remove(&path);
+    }
+    let migration = Migration { configured: config.configured_backend.clone(), backend: backend.to_owned() };
+    durable::replace(&path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Flags;
+
+    #[test]
+    fn a_migration_holds_until_the_configuration_changes_its_mind() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("config.toml");
+        let load = |backend: &str| {
+            let tables = "[backends.one]\ntype = \"file\"\n[backends.two]\ntype = \"file\"\n";
+            std::fs::write(&file, format!("backend = \"{backend}\"\n{tables}")).expect("written");
+            let flags = Flags {
+                config: Some(file.clone()),
+                node_name: Some("worker-1".to_owned()),
+                state_dir: Some(directory.path().to_owned()),
+                ..Flags::default()
+            };
+            Config::load(&flags).expect("valid")
+        };
+        let config = load("file");
+        save(&config, "one").expect("saved");
+        let moved = load("file");
+        assert_eq!((moved.backend.as_str(), moved.configured_backend.as_str()), ("one", "file"));
+        assert_eq!(load("two").backend, "two");
+        save(&moved, "file").expect("saved");
+        assert_eq!(load("file").backend, "file");
+    }
+}

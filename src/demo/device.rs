@@ -1,0 +1,211 @@
+//! A throwaway device for the demo: a SoftHSM token, or a software TPM.
+
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::agent::StartError;
+
+/// Where the demo's keys are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    /// In files, as the kubelet has them.
+    #[default]
+    File,
+    /// In a PKCS#11 token.
+    Pkcs11,
+    /// In a TPM 2.0.
+    Tpm,
+}
+
+/// The PIN of a token that lives for a minute in a directory that only its owner can enter; it guards nothing.
+const PIN: &str = "throwaway";
+/// Where distributions install SoftHSM's module.
+const SOFTHSM_DIRECTORIES: [&str; 6] = [
+    "/usr/lib/softhsm",
+    "/usr/lib/x86_64-linux-gnu/softhsm",
+    "/usr/lib/aarch64-linux-gnu/softhsm",
+    "/usr/lib64/pkcs11",
+    "/usr/lib64/softhsm",
+    "/usr/local/lib/softhsm",
+];
+/// The plugin's file.
+const TPM_PLUGIN: &str = "libpintle_backend_tpm.so";
+/// How long a software TPM may take to start.
+const START: Duration = Duration::from_secs(10);
+
+/// A device of the demo's own; it is gone when this is dropped.
+pub struct Device {
+    /// What the configuration file says of it.
+    pub configuration: String,
+    /// What it is, for who watches.
+    pub sentence: String,
+    tpm: Option<Child>,
+}
+
+impl Device {
+    /// Sets the device up, with everything that it needs in `directory`.
+    ///
+    /// # Errors
+    /// With the name of the package that is missing.
+    pub fn set_up(backend: Backend, directory: &Path) -> Result<Self, StartError> {
+        match backend {
+            Backend::File => Ok(Self {
+                configuration: String::new(),
+                sentence: "The private keys are files; try --backend pkcs11, or --backend tpm.".to_owned(),
+                tpm: None,
+            }),
+            Backend::Pkcs11 => Self::token(directory),
+            Backend::Tpm => Self::tpm(directory),
+        }
+    }
+
+    fn token(directory: &Path) -> Result<Self, StartError> {
+        let module = SOFTHSM_DIRECTORIES
+            .iter()
+            .map(|directory| Path::new(directory).join("libsofthsm2.so"))
+            .find(|path| path.exists())
+            .ok_or_else(|| missing("SoftHSM's module libsofthsm2.so", "softhsm2"))?;
+        let failed = |error: io::Error| StartError {
+            detail: format!("the token cannot be set up in {}: {error}", directory.display()),
+            hint: "the demo needs a temporary directory, see TMPDIR".to_owned(),
+        };
+        let (tokens, file, pin) = (directory.join("tokens"), directory.join("softhsm2.conf"), directory.join("pin"));
+        std::fs::create_dir(&tokens).map_err(failed)?;
+        let settings = format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display());
+        std::fs::write(&file, settings).map_err(failed)?;
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o400)
+            .open(&pin)
+            .and_then(|mut file| io::Write::write_all(&mut file, PIN.as_bytes()))
+            .map_err(failed)?;
+        let output = Command::new("softhsm2-util")
+            .args(["--init-token", "--free", "--label", "pintle-demo", "--pin", PIN, "--so-pin", PIN])
+            .env("SOFTHSM2_CONF", &file)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|_| missing("softhsm2-util", "softhsm2"))?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+            return Err(StartError {
+                detail: format!("softhsm2-util cannot make a token: {words}"),
+                hint: "see whether softhsm2-util --show-slots works".to_owned(),
+            });
+        }
+        let configuration = format!(
+            "backend = \"token\"\n[backends.token]\ntype = \"pkcs11\"\nuri = \"pkcs11:token=pintle-demo\"\n\
+             module = {}\npin-file = {}\nisolation = {{ environment = {{ SOFTHSM2_CONF = {} }} }}\n",
+            quoted(&module),
+            quoted(&pin),
+            quoted(&file)
+        );
+        let sentence = "The private keys are made in a SoftHSM token and stay there; a child process, pintle \
+                        plugin-host, holds its PKCS#11 module."
+            .to_owned();
+        Ok(Self { configuration, sentence, tpm: None })
+    }
+
+    fn tpm(directory: &Path) -> Result<Self, StartError> {
+        let plugin = tpm_plugin().ok_or_else(|| StartError {
+            detail: format!("the TPM's plugin {TPM_PLUGIN} is not installed"),
+            hint: "apt-get install pintle-tpm; in the source tree: cargo build --release -p pintle-backend-tpm"
+                .to_owned(),
+        })?;
+        let state = directory.join("tpm-state");
+        std::fs::create_dir(&state).map_err(|error| StartError {
+            detail: format!("the TPM's state cannot be kept in {}: {error}", state.display()),
+            hint: "the demo needs a temporary directory, see TMPDIR".to_owned(),
+        })?;
+        // Somebody else may take a free port before swtpm does.
+        let mut started = Ok(None);
+        for _ in 0..10 {
+            started = start_tpm(&state);
+            if !matches!(started, Ok(None)) {
+                break;
+            }
+        }
+        let (process, port) = started?.ok_or_else(|| StartError {
+            detail: "swtpm does not start".to_owned(),
+            hint: "see whether swtpm socket --tpm2 works, and which of its ports are taken".to_owned(),
+        })?;
+        let configuration = format!(
+            "backend = \"tpm\"\n[backends.tpm]\ntype = \"tpm\"\ntcti = \"swtpm:host=127.0.0.1,port={port}\"\n\
+             directory = {}\nlibrary = {}\n",
+            quoted(&directory.join("tpm-keys")),
+            quoted(&plugin)
+        );
+        let sentence = format!(
+            "The private keys are made in a software TPM (swtpm, port {port}) and can be used by it alone; a child \
+             process, pintle plugin-host, holds the plugin."
+        );
+        Ok(Self { configuration, sentence, tpm: Some(process) })
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let Some(tpm) = &mut self.tpm {
+            let _ = tpm.kill();
+            let _ = tpm.wait();
+        }
+    }
+}
+
+/// The installed plugin, or the one that was built beside this program.
+fn tpm_plugin() -> Option<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(TPM_PLUGIN)));
+    [Some(Path::new("/usr/lib/pintle/plugins").join(TPM_PLUGIN)), beside]
+        .into_iter()
+        .flatten()
+        .find(|path| path.exists())
+}
+
+/// Starts swtpm on a free port and the next one, where its control channel must be; `None` if they are taken.
+fn start_tpm(state: &Path) -> Result<Option<(Child, u16)>, StartError> {
+    let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|listener| listener.local_addr());
+    let Ok(port) = free(0).map(|address| address.port()) else {
+        return Ok(None);
+    };
+    let Some(control) = port.checked_add(1).filter(|control| free(*control).is_ok()) else {
+        return Ok(None);
+    };
+    let mut process = Command::new("swtpm")
+        .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
+        .arg(format!("dir={}", state.display()))
+        .arg("--server")
+        .arg(format!("type=tcp,port={port},bindaddr=127.0.0.1"))
+        .arg("--ctrl")
+        .arg(format!("type=tcp,port={control},bindaddr=127.0.0.1"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|_| missing("swtpm", "swtpm"))?;
+    let deadline = Instant::now() + START;
+    while Instant::now() < deadline && matches!(process.try_wait(), Ok(None)) {
+        if TcpStream::connect((Ipv4Addr::LOCALHOST, control)).is_ok() {
+            return Ok(Some((process, port)));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = process.kill();
+    let _ = process.wait();
+    Ok(None)
+}
+
+fn missing(what: &str, package: &str) -> StartError {
+    StartError {
+        detail: format!("{what} is not installed"),
+        hint: format!("apt-get install {package}; or leave --backend out, then keys are files"),
+    }
+}
+
+/// A path as a TOML string.
+fn quoted(path: &Path) -> String {
+    toml::Value::String(path.display().to_string()).to_string()
+}

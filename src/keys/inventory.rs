@@ -1,0 +1,226 @@
+//! What is in the backends, and what of it this identity needs.
+
+use pintle_agent_core::{KeyName, Phase, State};
+use pintle_plugins_api::conformance::THROWAWAY_PREFIX;
+use pintle_plugins_api::{BackendError, KeyId};
+use serde::{Deserialize, Serialize};
+
+use super::{CALL_DEADLINE, Keyring};
+use crate::config::{Config, Isolation};
+
+/// A configured backend, as it answers now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendEntry {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its type: `file`, `pkcs11`, `tpm` or `plugin`.
+    pub kind: String,
+    /// Where its module runs: `process` or `none`; empty for the file backend, which has none.
+    pub isolation: String,
+    /// Whether new keys are made in it.
+    pub new_keys: bool,
+    /// How many keys of pintle's it holds, if it answers.
+    pub keys: Option<usize>,
+    /// Why it does not answer.
+    pub error: Option<BackendError>,
+}
+
+/// What a key is to this identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// The key of the certificate in use.
+    InUse,
+    /// The key of the certificate that is being got.
+    Next,
+    /// An old key that is destroyed once its successor is proven.
+    Retiring,
+    /// This identity's, and nobody needs it.
+    Orphaned,
+    /// This identity's, and nothing says whether it is needed: there is no journal, or no certificate in it.
+    Unknown,
+    /// Left over by a conformance check that was interrupted.
+    LeftOver,
+    /// Another node's, or another identity's.
+    Foreign,
+}
+
+impl Standing {
+    /// Whether nobody misses the key.
+    pub fn is_prunable(self) -> bool {
+        matches!(self, Self::Orphaned | Self::LeftOver)
+    }
+
+    /// In words, as the table has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::InUse => "in use",
+            Self::Next => "next",
+            Self::Retiring => "retiring",
+            Self::Orphaned => "orphaned",
+            Self::Unknown => "unknown",
+            Self::LeftOver => "left over",
+            Self::Foreign => "foreign",
+        }
+    }
+}
+
+/// A key in a backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyEntry {
+    /// The backend.
+    pub backend: String,
+    /// The key's id there.
+    pub id: KeyId,
+    /// Its algorithm; empty if its public half cannot be had.
+    pub algorithm: String,
+    /// What it is to this identity.
+    pub standing: Standing,
+}
+
+/// What is in all backends.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Inventory {
+    /// The keys, by backend and id.
+    pub keys: Vec<KeyEntry>,
+    /// The backends that do not answer: what is in them is not known.
+    pub unreachable: Vec<Failure>,
+    /// What was to be destroyed and is still there.
+    pub failed: Vec<Failure>,
+}
+
+/// What failed, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// A backend, or a key.
+    pub name: String,
+    /// Why.
+    pub error: BackendError,
+}
+
+/// The configured backends, each asked for its keys.
+pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
+    let mut entries = Vec::new();
+    for (name, backend) in &config.backends {
+        let listed = list(keyring, name).await;
+        let isolation = match backend.isolation() {
+            Some(Isolation::Process(_)) => "process",
+            Some(Isolation::None) => "none",
+            None => "",
+        };
+        entries.push(BackendEntry {
+            name: name.clone(),
+            kind: backend.kind().to_owned(),
+            isolation: isolation.to_owned(),
+            new_keys: *name == config.backend,
+            keys: listed.as_ref().ok().map(Vec::len),
+            error: listed.err(),
+        });
+    }
+    entries
+}
+
+/// The keys in all backends. `state` is that of this node's identity, if it is known.
+pub async fn keys(config: &Config, keyring: &Keyring, state: Option<&State>) -> Inventory {
+    let mut inventory = Inventory::default();
+    for name in config.backends.keys() {
+        let ids = match list(keyring, name).await {
+            Ok(ids) => ids,
+            Err(error) => {
+                inventory.unreachable.push(Failure { name: name.clone(), error });
+                continue;
+            }
+        };
+        for id in ids {
+            let key = KeyName { backend: name.clone(), id };
+            let algorithm = keyring.public_key(&key).await.map(|key| key.algorithm().to_string()).unwrap_or_default();
+            let standing = standing(config, state, &key);
+            inventory.keys.push(KeyEntry { backend: key.backend, id: key.id, algorithm, standing });
+        }
+    }
+    inventory.keys.sort_by(|one, other| (&one.backend, &one.id).cmp(&(&other.backend, &other.id)));
+    inventory
+}
+
+/// Destroys what nobody misses, unless it is only to be shown. Answers what was, or would be, destroyed.
+///
+/// # Assumptions
+/// `state` does not change meanwhile: the agent itself calls this, or the lock on its state directory is held.
+pub async fn prune(config: &Config, keyring: &Keyring, state: Option<&State>, dry_run: bool) -> Inventory {
+    let mut inventory = keys(config, keyring, state).await;
+    inventory.keys.retain(|key| key.standing.is_prunable());
+    if !dry_run {
+        let mut destroyed = Vec::new();
+        for entry in inventory.keys {
+            let key = KeyName { backend: entry.backend.clone(), id: entry.id.clone() };
+            match keyring.delete(&key).await {
+                Ok(()) => destroyed.push(entry),
+                Err(error) => inventory.failed.push(Failure { name: key.to_string(), error }),
+            }
+        }
+        inventory.keys = destroyed;
+    }
+    inventory
+}
+
+async fn list(keyring: &Keyring, name: &str) -> Result<Vec<KeyId>, BackendError> {
+    keyring.backend(name)?.call(CALL_DEADLINE, |backend| backend.list()).await
+}
+
+fn standing(config: &Config, state: Option<&State>, key: &KeyName) -> Standing {
+    if key.id.as_bytes().starts_with(THROWAWAY_PREFIX) {
+        return Standing::LeftOver;
+    }
+    if config.policy().key_prefix.slot_of(&key.id).is_none() {
+        return Standing::Foreign;
+    }
+    let Some(state) = state else {
+        return Standing::Unknown;
+    };
+    if state.held.as_ref().is_some_and(|held| held.key() == key) {
+        Standing::InUse
+    } else if state.retiring.contains(key) {
+        Standing::Retiring
+    } else if state.keys().contains(&key) {
+        Standing::Next
+    } else if state.held.is_none() && state.phase == Phase::Holding {
+        // The next start takes the newest of them up again (case C10).
+        Standing::Unknown
+    } else {
+        Standing::Orphaned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Flags;
+
+    #[test]
+    fn only_what_is_known_to_be_needed_by_nobody_is_prunable() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, "").expect("written");
+        let flags = Flags { config: Some(file), node_name: Some("worker-1".to_owned()), ..Flags::default() };
+        let config = Config::load(&flags).expect("valid");
+        let key = |id: &str| KeyName { backend: "file".to_owned(), id: KeyId::new(id.as_bytes()).expect("an id") };
+        let generating = State { phase: Phase::Generating { key: key("worker-1_client_7") }, ..State::default() };
+        let retiring = State { retiring: vec![key("worker-1_client_7")], ..State::default() };
+        for (state, id, expected) in [
+            (Some(&generating), "worker-1_client_7", Standing::Next),
+            (Some(&generating), "worker-1_client_6", Standing::Orphaned),
+            (Some(&generating), "worker-10_client_6", Standing::Foreign),
+            (Some(&generating), "worker-1_serving_6", Standing::Foreign),
+            (Some(&generating), "conformance/x/y", Standing::LeftOver),
+            (Some(&retiring), "worker-1_client_7", Standing::Retiring),
+            (Some(&State::default()), "worker-1_client_7", Standing::Unknown),
+            (None, "worker-1_client_7", Standing::Unknown),
+        ] {
+            assert_eq!(standing(&config, state, &key(id)), expected, "{id}");
+        }
+        assert!(!Standing::Unknown.is_prunable() && !Standing::Foreign.is_prunable());
+    }
+}
