@@ -74,7 +74,7 @@ fn prune(config: &Config, dry_run: bool) -> Result<Exit, CliError> {
     };
     let done = if dry_run { "would be destroyed" } else { "destroyed" };
     for key in &inventory.keys {
-        print(&format!("{done}: {}/{} ({})\n", key.backend, key.id, key.standing.word()));
+        print(&format!("{done}: {}:{} ({})\n", key.backend, key.id, key.standing.word()));
     }
     if inventory.keys.is_empty() && inventory.failed.is_empty() {
         print("nothing to destroy\n");

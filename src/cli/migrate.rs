@@ -28,10 +28,10 @@ impl Arguments {
         let Self { identity, to, dry_run, wait, .. } = self;
         let request = Request::Migrate { identity, to, dry_run, wait };
         match control::ask(&config.control_socket(), request) {
-            Ok(Response::Migration { from, to, algorithm }) if from.starts_with(&format!("{to}/")) => {
+            Ok(Response::Migration { from, to, algorithm, moves: false }) => {
                 print(&format!("{from} is in {to} already; new keys ({algorithm}) are made there\n"));
             }
-            Ok(Response::Migration { from, to, algorithm }) => {
+            Ok(Response::Migration { from, to, algorithm, moves: true }) => {
                 let will = if dry_run { "would be" } else { "is" };
                 let from = if from.is_empty() { "no key yet".to_owned() } else { from };
                 print(&format!(
@@ -41,7 +41,7 @@ impl Arguments {
             }
             Ok(Response::Status { status }) => {
                 for identity in &status.identities {
-                    let key = identity.key.as_ref().map(|key| format!("{}/{}", key.backend, key.id));
+                    let key = identity.key.as_ref().map(|key| format!("{}:{}", key.backend, key.id));
                     print(&format!("migrated: key {}, serial {}\n", key.unwrap_or_default(), identity.serial));
                 }
             }

@@ -22,6 +22,14 @@ fn path(config: &Config) -> PathBuf {
     config.state_dir.join("migration.json")
 }
 
+/// The configuration as it stands after the migrations that have been written down since it was loaded.
+pub(crate) fn followed(config: &Config) -> Config {
+    let mut config = Config { backend: config.configured_backend.clone(), ..config.clone() };
+    // What the agent itself wrote is readable; if it is not, what is configured is the best that is known.
+    let _ = follow(&mut config);
+    config
+}
+
 /// Takes the backend of the last migration, if it still holds.
 pub(super) fn follow(config: &mut Config) -> Result<(), ConfigError> {
     let path = path(config);

@@ -77,12 +77,14 @@ pub enum Response {
     },
     /// The migration has begun, or would begin.
     Migration {
-        /// The key in use, `backend/id`; empty if there is none.
+        /// The key in use, `backend:id`; empty if there is none.
         from: String,
         /// The backend in which the next one is made.
         to: String,
         /// Its algorithm.
         algorithm: String,
+        /// Whether there is anything to move: if not, the key in use is there already.
+        moves: bool,
     },
     /// The request made no sense to this version of pintle.
     Refused {

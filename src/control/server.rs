@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Request, Response};
 use crate::agent::{Command, Migration};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::keys::{Keyring, inventory};
 use crate::store::Journal;
 use crate::telemetry::{BackendStatus, Status, Telemetry};
@@ -93,7 +93,8 @@ impl Desk {
                 }
             }
             Request::Backends => {
-                Response::Backends { backends: inventory::backends(&self.config, &self.keyring).await }
+                let config = config::migration::followed(&self.config);
+                Response::Backends { backends: inventory::backends(&config, &self.keyring).await }
             }
             Request::Keys => {
                 // What the agent last wrote down, so that a device that is slow does not keep this waiting too.
@@ -135,7 +136,7 @@ impl Desk {
                     return self.rotated(&before).await;
                 }
                 let from = from.map(|key| key.to_string()).unwrap_or_default();
-                Response::Migration { from, to, algorithm: algorithm.to_string() }
+                Response::Migration { from, to, algorithm: algorithm.to_string(), moves }
             }
             Some(Err(error)) => Response::Failed { reason: error.to_string(), hint: error.hint.unwrap_or_default() },
             None => ending(),

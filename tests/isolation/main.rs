@@ -1,5 +1,6 @@
 //! A module in a child process: whatever it does, the caller gets an answer in time, and the cause.
 
+mod agent;
 mod token;
 
 use std::fs;

@@ -133,11 +133,7 @@ impl IsolatedBackend {
     }
 
     fn call(&mut self, request: &Request) -> Response {
-        let time = match request {
-            Request::Generate { .. } => self.deadlines.generate,
-            _ => self.deadlines.call,
-        };
-        let deadline = Instant::now() + time;
+        let deadline = Instant::now() + self.time(request);
         let mut running = self.running()?;
         let pin = PinState::now(&self.pin);
         if !running.opened {
@@ -154,6 +150,14 @@ impl IsolatedBackend {
         let (running, response) = self.exchange(running, request, deadline, &pin)?;
         self.child = Some(running);
         response
+    }
+
+    /// How long a call may take.
+    fn time(&self, request: &Request) -> Duration {
+        match request {
+            Request::Generate { .. } => self.deadlines.generate,
+            _ => self.deadlines.call,
+        }
     }
 
     /// The child; a new one if there is none that runs.
@@ -229,31 +233,25 @@ impl IsolatedBackend {
             Err(silence) => silence,
         };
         let (age, call) = (running.process.age(), request.name());
-        let (how, gone) = match silence {
+        let killed = |ended| if ended { "was killed" } else { "cannot be killed" };
+        let (how, ended) = match silence {
             Silence::Ended => match running.process.bury() {
-                Ok(how) => (format!("{how} in {call}"), None),
-                Err(process) => (format!("hung up in {call} and cannot be killed"), Some(process)),
+                Some(how) => (format!("{how} in {call}"), true),
+                None => (format!("hung up in {call} and cannot be killed"), false),
             },
             Silence::Late => {
-                let seconds = match request {
-                    Request::Generate { .. } => self.deadlines.generate,
-                    _ => self.deadlines.call,
-                };
-                let how = format!("did not answer {call} within {:.0?}", seconds);
-                match running.process.kill() {
-                    Ok(_) => (format!("{how} and was killed"), None),
-                    Err(process) => (format!("{how} and cannot be killed"), Some(process)),
-                }
+                let time = self.time(request);
+                let ended = running.process.kill().is_some();
+                (format!("did not answer {call} within {time:.0?} and {}", killed(ended)), ended)
             }
             Silence::Nonsense(detail) => {
-                let how = format!("answered {call} with nonsense ({detail})");
-                match running.process.kill() {
-                    Ok(_) => (format!("{how} and was killed"), None),
-                    Err(process) => (format!("{how} and cannot be killed"), Some(process)),
-                }
+                let ended = running.process.kill().is_some();
+                (format!("answered {call} with nonsense ({detail}) and {}", killed(ended)), ended)
             }
         };
-        self.stuck.extend(gone);
+        if !ended {
+            self.stuck.push(running.process);
+        }
         let cause = format!("backend child {how}");
         self.ended(age, cause.clone());
         let hint = "it is started again at the next call; if this goes on, ask the module's vendor, and see pintle backend check";

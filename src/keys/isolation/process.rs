@@ -107,21 +107,21 @@ impl ChildProcess {
         Ok(response)
     }
 
-    /// Waits for the end of a child that hung up, and kills it if it only pretends. Answers how it ended, or gives
-    /// the child back if it does not go.
-    pub(super) fn bury(mut self) -> Result<String, Self> {
+    /// Waits for the end of a child that hung up, and kills it if it only pretends. Answers how it ended, or `None` if
+    /// it does not go.
+    pub(super) fn bury(&mut self) -> Option<String> {
         self.wait(FAREWELL);
         self.kill()
     }
 
-    /// Kills it. Answers how it ended, or gives the child back if it does not go.
-    pub(super) fn kill(mut self) -> Result<String, Self> {
+    /// Kills it. Answers how it ended, or `None` if it does not go.
+    pub(super) fn kill(&mut self) -> Option<String> {
         let _ = self.child.kill();
         self.wait(DEATH);
         match self.child.try_wait() {
-            Ok(Some(status)) => Ok(self.describe(status)),
-            Ok(None) => Err(self),
-            Err(error) => Ok(format!("ended in a way that is not known ({error})")),
+            Ok(Some(status)) => Some(self.describe(status)),
+            Ok(None) => None,
+            Err(error) => Some(format!("ended in a way that is not known ({error})")),
         }
     }
 

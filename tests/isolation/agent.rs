@@ -1,0 +1,189 @@
+//! The agent with an isolated backend: it stays up, says what is wrong, and goes on by itself.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use pintle::demo::control_plane::{self, ControlPlane};
+use pintle_plugins_api::KeyBackend;
+use pintle_test_support::{Agent, AgentCommand, ScratchDirectory, eventually};
+use serde_json::Value;
+
+use crate::token::Token;
+use crate::{DEADLINE, key};
+
+const PINTLE: &str = env!("CARGO_BIN_EXE_pintle");
+
+/// A node with an agent, a token and a control plane of its own.
+struct Node {
+    scratch: ScratchDirectory,
+    token: Token,
+    configuration: PathBuf,
+    _control_plane: ControlPlane,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Node {
+    fn new() -> Self {
+        let (scratch, token) = (ScratchDirectory::new(), Token::new());
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let options = control_plane::Options {
+            cluster_signing_duration: Duration::from_secs(3600),
+            approval_delay: Duration::ZERO,
+            ..control_plane::Options::default()
+        };
+        let control_plane = runtime.block_on(control_plane::start(options)).expect("a control plane");
+        let bootstrap = scratch.write("bootstrap", control_plane.bootstrap_kubeconfig());
+        let environment: Vec<_> =
+            token.environment().into_iter().map(|(name, value)| format!("{name} = {value:?}")).collect();
+        let configuration = scratch.write(
+            "config.toml",
+            format!(
+                "node-name = \"worker-1\"\nstate-dir = {state:?}\ncert-dir = {pki:?}\nkubeconfig = {kubeconfig:?}\n\
+                 bootstrap-kubeconfig = {bootstrap:?}\n[backends.token]\ntype = \"pkcs11\"\n\
+                 uri = \"pkcs11:token=isolated\"\nmodule = {module:?}\npin-file = {pin:?}\n\
+                 isolation = {{ environment = {{ {environment} }} }}\n",
+                state = scratch.join("state"),
+                pki = scratch.join("pki"),
+                kubeconfig = scratch.join("kubeconfig"),
+                module = Token::treacherous(),
+                pin = token.path("pin"),
+                environment = environment.join(", "),
+            ),
+        );
+        Self { scratch, token, configuration, _control_plane: control_plane, _runtime: runtime }
+    }
+
+    fn start(&self) -> Agent {
+        let agent = AgentCommand::new(PINTLE, &self.scratch)
+            .argument("run")
+            .flag("config", &self.configuration)
+            .flag("log-format", "json")
+            .start();
+        eventually("the agent is ready", DEADLINE, || {
+            let status = self.status()?;
+            (status["identities"][0]["state"] == "ready").then_some(())
+        });
+        agent
+    }
+
+    fn pintle(&self, arguments: &[&str]) -> Output {
+        Command::new(PINTLE).args(arguments).arg("--config").arg(&self.configuration).output().expect("pintle starts")
+    }
+
+    #[track_caller]
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.pintle(arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    #[track_caller]
+    fn fail(&self, arguments: &[&str]) -> String {
+        let output = self.pintle(arguments);
+        assert!(!output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    }
+
+    fn status(&self) -> Option<Value> {
+        serde_json::from_slice(&self.pintle(&["status", "-o", "json"]).stdout).ok()
+    }
+
+    fn backend_in_use(&self) -> String {
+        self.status().expect("a status")["identities"][0]["key"]["backend"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+#[test]
+fn a_key_moves_to_a_token_and_back_and_a_restart_remembers() {
+    let node = Node::new();
+    let mut agent = node.start();
+    assert_eq!(node.backend_in_use(), "file");
+    assert!(node.fail(&["migrate", "client", "--to", "nowhere"]).contains("nowhere"));
+    assert!(node.fail(&["migrate", "nobody", "--to", "token"]).contains("client"));
+    let plan = node.succeed(&["migrate", "client", "--to", "token", "--dry-run"]);
+    assert!(plan.contains("would be replaced") && plan.contains("file:worker-1_client_1"), "{plan}");
+    assert_eq!(node.backend_in_use(), "file");
+    let done = node.succeed(&["migrate", "client", "--to", "token", "--wait"]);
+    assert!(done.contains("token:worker-1_client_2"), "{done}");
+    assert_eq!(node.backend_in_use(), "token");
+    let keys = node.succeed(&["keys", "list"]);
+    assert!(keys.contains("worker-1_client_2   ecdsa-p256   in use") && !keys.contains("client_1"), "{keys}");
+    let pair = std::fs::read_to_string(node.scratch.join("pki/kubelet-client-current.pem")).expect("a pair");
+    assert!(!pair.contains("PRIVATE KEY"));
+
+    agent.terminate(DEADLINE);
+    let mut agent = node.start();
+    node.succeed(&["rotate", "--wait"]);
+    assert_eq!(node.backend_in_use(), "token");
+    assert!(node.succeed(&["migrate", "client", "--to", "token"]).contains("already"));
+
+    node.succeed(&["migrate", "client", "--to", "file", "--wait"]);
+    assert_eq!(node.backend_in_use(), "file");
+    assert!(node.token.open().list().expect("listed").is_empty(), "the token's keys are destroyed");
+    agent.terminate(DEADLINE);
+    drop(agent);
+    let keys = node.succeed(&["keys", "list"]);
+    assert!(keys.contains("in use"), "without an agent: {keys}");
+}
+
+#[test]
+fn c15_what_nobody_needs_is_pruned_and_nothing_else() {
+    let node = Node::new();
+    let mut agent = node.start();
+    node.succeed(&["migrate", "client", "--to", "token", "--wait"]);
+    let mut backend = node.token.open();
+    for id in ["worker-1_client_900", "conformance/x/y", "worker-2_client_1"] {
+        key(&mut backend, id);
+    }
+    let keys = node.succeed(&["keys", "list"]);
+    for (id, standing) in [("client_900", "orphaned"), ("conformance%2Fx%2Fy", "left over"), ("worker-2", "foreign")] {
+        assert!(keys.lines().any(|line| line.contains(id) && line.ends_with(standing)), "{id} in {keys}");
+    }
+    assert!(node.succeed(&["keys", "prune", "--dry-run"]).contains("would be destroyed: token:worker-1_client_900"));
+    assert_eq!(backend.list().expect("listed").len(), 4);
+    assert_eq!(node.succeed(&["keys", "prune"]).lines().count(), 2);
+    let left: Vec<_> = backend.list().expect("listed").iter().map(ToString::to_string).collect();
+    assert!(left.len() == 2 && left.contains(&"worker-1_client_2".to_owned()), "{left:?}");
+    // The same without an agent.
+    key(&mut backend, "worker-1_client_901");
+    agent.terminate(DEADLINE);
+    assert!(node.succeed(&["keys", "prune"]).contains("token:worker-1_client_901"));
+    assert_eq!(backend.list().expect("listed").len(), 2);
+}
+
+#[test]
+fn c25_the_agent_outlives_its_module_and_says_why_it_is_down() {
+    let node = Node::new();
+    let mut agent = node.start();
+    node.succeed(&["migrate", "client", "--to", "token", "--wait"]);
+    node.token.fault("after-generate", "segfault");
+    let failure = node.fail(&["rotate", "--wait"]);
+    assert!(failure.contains("SIGSEGV") && failure.contains("in generate"), "{failure}");
+    let status = String::from_utf8_lossy(&node.pintle(&["status"]).stdout).into_owned();
+    assert!(status.contains("backend token: ") && status.contains("SIGSEGV"), "{status}");
+    agent.process().assert_running();
+    agent.wait_for_log("the log says it", DEADLINE, |line| line["event"] == "backend_down");
+    node.token.mend();
+    eventually("the rotation goes on by itself", Duration::from_secs(60), || {
+        let status = node.status()?;
+        (status["identities"][0]["rotations"].as_u64()? >= 3).then_some(())
+    });
+    agent.wait_for_log("the log says that it is over", DEADLINE, |line| line["event"] == "backend_up");
+    eventually("the old key is gone", DEADLINE, || (node.token.open().list().ok()?.len() == 1).then_some(()));
+    let table = node.succeed(&["backend", "list"]);
+    assert!(
+        table.lines().any(|line| line.starts_with("token   pkcs11   process     up") && line.ends_with("yes")),
+        "{table}"
+    );
+}
+
+#[test]
+fn an_operators_own_device_is_checked_and_left_as_it_was() {
+    let node = Node::new();
+    let report = node.succeed(&["backend", "check", "token", "--callers", "2"]);
+    assert!(report.contains("LATENCY") && report.contains(" 0 failed"), "{report}");
+    assert!(node.token.open().list().expect("listed").is_empty());
+    assert!(node.fail(&["backend", "check", "nothing"]).contains("nothing"));
+}
