@@ -227,3 +227,31 @@ fn what_cannot_be_opened_is_told_in_the_modules_words() {
         .with_program("/no/such/program");
     unavailable(backend.list(), &["cannot be started"]);
 }
+
+#[test]
+fn a_child_runs_as_the_user_that_it_is_told_to() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can run a child as somebody else");
+        return;
+    }
+    let token = Token::new();
+    token.give_to(65534);
+    let isolation = ProcessIsolation {
+        user: Some("nobody".to_owned()),
+        group: Some("tss".to_owned())
+            .filter(|_| fs::read_to_string("/etc/group").is_ok_and(|file| file.contains("\ntss:"))),
+        environment: token.environment(),
+    };
+    let mut backend = IsolatedBackend::new("token", token.module(), isolation)
+        .expect("a backend")
+        .with_program(env!("CARGO_BIN_EXE_pintle"));
+    let public_key = key(&mut backend, "user");
+    let process = token.process().expect("a child").as_raw_nonzero();
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("a status");
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+    assert_eq!(line("Uid:"), "65534\t65534\t65534\t65534");
+    assert_eq!(line("CapEff:"), "0000000000000000");
+    assert!(line("Groups:").is_empty(), "the agent's other groups are not kept: {status}");
+    let signature = backend.sign(&id("user"), SCHEME, b"message").expect("signed");
+    assert!(public_key.verifies(SCHEME, b"message", &signature));
+}

@@ -124,6 +124,19 @@ impl Token {
         fs::remove_file(self.path("fault")).expect("there was a fault");
     }
 
+    /// Makes this user the owner of everything.
+    pub(crate) fn give_to(&self, user: u32) {
+        fn give(path: &Path, user: u32) {
+            std::os::unix::fs::chown(path, Some(user), None).expect("a new owner");
+            if path.is_dir() {
+                for entry in fs::read_dir(path).expect("a directory") {
+                    give(&entry.expect("an entry").path(), user);
+                }
+            }
+        }
+        give(self.directory.path(), user);
+    }
+
     /// How often somebody logged in, or tried to.
     pub(crate) fn logins(&self) -> u64 {
         fs::metadata(self.path("logins")).map_or(0, |metadata| metadata.len())
