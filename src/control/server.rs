@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Request, Response};
 use crate::agent::{Command, Migration};
@@ -85,9 +85,10 @@ impl Desk {
         match request {
             Request::Status => Response::Status { status: self.status() },
             Request::Rotate { wait } => {
-                let before = self.telemetry.status().borrow().clone();
+                let mut status = self.telemetry.status();
+                let before = status.borrow_and_update().clone();
                 match self.commands.send(Command::Rotate).await {
-                    Ok(()) if wait => self.rotated(&before).await,
+                    Ok(()) if wait => rotated(status, &before).await,
                     Ok(()) => Response::Accepted,
                     Err(_) => ending(),
                 }
@@ -121,7 +122,8 @@ impl Desk {
     }
 
     async fn migrate(&self, identity: &str, to: String, dry_run: bool, wait: bool) -> Response {
-        let before = self.telemetry.status().borrow().clone();
+        let mut status = self.telemetry.status();
+        let before = status.borrow_and_update().clone();
         if !before.identities.iter().any(|known| known.identity == identity || known.subject == identity) {
             let known: Vec<_> = before.identities.iter().map(|known| known.identity.as_str()).collect();
             return Response::Failed {
@@ -133,7 +135,7 @@ impl Desk {
         match self.command(|reply| Command::Migrate { to: backend, dry_run, reply }).await {
             Some(Ok(Migration { from, algorithm, moves })) => {
                 if wait && moves && !dry_run {
-                    return self.rotated(&before).await;
+                    return rotated(status, &before).await;
                 }
                 let from = from.map(|key| key.to_string()).unwrap_or_default();
                 Response::Migration { from, to, algorithm: algorithm.to_string(), moves }
@@ -149,24 +151,25 @@ impl Desk {
         self.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
     }
+}
 
-    /// Waits until an identity has been rotated since `before`, or has failed to.
-    async fn rotated(&self, before: &Status) -> Response {
-        let mut status = self.telemetry.status();
-        let known = |identity: &str| before.identities.iter().find(|known| known.identity == identity);
-        loop {
-            if status.changed().await.is_err() {
-                return ending();
+/// Waits until an identity has been rotated since `before`, or has failed to. What changed since then is in `status`.
+async fn rotated(mut status: watch::Receiver<Status>, before: &Status) -> Response {
+    let known = |identity: &str| before.identities.iter().find(|known| known.identity == identity);
+    loop {
+        if status.changed().await.is_err() {
+            return ending();
+        }
+        let current = status.borrow_and_update().clone();
+        for identity in &current.identities {
+            let rotations = known(&identity.identity).map_or(0, |known| known.rotations);
+            if identity.rotations > rotations && identity.phase == "holding" {
+                return Response::Status { status: current };
             }
-            let current = status.borrow_and_update().clone();
-            for identity in &current.identities {
-                let rotations = known(&identity.identity).map_or(0, |known| known.rotations);
-                if identity.rotations > rotations && identity.phase == "holding" {
-                    return Response::Status { status: current };
-                }
-                if identity.failures > 0 {
-                    return Response::Failed { reason: identity.reason.clone(), hint: identity.hint.clone() };
-                }
+            // One that was told before is none of this rotation's.
+            let told = known(&identity.identity).is_some_and(|known| known.retry_at == identity.retry_at);
+            if identity.failures > 0 && !told {
+                return Response::Failed { reason: identity.reason.clone(), hint: identity.hint.clone() };
             }
         }
     }
