@@ -2,9 +2,9 @@
 //!
 //! # Flow
 //! The agent starts its own program again as `pintle plugin-host`, with one end of a socketpair as standard input. The
-//! child gives up what it does not need ([`host`]), opens the module that the first frame names ([`protocol`]), and
+//! child gives up what it does not need (`host`), opens the module that the first frame names (`protocol`), and
 //! answers calls one at a time. The thread that owns the backend writes a call, and waits for the answer until the
-//! call's deadline ([`process`]).
+//! call's deadline (`process`).
 //!
 //! # Guarantees
 //! - A call ends at its deadline. A child that has not answered by then is killed; whatever a child does, the error is
