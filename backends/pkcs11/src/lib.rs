@@ -3,14 +3,14 @@
 //! The module (the vendor's shared object) is opened at run time; nothing of PKCS#11 is linked. Keys are generated in
 //! the token, sensitive and never extractable, and what the token says of them afterwards is checked.
 //!
-//! - [`uri`]: which token, which module, which PIN: a `pkcs11:` URI (RFC 7512)
-//! - [`pin`]: the PIN's file, and the memory of the PINs that were refused
-//! - [`module`]: loading a module once in a process, and initialising it anew when its token went away
-//! - [`session`]: a session that is logged in, however often the token is logged out, removed and put back
-//! - [`keys`]: what a key pair is in a token
-//! - [`signature`]: how a scheme becomes a mechanism
-//! - [`encoding`]: the few DER structures that stand between PKCS#11's attributes and X.509's
-//! - [`fault`]: PKCS#11's return values, sorted by what to do next
+//! - `uri`: which token, which module, which PIN: a `pkcs11:` URI (RFC 7512)
+//! - `pin`: the PIN's file, and the memory of the PINs that were refused
+//! - `module`: loading a module once in a process, and initialising it anew when its token went away
+//! - `session`: a session that is logged in, however often the token is logged out, removed and put back
+//! - `keys`: what a key pair is in a token
+//! - `signature`: how a scheme becomes a mechanism
+//! - `encoding`: the few DER structures that stand between PKCS#11's attributes and X.509's
+//! - `fault`: PKCS#11's return values, sorted by what to do next
 
 mod encoding;
 mod fault;
