@@ -240,6 +240,26 @@ fn an_agent_that_is_stopped_is_said_not_to_answer() {
 }
 
 #[test]
+fn c26_a_lost_key_is_no_rotation_to_wait_for() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = new_node("lost");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    assert_eq!(node.enrol(DEADLINE).0, Some(0));
+    node.keys().iter().for_each(|key| std::fs::remove_file(key).expect("removed"));
+    // The pair without its key.
+    let pair = read(&node.current_path());
+    let end = pair.find("-----BEGIN PRIVATE KEY").expect("a key");
+    std::fs::write(node.current_path(), &pair[..end]).expect("written");
+    let mut agent = node.agent().start();
+    wait_for_state(&node, "key-lost");
+    assert_eq!(node.run(&["status"]).code, Some(1));
+    let answer = node.run(&["rotate", "--wait"]);
+    assert_eq!(answer.code, Some(1), "{answer:?}");
+    assert!(answer.error.contains("no longer has the key") && answer.error.contains("on-key-loss"), "{answer:?}");
+    agent.kill();
+}
+
+#[test]
 fn commands_say_what_is_wrong_with_what_they_are_given() {
     let node = new_node("wrong");
     let config = node.scratch().write("wrong.toml", "keep-pairs = 0");

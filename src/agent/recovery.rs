@@ -212,7 +212,9 @@ impl Recovery<'_> {
             Ok(true) => true,
             Ok(false) => false,
             Err(error) => match error.kind {
-                BackendErrorKind::NotFound | BackendErrorKind::KeyLost if has_private_key(&pair.content) => {
+                BackendErrorKind::NotFound | BackendErrorKind::KeyLost
+                    if held.key().backend == FILE_BACKEND && has_private_key(&pair.content) =>
+                {
                     // The pair holds the key as well: it goes back to where it belongs.
                     self.import(&pair.content, held.key()).is_ok()
                 }
