@@ -4,11 +4,13 @@ mod embedded;
 
 use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use embedded::{DEADLINE, Embedded, public_key_of};
 use pintle::demo::control_plane::Options;
 use pintle_test_support::{Agent, AgentCommand, Node, eventually};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const HOUR: u64 = 3600;
@@ -184,6 +186,104 @@ fn a_directory_of_somebody_else_is_refused_with_what_to_do() {
         .run(DEADLINE);
     assert_eq!(status.code(), Some(1), "{output}");
     assert!(output.contains("Permission denied") && output.contains("hint: "), "{output}");
+}
+
+#[test]
+fn an_exec_plugin_that_hangs_holds_up_neither_status_nor_the_end() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = new_node("exec");
+    let user =
+        "exec: {apiVersion: client.authentication.k8s.io/v1, command: sleep, args: ['60'], interactiveMode: Never}";
+    let kubeconfig = control_plane.bootstrap_kubeconfig();
+    let token = kubeconfig.lines().map(str::trim).find(|line| line.starts_with("token:")).expect("a token");
+    node.give_bootstrap(kubeconfig.replace(token, user));
+    let mut agent = node.agent().start();
+    wait_for_state(&node, "enrolling");
+    assert!(agent.terminate(DEADLINE).success());
+
+    // A kubeconfig that is replaced meanwhile is tried at once when the first one has had its time, and a server that
+    // is no URL is said to be none.
+    node.give_bootstrap(kubeconfig.replace("https://", ""));
+    let mut agent = node.agent().start();
+    let status = wait_for_state(&node, "no-credential");
+    assert!(status["reason"].as_str().is_some_and(|reason| reason.contains("https://")), "{status}");
+    agent.kill();
+}
+
+#[test]
+fn c08_a_torn_kubeconfig_is_told_of_and_does_not_keep_the_agent_from_its_server() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = new_node("torn");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    std::fs::write(node.kubeconfig(), "").expect("the scratch directory is writable");
+    let mut agent = node.agent().start();
+    agent.wait_for_log("the kubeconfig is told of", DEADLINE, |line| line["event"] == "kubeconfig_stale");
+    agent.wait_for_log("the identity is proven", DEADLINE, |line| line["event"] == "identity_proven");
+    agent.kill();
+}
+
+#[test]
+fn an_agent_that_is_stopped_is_said_not_to_answer() {
+    let node = new_node("stopped");
+    let mut agent = node.agent().start();
+    wait_for_state(&node, "no-credential");
+    agent.process().signal(Signal::STOP);
+    for command in ["status", "rotate"] {
+        let answer = node.run(&[command]);
+        assert_eq!(answer.code, Some(1));
+        assert!(answer.error.contains("does not answer") && answer.error.contains("hint: "), "{}", answer.error);
+    }
+    agent.kill();
+    let status = node.status();
+    assert_eq!(status["state"], "not-running");
+    assert_eq!(status["pair"], node.current_path().display().to_string());
+}
+
+#[test]
+fn c26_a_lost_key_is_no_rotation_to_wait_for() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = new_node("lost");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    assert_eq!(node.enrol(DEADLINE).0, Some(0));
+    node.keys().iter().for_each(|key| std::fs::remove_file(key).expect("removed"));
+    // The pair without its key.
+    let pair = read(&node.current_path());
+    let end = pair.find("-----BEGIN PRIVATE KEY").expect("a key");
+    std::fs::write(node.current_path(), &pair[..end]).expect("written");
+    let mut agent = node.agent().start();
+    wait_for_state(&node, "key-lost");
+    assert_eq!(node.run(&["status"]).code, Some(1));
+    let answer = node.run(&["rotate", "--wait"]);
+    assert_eq!(answer.code, Some(1), "{answer:?}");
+    assert!(answer.error.contains("no longer has the key") && answer.error.contains("on-key-loss"), "{answer:?}");
+    agent.kill();
+}
+
+#[test]
+fn commands_say_what_is_wrong_with_what_they_are_given() {
+    let node = new_node("wrong");
+    let config = node.scratch().write("wrong.toml", "keep-pairs = 0");
+    let config = config.display().to_string();
+    let der = node.scratch().write("der", [0x30, 0x82, 0xff, 0x00]);
+    let der = der.display().to_string();
+    let pintle = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_pintle")).args(arguments).output().expect("it starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // 2 would say that there is no certificate.
+    for (arguments, code, words) in [
+        (vec!["needs-renewal", "--config", &config], 255, "keep-pairs"),
+        (vec!["needs-renewal", &der], 255, "der"),
+        (vec!["config", "check", "--config", &config], 2, "keep-pairs"),
+        (vec!["inspect", &der], 1, "no PEM block"),
+    ] {
+        let (found, error) = pintle(&arguments);
+        assert_eq!(found, Some(code), "{arguments:?}: {error}");
+        assert!(error.contains(words) && error.contains("hint: "), "{arguments:?}: {error}");
+    }
+    let closed = format!("{} completions bash | head -n 0; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_pintle"));
+    let completions = Command::new("bash").args(["-c", &closed]).output().expect("bash starts");
+    assert!(completions.status.success(), "{}", String::from_utf8_lossy(&completions.stderr));
 }
 
 #[test]

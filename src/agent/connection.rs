@@ -1,10 +1,12 @@
 //! The API server as the held identity, or as the bootstrap credential.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use pintle_agent_core::rotation::{ApiFailure, Authority};
 use pintle_agent_core::{Credential, KeyName};
 use pintle_plugins_api::BackendError;
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::consumers::kubeconfig;
@@ -19,7 +21,19 @@ use crate::kubernetes::{Api, Cluster, ClusterError};
 pub(super) struct Connections {
     held: Option<(String, Arc<Api>)>,
     bootstrap: Option<Arc<Api>>,
+    connecting: Option<Connecting>,
 }
+
+/// A bootstrap credential that is being obtained. One at a time: an exec plugin that hangs would otherwise be started
+/// again and again.
+struct Connecting {
+    /// When the kubeconfig was written: another one is worth another try.
+    written: Option<SystemTime>,
+    answer: oneshot::Receiver<Result<Api, ClusterError>>,
+}
+
+/// An exec plugin that takes longer is said to hang. It is waited for all the same.
+const CREDENTIAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Connections {
     /// The API server as this credential.
@@ -54,7 +68,22 @@ impl Connections {
             return Err(ApiFailure::NoCredential("there is no certificate and no bootstrap kubeconfig".to_owned()));
         };
         let no_credential = |error: ClusterError| ApiFailure::NoCredential(error.to_string());
-        let api = Arc::new(Cluster::read(path).await.map_err(no_credential)?.connect().map_err(no_credential)?);
+        let written = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        let mut connecting = match self.connecting.take().filter(|connecting| connecting.written == written) {
+            Some(connecting) => connecting,
+            None => Connecting { written, answer: Cluster::read(path).await.map_err(no_credential)?.connect() },
+        };
+        let api = match tokio::time::timeout(CREDENTIAL_TIMEOUT, &mut connecting.answer).await {
+            Ok(Ok(answer)) => Arc::new(answer.map_err(no_credential)?),
+            Ok(Err(_)) => return Err(ApiFailure::NoCredential("the thread that asks for it has ended".to_owned())),
+            Err(_) => {
+                self.connecting = Some(connecting);
+                let (path, limit) = (path.display(), CREDENTIAL_TIMEOUT.as_secs());
+                let detail =
+                    format!("the kubeconfig {path} has given no credential within {limit} s: its exec plugin hangs");
+                return Err(ApiFailure::NoCredential(detail));
+            }
+        };
         if !config.kubeconfig.exists() {
             kubeconfig::write_cluster(&config.cluster_kubeconfig(), path).map_err(|error| {
                 ApiFailure::NoCredential(format!("the cluster of {} cannot be kept: {error}", path.display()))
@@ -65,12 +94,15 @@ impl Connections {
     }
 
     /// Where the API server is: the kubelet's kubeconfig says so, and before there is one, the bootstrap kubeconfig or
-    /// what was kept of it.
+    /// what was kept of it. One that is torn or makes no sense is as good as none.
     pub(super) async fn cluster(&self, config: &Config) -> Result<Cluster, ApiFailure> {
         let mut found = Cluster::read(&config.kubeconfig).await;
         for path in config.bootstrap_kubeconfig.iter().chain([&config.cluster_kubeconfig()]) {
-            if found.as_ref().is_err_and(|error| error.missing) {
-                found = Cluster::read(path).await;
+            let Err(error) = &found else { break };
+            let other = Cluster::read(path).await;
+            // Of two that cannot be used, the one that exists says more.
+            if other.is_ok() || error.missing {
+                found = other;
             }
         }
         found.map_err(|error| ApiFailure::NoCredential(error.to_string()))

@@ -212,7 +212,9 @@ impl Recovery<'_> {
             Ok(true) => true,
             Ok(false) => false,
             Err(error) => match error.kind {
-                BackendErrorKind::NotFound | BackendErrorKind::KeyLost if has_private_key(&pair.content) => {
+                BackendErrorKind::NotFound | BackendErrorKind::KeyLost
+                    if held.key().backend == FILE_BACKEND && has_private_key(&pair.content) =>
+                {
                     // The pair holds the key as well: it goes back to where it belongs.
                     self.import(&pair.content, held.key()).is_ok()
                 }
@@ -227,7 +229,7 @@ impl Recovery<'_> {
 
     /// Takes over a pair that the journal does not know: a kubelet's, or an earlier one of our own.
     async fn adopt(&self, pair: &FoundPair, public_key: &PublicKey, state: &State) -> Result<Credential, String> {
-        let key = match self.find_key(public_key, state).await {
+        let key = match self.find_key(public_key).await {
             Some(key) => key,
             None => {
                 let slot = state.last_slot + 1;
@@ -253,7 +255,7 @@ impl Recovery<'_> {
     }
 
     /// The key of this public half, if a backend has it under one of this identity's names.
-    async fn find_key(&self, public_key: &PublicKey, state: &State) -> Option<KeyName> {
+    async fn find_key(&self, public_key: &PublicKey) -> Option<KeyName> {
         let prefix = self.config.policy().key_prefix;
         for backend in self.keyring.names().map(str::to_owned).collect::<Vec<_>>() {
             let listed = match self.list(&backend).await {
@@ -266,7 +268,6 @@ impl Recovery<'_> {
                 }
             }
         }
-        let _ = state;
         None
     }
 

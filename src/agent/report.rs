@@ -109,11 +109,13 @@ impl Agent {
         }
     }
 
-    /// Tells of a failure, once for each time that it happens.
+    /// Tells of a failure, once for each time that it happens; what only something on this machine can mend is tried
+    /// every few seconds, perhaps for weeks, and told of the more rarely the longer it goes on.
     fn report_failure(&mut self) {
         let failure = self.state.back_off.as_ref().map(|back_off| (back_off.failures, back_off.until));
         if let Some(back_off) = &self.state.back_off
             && self.reporter.failure != failure
+            && (!back_off.local || back_off.failures.is_power_of_two())
         {
             self.telemetry.emit(Event::Failed {
                 phase: self.state.phase.name(),

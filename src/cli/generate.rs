@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::CommandFactory;
 
-use super::{Cli, CliError, Exit};
+use super::{Cli, CliError, Exit, print};
 
 /// The arguments of `pintle completions`.
 #[derive(clap::Args)]
@@ -15,7 +15,9 @@ pub(super) struct Completions {
 
 impl Completions {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        clap_complete::generate(self.shell, &mut Cli::command(), "pintle", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "pintle", &mut script);
+        print(&String::from_utf8_lossy(&script));
         Ok(Exit::Ok)
     }
 }

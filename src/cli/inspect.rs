@@ -30,17 +30,18 @@ impl Arguments {
             Some(file) => file,
             None => PairDirectory::new(Config::load(&self.flags)?.cert_dir, "kubelet-client").current(),
         };
-        let mut text = String::new();
+        let mut content = Vec::new();
         let read = if path.as_os_str() == "-" {
-            std::io::stdin().read_to_string(&mut text).map(|_| ())
+            std::io::stdin().read_to_end(&mut content).map(|_| ())
         } else {
-            std::fs::read_to_string(&path).map(|content| text = content)
+            std::fs::read(&path).map(|read| content = read)
         };
         read.map_err(|error| {
             let detail = format!("{} cannot be read: {error}", path.display());
             CliError::new(Exit::Usage, detail, "name a PEM file, or - for standard input")
         })?;
-        let words = describe(&text).map_err(|detail| {
+        // What is no text holds no PEM block either, and that is what is said.
+        let words = describe(&String::from_utf8_lossy(&content)).map_err(|detail| {
             let detail = format!("{}: {detail}", path.display());
             CliError::new(Exit::Problem, detail, "it should be PEM: a certificate, a request, or a pair")
         })?;

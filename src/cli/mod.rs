@@ -142,7 +142,7 @@ fn unexpected(answer: Result<Response, ControlError>) -> CliError {
             CliError::new(Exit::Problem, reason, "run the pintle that the agent was started from")
         }
         Ok(answer) => CliError::new(Exit::Problem, format!("the agent answered {answer:?}"), "restart the agent"),
-        Err(error) => CliError::new(Exit::Problem, error, "ask as the user that runs the agent"),
+        Err(error) => CliError::new(Exit::Problem, &error, error.hint()),
     }
 }
 

@@ -27,7 +27,9 @@ impl Arguments {
         let path = match self.file {
             Some(file) => file,
             None => {
-                let config = Config::load(&self.flags)?;
+                // Not 2, which would say that there is no certificate.
+                let config = Config::load(&self.flags)
+                    .map_err(|error| CliError::new(Exit::Unknown, &error, error.hint.clone()))?;
                 PairDirectory::new(config.cert_dir, "kubelet-client").current()
             }
         };

@@ -18,7 +18,7 @@ impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let config = Config::load(&self.flags)?;
         let answer = control::ask(&config.control_socket(), Request::Rotate { wait: self.wait })
-            .map_err(|error| CliError::new(Exit::Problem, error, "start the agent with pintle run"))?;
+            .map_err(|error| CliError::new(Exit::Problem, &error, error.hint()))?;
         match answer {
             Response::Accepted => print("rotation requested; see pintle status\n"),
             Response::Status { status } => {

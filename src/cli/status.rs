@@ -6,7 +6,7 @@ use super::{CliError, Exit, print};
 use crate::agent::{clock, report::status_of};
 use crate::config::{Config, Flags};
 use crate::control::{self, ControlError, Request, Response};
-use crate::store::Journal;
+use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{IdentityStatus, State, Status};
 
 /// How the status looks.
@@ -45,7 +45,8 @@ impl Arguments {
             }
             Output::Yaml => print(&serde_yaml::to_string(&status).map_err(|error| broken(&error))?),
         }
-        Ok(if status.identities.iter().all(is_well) { Exit::Ok } else { Exit::Problem })
+        let well = !status.identities.is_empty() && status.identities.iter().all(is_well);
+        Ok(if well { Exit::Ok } else { Exit::Problem })
     }
 }
 
@@ -61,7 +62,7 @@ pub(super) fn read(config: &Config) -> Result<Status, CliError> {
         Ok(Response::Status { status }) => Ok(status),
         Ok(answer) => Err(CliError::new(Exit::Problem, format!("the agent answered {answer:?}"), "restart the agent")),
         Err(ControlError::NotRunning) => from_disk(config),
-        Err(error) => Err(CliError::new(Exit::Problem, error, "ask as the user that runs the agent")),
+        Err(error) => Err(CliError::new(Exit::Problem, &error, error.hint())),
     }
 }
 
@@ -79,10 +80,9 @@ fn from_disk(config: &Config) -> Result<Status, CliError> {
             "start it with pintle run, or name its --state-dir",
         ));
     };
-    Ok(Status {
-        identities: vec![status_of(&state, &template.common_name, &template.signer_name)],
-        backends: Vec::new(),
-    })
+    let mut identity = status_of(&state, &template.common_name, &template.signer_name);
+    identity.pair = PairDirectory::new(config.cert_dir.clone(), "kubelet-client").current().display().to_string();
+    Ok(Status { identities: vec![identity], backends: Vec::new() })
 }
 
 fn table(status: &Status, wide: bool) -> String {

@@ -192,7 +192,13 @@ impl Config {
     fn absolute(mut self) -> Result<Self, ConfigError> {
         let paths = [&mut self.kubeconfig, &mut self.cert_dir, &mut self.state_dir];
         let optional = self.bootstrap_kubeconfig.iter_mut().chain(&mut self.client_ca_file);
-        for path in paths.into_iter().chain(optional) {
+        let keys = self.backends.values_mut().filter_map(|backend| match backend {
+            BackendConfiguration::File { directory } | BackendConfiguration::Tpm { directory, .. } => {
+                directory.as_mut()
+            }
+            BackendConfiguration::Pkcs11 { .. } | BackendConfiguration::Plugin { .. } => None,
+        });
+        for path in paths.into_iter().chain(optional).chain(keys) {
             *path = std::path::absolute(&path).map_err(|error| {
                 ConfigError::new(
                     format!("{:?} is no path: {error}", path.display()),
@@ -284,6 +290,8 @@ mod tests {
         assert_eq!((config.node_name.as_str(), config.keep_pairs), ("worker-1", 3));
         assert_eq!(config.cert_dir, Path::new("/var/lib/kubelet/pki"));
         assert!(config.rotate_certificates);
+        let config = parse("[backends.file]\ntype = \"file\"\ndirectory = \"keys\"\n").expect("valid");
+        assert!(config.file_keys().is_absolute());
     }
 
     #[test]

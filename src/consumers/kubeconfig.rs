@@ -80,7 +80,9 @@ fn kubeconfig_text(cluster: Value, user: Value) -> Result<String, serde_yaml::Er
 /// names other files.
 pub fn staleness(path: &Path, pair: &Path) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
-    let user = current_user(&text)?;
+    let Some(user) = current_user(&text) else {
+        return Some("its current context names no user".to_owned());
+    };
     if user.contains_key("client-certificate-data") || user.contains_key("client-key-data") {
         return Some("it holds a certificate itself, which nobody renews".to_owned());
     }
@@ -167,5 +169,7 @@ users:
             .replace("{token: abcdef.0123456789abcdef}", "{client-certificate-data: eA==, client-key-data: eA==}");
         std::fs::write(&path, text).expect("written");
         assert!(staleness(&path, Path::new("/pki/current.pem")).is_some_and(|reason| reason.contains("itself")));
+        std::fs::write(&path, "").expect("torn");
+        assert!(staleness(&path, Path::new("/pki/current.pem")).is_some());
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Request, Response};
 
@@ -30,7 +31,21 @@ impl fmt::Display for ControlError {
 
 impl std::error::Error for ControlError {}
 
-/// Asks the agent that listens at this path. Blocks until it has answered.
+impl ControlError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotRunning => "start the agent with pintle run",
+            Self::Forbidden => "ask as the user that runs the agent",
+            Self::Failed(_) => "see the agent's log; restart it if it has stopped there",
+        }
+    }
+}
+
+/// A running agent says how it stands, or that it has taken a command, within this time.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Asks the agent that listens at this path. Blocks until it has answered, or should have.
 ///
 /// # Errors
 /// If there is none, or its answer makes no sense.
@@ -41,11 +56,20 @@ pub fn ask(path: &Path, request: Request) -> Result<Response, ControlError> {
         _ => ControlError::Failed(error.to_string()),
     })?;
     let exchange = |stream: &mut UnixStream| -> io::Result<Response> {
+        // Everything else takes as long as an approver or a device does.
+        let quick = matches!(request, Request::Status | Request::Rotate { wait: false });
+        stream.set_read_timeout(quick.then_some(ANSWER_TIMEOUT))?;
         let mut text = serde_json::to_string(&request)?;
         text.push('\n');
         stream.write_all(text.as_bytes())?;
         let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
+        match BufReader::new(stream).read_line(&mut line) {
+            Ok(0) => return Err(io::Error::other("it ended")),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::Error::other(format!("nothing within {} s", ANSWER_TIMEOUT.as_secs())));
+            }
+            read => read?,
+        };
         Ok(serde_json::from_str(&line)?)
     };
     exchange(&mut stream).map_err(|error| ControlError::Failed(error.to_string()))

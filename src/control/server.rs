@@ -15,7 +15,7 @@ use crate::agent::{Command, Migration};
 use crate::config::{self, Config};
 use crate::keys::{Keyring, inventory};
 use crate::store::Journal;
-use crate::telemetry::{BackendStatus, Status, Telemetry};
+use crate::telemetry::{BackendStatus, State, Status, Telemetry};
 
 /// A request is shorter than this, octets.
 const MAXIMUM_REQUEST: u64 = 4096;
@@ -168,7 +168,7 @@ async fn rotated(mut status: watch::Receiver<Status>, before: &Status) -> Respon
             }
             // One that was told before is none of this rotation's.
             let told = known(&identity.identity).is_some_and(|known| known.retry_at == identity.retry_at);
-            if identity.failures > 0 && !told {
+            if (identity.failures > 0 && !told) || identity.state == State::KeyLost {
                 return Response::Failed { reason: identity.reason.clone(), hint: identity.hint.clone() };
             }
         }

@@ -1,6 +1,7 @@
 //! The demo as a person sees it: the real agent, an embedded control plane, and what both of them say.
 
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,7 +40,12 @@ pub async fn tell(options: Options) -> Result<(), StartError> {
         detail: error.to_string(),
         hint: "the demo needs a temporary directory and a loopback port".to_owned(),
     };
-    let directory = tempfile::Builder::new().prefix("pintle-demo-").tempdir().map_err(|error| problem(&error))?;
+    // The credentials in it are of a toy, and yet nobody else's.
+    let directory = tempfile::Builder::new()
+        .prefix("pintle-demo-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
+        .tempdir()
+        .map_err(|error| problem(&error))?;
     let device = Device::set_up(options.backend, directory.path())?;
     let control_plane = control_plane::start(control_plane::Options {
         cluster_signing_duration: options.cluster_signing_duration,

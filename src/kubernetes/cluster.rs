@@ -14,6 +14,7 @@ use kube::client::{Body, ConfigExt};
 use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::ServerName;
+use tokio::sync::oneshot;
 
 use super::Api;
 
@@ -60,6 +61,9 @@ impl Cluster {
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
             .map_err(|error| failed(error.to_string()))?;
+        if config.cluster_url.scheme().is_none() {
+            return Err(failed(format!("its server {} should begin with https://", config.cluster_url)));
+        }
         // When to try again is the rotation's own decision.
         config.default_retry = false;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -76,11 +80,23 @@ impl Cluster {
         self.config.cluster_url.to_string()
     }
 
-    /// A client with the credential that the kubeconfig carries.
+    /// A client with the credential that the kubeconfig carries. Having it may take as long as an exec plugin likes, and
+    /// nothing can end that, so it is done on a thread of its own, and the answer comes when it comes.
     ///
     /// # Errors
-    /// If that credential cannot be read or obtained.
-    pub fn connect(&self) -> Result<Api, ClusterError> {
+    /// The answer is an error if that credential cannot be read or obtained.
+    pub fn connect(self) -> oneshot::Receiver<Result<Api, ClusterError>> {
+        let (sender, receiver) = oneshot::channel();
+        let runtime = tokio::runtime::Handle::current();
+        std::thread::spawn(move || {
+            let _entered = runtime.enter();
+            // Nobody may be waiting any more.
+            let _ = sender.send(self.connect_now());
+        });
+        receiver
+    }
+
+    fn connect_now(&self) -> Result<Api, ClusterError> {
         let mut config = self.config.clone();
         // client-go trims what it reads from a token file; kube would send the line's end along.
         if let (None, Some(path)) = (&config.auth_info.token, config.auth_info.token_file.take()) {

@@ -19,7 +19,12 @@ struct Progress {
     ready: bool,
     status: String,
     last_alive: Option<Instant>,
+    /// Since when an approver or a signer has been waited for.
+    waiting_since: Option<Instant>,
 }
+
+/// An approver or a signer that has not acted by then is a person, or is not there.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Notifier {
     /// As the environment (NOTIFY_SOCKET, WATCHDOG_USEC) says.
@@ -37,7 +42,14 @@ impl Notifier {
             let _ = sd_notify::notify(&[NotifyState::Status(&text)]);
             progress.status = text;
         }
-        if !progress.ready && (identity.state == State::Ready || !identity.reason.is_empty()) {
+        progress.waiting_since = match identity.state {
+            State::WaitingForApproval | State::WaitingForSigner => {
+                progress.waiting_since.or_else(|| Some(Instant::now()))
+            }
+            _ => None,
+        };
+        let waited = progress.waiting_since.is_some_and(|since| since.elapsed() >= PATIENCE);
+        if !progress.ready && is_ready(identity, waited) {
             let _ = sd_notify::notify(&[NotifyState::Ready]);
             progress.ready = true;
         }
@@ -53,5 +65,23 @@ impl Notifier {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             progress.last_alive = Some(Instant::now());
         }
+    }
+}
+
+fn is_ready(identity: &IdentityStatus, waited: bool) -> bool {
+    identity.state == State::Ready || !identity.reason.is_empty() || waited
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c13_a_boot_waits_for_an_approval_but_not_for_ever() {
+        let of = |state, reason: &str| IdentityStatus { state, reason: reason.to_owned(), ..IdentityStatus::default() };
+        assert!(is_ready(&of(State::Ready, ""), false));
+        assert!(is_ready(&of(State::Failing, "the API server cannot be reached"), false));
+        assert!(!is_ready(&of(State::WaitingForApproval, ""), false));
+        assert!(is_ready(&of(State::WaitingForApproval, ""), true));
     }
 }

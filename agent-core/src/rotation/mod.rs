@@ -257,10 +257,10 @@ const PROVE_ATTEMPTS: u32 = 10;
 /// refuses this often will not do it in a few minutes' time either.
 const RETIRE_ATTEMPTS: u32 = 12;
 
-/// Leaves a phase that time alone ends: what was issued has ended before it could be published, or the key that
-/// is to be proven is lost; or proving and retiring have failed until the held credential is itself due. Keeping the identity alive then comes before caution and before
-/// tidiness: the old key, whose certificate is history by then, goes unproven; and what could not be destroyed stays on
-/// the list, and is destroyed after the next rotation.
+/// Leaves a phase that time alone ends: what was issued has ended before it could be published; or the key that is to be
+/// proven is lost; or proving and retiring have failed until the held credential is itself due. Keeping the identity
+/// alive then comes before caution and before tidiness: the old key, whose certificate is history by then, goes unproven;
+/// and what could not be destroyed stays on the list, and is destroyed after the next rotation.
 fn leave_outlived_phase(state: &mut State, now: UnixTime) {
     let outlived =
         |state: &State| state.failures() > 0 && state.held.as_ref().is_some_and(|held| now >= Window::of(held).closes);
