@@ -53,5 +53,5 @@ pub use private_key_search::{Finding, private_key_structures, private_keys_in_fi
 pub use process::{ProcessCommand, Service, TestProcess};
 pub use request::SubmittedRequest;
 pub use scratch::ScratchDirectory;
-pub use swtpm::Swtpm;
+pub use swtpm::{ResourceManager, Swtpm};
 pub use token::{Token, TokenKey, TokenModule};

@@ -90,3 +90,50 @@ impl Swtpm {
         found.unwrap_or_else(|| panic!("{last}"))
     }
 }
+
+/// A resource manager in front of a TPM, as the kernel is for `/dev/tpmrm0`: several programs share the TPM's three slots
+/// (Debian packages tpm2-abrmd, libtss2-tcti-tabrmd0 and dbus). Stopped on drop.
+#[derive(Debug)]
+pub struct ResourceManager {
+    // In this order: the one that needs the bus goes first.
+    _manager: TestProcess,
+    _bus: TestProcess,
+    address: String,
+}
+
+impl ResourceManager {
+    /// How libtss2 reaches it; the bus is named by `DBUS_SESSION_BUS_ADDRESS`.
+    pub const TCTI: &str = "tabrmd:bus_name=com.intel.tss2.Tabrmd,bus_type=session";
+
+    /// Starts one with a message bus of its own. Nobody else may use the TPM meanwhile.
+    #[must_use]
+    pub fn new(swtpm: &Swtpm) -> Self {
+        let (socket, log) = (swtpm.join("bus"), swtpm.join("tpm2-abrmd.log"));
+        let address = format!("unix:path={}", socket.display());
+        let bus = ProcessCommand::new("dbus-daemon", swtpm.join("dbus.log"))
+            .arguments(["--session", "--nofork"])
+            .flag("address", &address)
+            .start();
+        eventually("the bus is there", Duration::from_secs(10), || socket.exists().then_some(()));
+        let manager = ProcessCommand::new("tpm2-abrmd", log)
+            .arguments(["--session", "--allow-root"])
+            .flag("tcti", swtpm.tcti())
+            .environment("DBUS_SESSION_BUS_ADDRESS", &address)
+            .start();
+        let manager = Self { _manager: manager, _bus: bus, address };
+        eventually("the resource manager answers", Duration::from_secs(20), || {
+            let mut command = swtpm.command("tpm2_getcap", &["handles-transient"]);
+            let output = manager.apply_to(&mut command).output().expect("tpm2-tools are installed");
+            output.status.success().then_some(())
+        });
+        manager
+    }
+
+    /// Has a command of tpm2-tools or OpenSSL use the TPM by way of this manager.
+    pub fn apply_to<'command>(&self, command: &'command mut Command) -> &'command mut Command {
+        command
+            .env("TPM2TOOLS_TCTI", Self::TCTI)
+            .env("TPM2OPENSSL_TCTI", Self::TCTI)
+            .env("DBUS_SESSION_BUS_ADDRESS", &self.address)
+    }
+}
