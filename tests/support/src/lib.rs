@@ -31,10 +31,13 @@ mod kubeconfig;
 mod kubelet;
 mod node;
 mod ports;
+mod private_key_search;
 mod process;
 mod programs;
 mod request;
 mod scratch;
+mod swtpm;
+mod token;
 
 pub use agent::{Agent, AgentCommand};
 pub use audit::AuditEvent;
@@ -46,6 +49,9 @@ pub use control_plane::{ControlPlane, Identity, Options, StaticToken, cluster_bi
 pub use kubelet::{Kubelet, KubeletOptions};
 pub use node::{Answer, Node, Pair, serial_text};
 pub use ports::ReservedPorts;
+pub use private_key_search::{Finding, private_key_structures, private_keys_in_files, private_keys_in_memory};
 pub use process::{ProcessCommand, Service, TestProcess};
 pub use request::SubmittedRequest;
 pub use scratch::ScratchDirectory;
+pub use swtpm::{ResourceManager, Swtpm};
+pub use token::{Token, TokenKey, TokenModule};

@@ -1,0 +1,375 @@
+//! What happens to devices and their modules: the agent stays up, says what is wrong, leaves no key behind, and goes on
+//! by itself when it is over.
+//!
+//! Certificates live for an hour here, and each rotation is asked for (`pintle rotate`) once: whatever is tried after the
+//! fault has ended, the agent tries by itself.
+
+mod device;
+mod embedded;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use device::{DEADLINE, Node, build_module, certified_key, children, events, tpm_plugin};
+use embedded::Embedded;
+use pintle_test_support::{Agent, Swtpm, Token, TokenModule, eventually};
+
+const HOUR: u64 = 3600;
+
+/// A module that crashes and hangs when it is told to, in front of SoftHSM.
+fn faulty_module() -> PathBuf {
+    // Each test process builds it once; two at a time would be the same file.
+    static MODULE: std::sync::LazyLock<PathBuf> =
+        std::sync::LazyLock::new(|| build_module("faulty_pkcs11", include_str!("device/faulty_module.c")));
+    MODULE.clone()
+}
+
+/// A node whose keys are in a SoftHSM token, and its control plane.
+struct TokenNode {
+    node: Node,
+    token: Token,
+    control_plane: Embedded,
+}
+
+impl TokenNode {
+    fn new(between: Option<PathBuf>) -> Self {
+        let mut node = Node::new("node");
+        let token = Token::new(TokenModule::SoftHsm, node.scratch.join("token"));
+        let token = match between {
+            Some(between) => token.behind(between),
+            None => token,
+        };
+        node.set_environment(token.environment());
+        node.configure("device", "", &[("device", &token.table())]);
+        let control_plane = Embedded::signing_for(HOUR);
+        node.bootstrap_with(&control_plane.bootstrap_kubeconfig());
+        Self { node, token, control_plane }
+    }
+
+    /// Enrols; the serial number of the first certificate.
+    fn enrol(&self) -> (Agent, String) {
+        let mut agent = self.node.start();
+        let serial = self.node.ready_after(&mut agent, "");
+        (agent, serial)
+    }
+
+    /// What must hold once everything is over: one key, which is the one in use.
+    #[track_caller]
+    fn is_in_order(&self, agent: &mut Agent) {
+        agent.process().assert_running();
+        let keys = self.token.keys();
+        assert_eq!(keys.len(), 1, "orphans: {keys:?}");
+        let public = self.token.tool(&["--read-object", "--type", "pubkey", "--id", &keys[0].id]);
+        assert_eq!(public, certified_key(&self.node.pair()));
+        let status = self.node.status().expect("a status");
+        assert_eq!((status["state"].as_str(), status["reason"].as_str()), (Some("ready"), Some("")), "{status}");
+        assert!(self.control_plane.certificate_signing_requests().len() < 10, "requests do not pile up");
+    }
+}
+
+/// The process that holds the module.
+#[track_caller]
+fn module_process(agent: &mut Agent) -> u32 {
+    let process = agent.process().id();
+    eventually("a process holds the module", DEADLINE, || match children(process)[..] {
+        [child] => Some(child),
+        _ => None,
+    })
+}
+
+/// Kills a process that the agent started.
+fn kill(process: u32) {
+    let process = rustix::process::Pid::from_raw(i32::try_from(process).expect("a process id")).expect("not 0");
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it runs");
+}
+
+#[test]
+fn module_that_crashes_takes_only_its_own_process_along() {
+    let node = TokenNode::new(Some(faulty_module()));
+    let (mut agent, serial) = node.enrol();
+    node.token.fault("segfault-in-sign");
+    node.node.rotate();
+    node.node.reason(&mut agent, &["SIGSEGV"]);
+    let (healthy, text) = node.node.pintle(&["status"]);
+    assert!(healthy && text.contains("SIGSEGV"), "the certificate in use is good meanwhile: {text}");
+    node.token.mend();
+    node.node.ready_after(&mut agent, &serial);
+    node.is_in_order(&mut agent);
+}
+
+#[test]
+fn module_that_hangs_is_ended_at_its_deadline() {
+    let node = TokenNode::new(Some(faulty_module()));
+    let (mut agent, serial) = node.enrol();
+    node.token.fault("hang-in-sign");
+    let before = module_process(&mut agent);
+    node.node.rotate();
+    node.node.reason(&mut agent, &["did not answer sign"]);
+    assert!(!Path::new(&format!("/proc/{before}")).exists(), "the process that hangs is gone");
+    node.token.mend();
+    node.node.ready_after(&mut agent, &serial);
+    node.is_in_order(&mut agent);
+}
+
+/// The key is made and nobody was told: the next try finds it under the id that was written down before.
+#[test]
+fn module_process_killed_in_the_middle_of_a_generate_leaves_no_key_behind() {
+    let node = TokenNode::new(Some(faulty_module()));
+    let (mut agent, serial) = node.enrol();
+    for _ in 0..2 {
+        node.token.fault("hang-in-generate");
+        let serial = node.node.status().expect("a status")["serial"].as_str().expect("a serial").to_owned();
+        node.node.rotate();
+        eventually("the key is made", DEADLINE, || (node.token.keys().len() == 2).then_some(()));
+        kill(module_process(&mut agent));
+        node.node.reason(&mut agent, &["SIGKILL"]);
+        node.token.mend();
+        node.node.ready_after(&mut agent, &serial);
+        node.is_in_order(&mut agent);
+    }
+    assert_ne!(node.node.status().expect("a status")["serial"], serial.as_str());
+}
+
+/// C25.
+#[test]
+fn c25_token_is_taken_away_and_comes_back() {
+    let node = TokenNode::new(None);
+    let (mut agent, serial) = node.enrol();
+    node.token.remove();
+    node.node.rotate();
+    let reason = node.node.reason(&mut agent, &["unavailable"]);
+    assert!(reason.contains(Token::LABEL), "{reason}");
+    node.token.put_back();
+    node.node.ready_after(&mut agent, &serial);
+    node.is_in_order(&mut agent);
+}
+
+fn spy() -> PathBuf {
+    let directories = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"];
+    let paths = directories.iter().map(|directory| Path::new(directory).join("pkcs11-spy.so"));
+    paths.into_iter().find(|path| path.exists()).expect("pkcs11-spy.so, Debian package opensc, is installed")
+}
+
+/// C27.
+#[test]
+fn c27_wrong_pin_is_tried_once_whatever_is_started_again() {
+    let node = TokenNode::new(Some(spy()));
+    node.token.write_pin("99999999");
+    let mut agent = node.node.start();
+    node.node.reason(&mut agent, &["PIN"]);
+    for round in 1..4 {
+        let failures = node.node.status().expect("a status")["failures"].as_u64();
+        // Also a new process for the module does not try it.
+        for child in children(agent.process().id()) {
+            kill(child);
+        }
+        // An operator who has not read the message.
+        node.node.rotate();
+        agent.wait_for("another attempt", DEADLINE, |_| {
+            let now = node.node.status()?["failures"].as_u64();
+            (now != failures || round > 1).then_some(())
+        });
+    }
+    let reason = node.node.reason(&mut agent, &["PIN"]);
+    assert!(!reason.contains("99999999") && !agent.output().contains("99999999"));
+    assert_eq!(node.token.logins(), 1, "a refused PIN is not tried again: {reason}");
+    node.token.write_pin(Token::PIN);
+    node.node.ready_after(&mut agent, "");
+    assert_eq!(node.token.logins(), 2);
+    node.is_in_order(&mut agent);
+}
+
+/// C27. A login that stands goes on; the next one needs the new PIN.
+#[test]
+fn c27_pin_is_changed() {
+    const NEW: &str = "16180339";
+    let node = TokenNode::new(Some(spy()));
+    let (mut agent, serial) = node.enrol();
+    let _ = node.token.tool(&["--change-pin", "--new-pin", NEW]);
+    node.node.rotate();
+    let serial = node.node.ready_after(&mut agent, &serial);
+    let logins = node.token.logins();
+    kill(module_process(&mut agent));
+    node.node.rotate();
+    node.node.reason(&mut agent, &["PIN"]);
+    assert_eq!(node.token.logins(), logins + 1);
+    node.token.write_pin(NEW);
+    node.node.ready_after(&mut agent, &serial);
+    agent.process().assert_running();
+    let listed = node.token.pkcs11_tool_with_pin(NEW, &["--list-objects", "--type", "privkey"]).expect("the new PIN");
+    assert_eq!(String::from_utf8_lossy(&listed).matches("pintle ").count(), 1);
+}
+
+/// A node whose keys are in a TPM, and its control plane.
+struct TpmNode {
+    node: Node,
+    swtpm: Swtpm,
+    _control_plane: Embedded,
+}
+
+impl TpmNode {
+    fn new() -> Self {
+        let node = Node::new("node");
+        let swtpm = Swtpm::new(node.scratch.join("tpm"));
+        let control_plane = Embedded::signing_for(HOUR);
+        node.bootstrap_with(&control_plane.bootstrap_kubeconfig());
+        let node = Self { node, swtpm, _control_plane: control_plane };
+        node.configure("");
+        node
+    }
+
+    fn configure(&self, more: &str) {
+        self.node.configure("device", more, &[("device", &self.swtpm.table(&tpm_plugin()))]);
+    }
+
+    fn enrol(&self) -> (Agent, String) {
+        let mut agent = self.node.start();
+        let serial = self.node.ready_after(&mut agent, "");
+        (agent, serial)
+    }
+
+    fn keys(&self) -> usize {
+        let entries = std::fs::read_dir(self.node.scratch.join("state/tpm")).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".tss2.pem")).count()
+    }
+
+    #[track_caller]
+    fn is_in_order(&self, agent: &mut Agent) {
+        agent.process().assert_running();
+        assert_eq!(self.keys(), 1);
+        let handles = self.swtpm.run("tpm2_getcap", &["handles-transient"]);
+        assert_eq!(String::from_utf8_lossy(&handles).trim(), "", "no slot stays taken");
+    }
+}
+
+/// C25.
+#[test]
+fn c25_tpm_is_restarted_under_load() {
+    let mut node = TpmNode::new();
+    let (mut agent, first) = node.enrol();
+    // One rotation after the other, and the TPM goes away at another point of one each time.
+    for round in 0..12 {
+        node.node.rotate();
+        std::thread::sleep(Duration::from_millis(17 * round));
+        node.swtpm.stop();
+        if round % 4 == 3 {
+            node.node.rotate();
+            node.node.reason(&mut agent, &["unavailable"]);
+        }
+        node.swtpm.start();
+    }
+    let rotated = node.node.ready_after(&mut agent, &first);
+    assert!(events(&agent, "keys_retired") > 0);
+    node.node.rotate();
+    node.node.ready_after(&mut agent, &rotated);
+    node.is_in_order(&mut agent);
+}
+
+/// C26.
+#[test]
+fn c26_cleared_tpm_is_a_lost_key_and_enrols_again_only_when_that_is_allowed() {
+    let node = TpmNode::new();
+    let (mut agent, serial) = node.enrol();
+    agent.terminate(DEADLINE);
+    node.swtpm.run("tpm2_clear", &["-c", "lockout"]);
+
+    // Nothing is done about it, and a person is told.
+    let mut agent = node.node.start();
+    agent.wait_for("the status says that the key is lost", DEADLINE, |_| {
+        (node.node.status()?["state"] == "key-lost").then_some(())
+    });
+    let (healthy, text) = node.node.pintle(&["status"]);
+    assert!(!healthy && text.contains("KeyLost") && text.contains("on-key-loss"), "{text}");
+    agent.terminate(DEADLINE);
+
+    node.configure("on-key-loss = \"enrol\"\n");
+    let mut agent = node.node.start();
+    node.node.ready_after(&mut agent, &serial);
+    let log = agent.log();
+    let submitted = log.iter().find(|line| line["event"] == "request_submitted").expect("a request");
+    assert_eq!(submitted["authority"], "bootstrap", "the old key cannot vouch for it");
+    node.is_in_order(&mut agent);
+}
+
+#[test]
+fn slots_that_another_user_has_taken_are_waited_for() {
+    let node = TpmNode::new();
+    let (mut agent, serial) = node.enrol();
+    // Without a resource manager these stay in the TPM when the tool ends.
+    for _ in 0..3 {
+        node.swtpm.run("tpm2_createprimary", &["-Q", "-C", "o", "-G", "ecc", "-c", "other.ctx"]);
+    }
+    node.node.rotate();
+    node.node.reason(&mut agent, &["slot", "0x902", "memory"]);
+    node.swtpm.run("tpm2_flushcontext", &["-t"]);
+    node.node.ready_after(&mut agent, &serial);
+    node.is_in_order(&mut agent);
+}
+
+/// From the file to the token, to the TPM and back, by changing the configuration: the old key goes last.
+#[test]
+fn migration_by_configuration_there_and_back() {
+    let node = TokenNode::new(None);
+    let swtpm = Swtpm::new(node.node.scratch.join("tpm"));
+    let tables = [("token", node.token.table()), ("tpm", swtpm.table(&tpm_plugin()))];
+    let tables: Vec<(&str, &str)> = tables.iter().map(|(name, table)| (*name, table.as_str())).collect();
+    let mut serial = String::new();
+    let mut before: Option<&str> = None;
+    for backend in ["file", "token", "tpm", "file"] {
+        node.node.configure(backend, "", &tables);
+        let mut agent = node.node.start();
+        serial = node.node.ready_after(&mut agent, &serial);
+        assert_eq!(node.node.status().expect("a status")["key"]["backend"], backend);
+        assert_eq!(counts(&node, backend), [1, 0, 0], "{backend}");
+        if before.is_some() {
+            let names: Vec<_> =
+                agent.log().iter().filter_map(|line| Some(line["event"].as_str()?.to_owned())).collect();
+            let position = |name: &str| names.iter().position(|event| event == name).expect(name);
+            assert!(position("pair_published") < position("identity_proven"));
+            assert!(position("identity_proven") < position("keys_retired"));
+        }
+        before = Some(backend);
+        agent.terminate(DEADLINE);
+    }
+}
+
+/// The same by command, while the agent runs.
+#[test]
+fn migration_by_command_there_and_back() {
+    let node = TokenNode::new(None);
+    let swtpm = Swtpm::new(node.node.scratch.join("tpm"));
+    node.node.configure("file", "", &[("token", &node.token.table()), ("tpm", &swtpm.table(&tpm_plugin()))]);
+    let (mut agent, mut serial) = node.enrol();
+    for backend in ["token", "tpm", "file"] {
+        let (success, text) = node.node.pintle(&["migrate", "client", "--to", backend, "--dry-run"]);
+        assert!(success && text.contains(backend), "{text}");
+        assert_eq!(node.node.status().expect("a status")["serial"], serial.as_str(), "a dry run changes nothing");
+        let (success, text) = node.node.pintle(&["migrate", "client", "--to", backend]);
+        assert!(success, "{text}");
+        serial = node.node.ready_after(&mut agent, &serial);
+        assert_eq!(node.node.status().expect("a status")["key"]["backend"], backend);
+        assert_eq!(counts(&node, backend), [1, 0, 0], "{backend}");
+    }
+    let names: Vec<_> = agent.log().iter().filter_map(|line| Some(line["event"].as_str()?.to_owned())).collect();
+    let order: Vec<_> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| ["pair_published", "identity_proven", "keys_retired"].contains(name))
+        .collect();
+    assert_eq!(order[2..5], ["pair_published", "identity_proven", "keys_retired"], "the old key goes last");
+}
+
+/// How many keys there are: in this backend, and in each of the other two.
+fn counts(node: &TokenNode, backend: &str) -> [usize; 3] {
+    let files = |directory: &str, suffix: &str| {
+        let entries = std::fs::read_dir(node.node.scratch.join(directory)).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(suffix)).count()
+    };
+    let mut counts = [
+        ("file", files("state/keys", ".pem")),
+        ("token", node.token.keys().len()),
+        ("tpm", files("state/tpm", ".tss2.pem")),
+    ];
+    counts.sort_by_key(|(name, _)| *name != backend);
+    counts.map(|(_, count)| count)
+}
