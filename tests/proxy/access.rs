@@ -111,13 +111,14 @@ async fn another_user_can_neither_read_the_key_nor_use_the_unix_socket() {
         assert!(!output.status.success() && output.stdout.is_empty(), "{secret}");
     }
     assert!(as_nobody("cat", &[bed.file("ca.crt").as_os_str()]).status.success());
-    let script = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ns.send(b'x')\nsys.exit(0 if s.recv(1) else 3)";
-    let connect = || as_nobody("python3", &["-c".as_ref(), script.as_ref(), socket.as_os_str()]);
-    assert!(!connect().status.success(), "the mode keeps it out");
+    let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or exit 2; \
+                  print $s \"GET / HTTP/1.1\\r\\n\\r\\n\"; $s->flush; exit(defined(<$s>) ? 0 : 3)";
+    let connect = || as_nobody("perl", &["-e".as_ref(), script.as_ref(), socket.as_os_str()]);
+    assert_eq!(connect().status.code(), Some(2), "the mode keeps it out");
     // And if the mode did not:
     std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let output = tokio::task::block_in_place(connect);
-    assert!(!output.status.success());
+    assert_ne!(output.status.code(), Some(0));
     until("it is counted", || bed.failures("peer-not-allowed") == 1).await;
 
     let mut stream = UnixStream::connect(&socket).await.unwrap();

@@ -237,22 +237,31 @@ async fn connect_to(shared: &Shared, upstream: &super::Upstream, begin: &Begin<'
         };
         let mut session = begin(upstream.name(server).clone()).map_err(|error| broken(&error))?;
         let handshake = session.handshake(&mut socket, Some((&shared.signing, shared.signing_deadline)));
-        let failed = match tokio::time::timeout(shared.server_handshake_timeout(), handshake).await {
+        // Whoever waits for all this may give up first: a server that has not come through by then has failed.
+        let trial = upstream.trial(server);
+        // One that says nothing must not use up the time of the others.
+        let patience = match upstream.has_others(&tried) {
+            true => shared.connect_timeout.min(shared.handshake_timeout / 2),
+            false => shared.server_handshake_timeout(),
+        };
+        let failed = match tokio::time::timeout(patience, handshake).await {
             Ok(Ok(())) => {
-                upstream.succeeded(server);
+                trial.passed();
                 return Ok(Endpoint { socket, session });
             }
             Ok(Err(HandshakeError::KeyBusy)) => {
+                trial.passed();
                 return Err(failure(FailureReason::KeyUnavailable, "the key is busy with other handshakes"));
             }
             // The server has done nothing wrong, and the next one would need the same key.
             Ok(Err(HandshakeError::Tls(rustls::Error::Other(error)))) => {
+                trial.passed();
                 return Err(failure(FailureReason::KeyUnavailable, error));
             }
             Ok(Err(error)) => broken(&error),
             Err(_) => broken(&"no handshake in time"),
         };
-        upstream.failed(server);
+        drop(trial);
         if !upstream.has_others(&tried) {
             return Err(failed);
         }

@@ -231,18 +231,9 @@ impl Session {
             Ok(())
         });
         self.pending.append(&mut early);
-        match result {
-            Ok(consumed) => {
-                received.drain(..consumed);
-                self.incoming = received;
-                Ok(())
-            }
-            Err(error) => {
-                // The alert for the peer is still inside.
-                let _ = self.decode(&mut [], &mut |_| Ok(()));
-                Err(error)
-            }
-        }
+        received.drain(..result?);
+        self.incoming = received;
+        Ok(())
     }
 
     /// Decodes what has come, hands each piece of plaintext to `sink`, and says how many octets of `received` are done
@@ -303,6 +294,8 @@ impl Session {
 trait Records {
     type Data;
     fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    /// Whether there is something to say to the peer.
+    fn has_output(&self) -> bool;
 }
 
 impl Records for UnbufferedServerConnection {
@@ -311,6 +304,10 @@ impl Records for UnbufferedServerConnection {
     fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(received)
     }
+
+    fn has_output(&self) -> bool {
+        self.wants_write()
+    }
 }
 
 impl Records for UnbufferedClientConnection {
@@ -318,6 +315,10 @@ impl Records for UnbufferedClientConnection {
 
     fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(received)
+    }
+
+    fn has_output(&self) -> bool {
+        self.wants_write()
     }
 }
 
@@ -332,7 +333,21 @@ fn decode<R: Records>(
     loop {
         let UnbufferedStatus { discard, state } = records.process(&mut received[consumed..]);
         let mut done = discard;
-        let more = match state? {
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => {
+                // Why is said in an alert, where the peer can be told. Only that is taken out: the connection is of no
+                // other use now.
+                let rest = &mut received[consumed + discard..];
+                if records.has_output()
+                    && let Ok(ConnectionState::EncodeTlsData(mut alert)) = records.process(rest).state
+                {
+                    put(outgoing, |room| alert.encode(room))?;
+                }
+                return Err(error);
+            }
+        };
+        let more = match state {
             ConnectionState::ReadTraffic(mut traffic) => {
                 while let Some(record) = traffic.next_record() {
                     let record = record?;

@@ -193,22 +193,44 @@ impl Upstream {
         order
     }
 
-    /// Notes that a server failed.
-    pub(super) fn failed(&self, server: usize) {
+    fn failed(&self, server: usize) {
         let mut health = self.servers[server].health.lock().unwrap_or_else(PoisonError::into_inner);
         let times = health.as_ref().map_or(0, |failed| failed.times);
         let quarantine = QUARANTINE.0.saturating_mul(1 << times.min(10)).min(QUARANTINE.1);
         *health = Some(Failed { until: Instant::now() + quarantine, times: times + 1 });
     }
 
-    /// Notes that a server came through a handshake.
-    pub(super) fn succeeded(&self, server: usize) {
-        *self.servers[server].health.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Puts a server on trial: unless it passes, it has failed.
+    pub(super) fn trial(&self, server: usize) -> Trial<'_> {
+        Trial { upstream: self, server, passed: false }
     }
 
     /// Whether there is another server than these.
     pub(super) fn has_others(&self, tried: &[usize]) -> bool {
         tried.len() < self.servers.len()
+    }
+}
+
+/// A server that is to come through a handshake.
+pub(super) struct Trial<'a> {
+    upstream: &'a Upstream,
+    server: usize,
+    passed: bool,
+}
+
+impl Trial<'_> {
+    pub(super) fn passed(mut self) {
+        self.passed = true;
+        let server = &self.upstream.servers[self.server];
+        *server.health.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        if !self.passed {
+            self.upstream.failed(self.server);
+        }
     }
 }
 
