@@ -185,6 +185,45 @@ async fn five_thousand_idle_connections_cost_little_memory() {
     until("all are closed", || bed.open() == 0).await;
 }
 
+/// Set in the process that may open only a few descriptors.
+const FEW_DESCRIPTORS: &str = "PINTLE_TEST_FEW_DESCRIPTORS";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_descriptors_it_waits_and_goes_on() {
+    if std::env::var_os(FEW_DESCRIPTORS).is_none() {
+        let status = std::process::Command::new("prlimit")
+            .arg("--nofile=256:256")
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "faults::without_descriptors_it_waits_and_goes_on"])
+            .env(FEW_DESCRIPTORS, "1")
+            .status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let upstream = authority.upstream(&[server.address]);
+    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    assert_eq!(bed.get("/whoami").await.unwrap(), "node");
+    let config = bed.client_config(&["http/1.1"]);
+    let mut taken = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        taken.push(file);
+    }
+    taken.pop();
+    // The system completes the connection; accepting it is another matter.
+    let request = async {
+        let mut stream = bed.connect_with(config).await.unwrap();
+        crate::bed::get_over(&mut stream, "/whoami").await.unwrap()
+    };
+    let recovery = async {
+        until("it is counted", || bed.failures("accept-failed") >= 2).await;
+        taken.clear();
+    };
+    let (answer, ()) = tokio::join!(request, recovery);
+    assert_eq!(answer, "node");
+}
+
 /// Resident memory of this process, kB (proc(5)).
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

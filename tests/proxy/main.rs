@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 mod access;
+mod agent;
 mod bed;
 mod faults;
 mod rotation;

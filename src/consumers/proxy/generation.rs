@@ -211,6 +211,20 @@ impl Generations {
         }
     }
 
+    /// Returns once no connection speaks as an earlier generation.
+    pub(super) async fn wait_until_only_current(&self) {
+        loop {
+            let earlier = lock(&self.inner).earlier.iter().find(|epoch| *epoch.open.borrow() > 0).map(Arc::clone);
+            let Some(earlier) = earlier else { return };
+            let _ = earlier.open.subscribe().wait_for(|open| *open == 0).await;
+        }
+    }
+
+    /// The serial number of the current generation.
+    pub(super) fn serial(&self) -> Option<String> {
+        lock(&self.inner).current.as_ref().map(|current| current.generation.serial.clone())
+    }
+
     /// Open connections by serial number.
     pub(super) fn open_connections(&self) -> BTreeMap<String, u64> {
         let inner = lock(&self.inner);

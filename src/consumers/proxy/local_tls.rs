@@ -14,10 +14,13 @@ use super::local_authority::LocalAuthority;
 /// How many application protocols are remembered.
 const REMEMBERED: usize = 8;
 
+/// An application protocol, and the configuration that settles on it.
+type ForProtocol = (Option<Vec<u8>>, Arc<ServerConfig>);
+
 /// The listener's TLS, for each application protocol that an API server has settled on.
 pub(super) struct LocalTls {
     base: ServerConfig,
-    by_protocol: Mutex<Vec<(Option<Vec<u8>>, Arc<ServerConfig>)>>,
+    by_protocol: Mutex<Vec<ForProtocol>>,
 }
 
 impl LocalTls {

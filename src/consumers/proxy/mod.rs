@@ -42,7 +42,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::telemetry::{Event, Telemetry};
+use crate::telemetry::{Event, ProxyStatus, Telemetry};
 use admission::Admission;
 use generation::{Generations, Protocols};
 use local_authority::LocalAuthority;
@@ -97,7 +97,8 @@ impl Default for ProxyConfiguration {
             unix_socket: None,
             user: User { uid: 0, gid: 0 },
             runtime_directory: PathBuf::from("/run/pintle/proxy/client"),
-            drain: Duration::from_secs(3600),
+            // The watches of a kubelet end by themselves within ten minutes.
+            drain: Duration::from_secs(900),
             connect_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
             signing_deadline: Duration::from_secs(5),
@@ -225,6 +226,25 @@ impl ProxyHandle {
     /// any more. A generation that is not known is unused.
     pub async fn wait_until_unused(&self, serial: &str) {
         self.shared.generations.wait_until_unused(serial).await;
+    }
+
+    /// Returns once no connection speaks as an earlier generation than the current one.
+    pub async fn wait_until_only_current(&self) {
+        self.shared.generations.wait_until_only_current().await;
+    }
+
+    /// The serial number of the current generation.
+    pub fn serial(&self) -> Option<String> {
+        self.shared.generations.serial()
+    }
+
+    /// How it stands, for the status of its identity.
+    pub fn status(&self) -> ProxyStatus {
+        ProxyStatus {
+            address: self.address.to_string(),
+            serial: self.serial().unwrap_or_default(),
+            statistics: self.statistics(),
+        }
     }
 
     /// What the proxy has done, and its open connections.

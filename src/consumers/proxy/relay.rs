@@ -124,7 +124,7 @@ impl Relay {
         let mut copied = 0;
         let to_server =
             poll_direction(cx, &mut self.client, &mut self.server, &mut self.to_server, &mut |bytes, server, out| {
-                conversation.from_client(bytes);
+                conversation.client_said(bytes);
                 copied += bytes.len() as u64;
                 server.encode(bytes, out)
             });
@@ -135,7 +135,7 @@ impl Relay {
         let to_client =
             poll_direction(cx, &mut self.server, &mut self.client, &mut self.to_client, &mut |bytes, client, out| {
                 copied += bytes.len() as u64;
-                match conversation.from_server(bytes, draining) {
+                match conversation.server_said(bytes, draining) {
                     None => client.encode(bytes, out),
                     Some(place) => {
                         client.encode(&bytes[..place], out)?;

@@ -110,7 +110,7 @@ impl Message {
 }
 
 impl Http1 {
-    pub(super) fn from_client(&mut self, mut bytes: &[u8]) {
+    pub(super) fn client_said(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.opaque {
             if let Some(taken) = self.request.skip(bytes.len()) {
                 bytes = &bytes[taken..];
@@ -156,7 +156,7 @@ impl Http1 {
     }
 
     /// Where in `bytes` the announcement belongs, if one is wanted and there is a place for it.
-    pub(super) fn from_server(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
+    pub(super) fn server_said(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
         let (mut place, mut rest) = (None, bytes);
         while !rest.is_empty() && !self.opaque {
             if let Some(taken) = self.response.skip(rest.len()) {
@@ -199,7 +199,7 @@ impl Http1 {
             Part::Headers => {
                 let method = self.outstanding.front().copied().unwrap_or(Method::Other);
                 match (method, response.status) {
-                    (_, 101) | (Method::Connect, 200..=299) => return self.give_up(),
+                    (_, 101) | (Method::Connect, 200..=299) => self.give_up(),
                     (_, 100..=199) => response.part = Part::StartLine,
                     (Method::Head, _) | (_, 204 | 304) => {
                         response.part = Part::StartLine;
@@ -257,7 +257,7 @@ mod tests {
     fn through(http1: &mut Http1, answer: &str, piece: usize, announce: bool) -> String {
         let mut seen = Vec::new();
         for bytes in answer.as_bytes().chunks(piece) {
-            match http1.from_server(bytes, announce) {
+            match http1.server_said(bytes, announce) {
                 Some(place) => {
                     seen.extend_from_slice(&bytes[..place]);
                     seen.extend_from_slice(CLOSE);
@@ -274,7 +274,7 @@ mod tests {
         for piece in [1, 2, 7, 1000] {
             let mut http1 = Http1::default();
             http1
-                .from_client(b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+                .client_said(b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
             let answer = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nHTTP/";
             let expected =
                 "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nHTTP/";
@@ -287,7 +287,7 @@ mod tests {
     fn messages_end_where_they_end() {
         for piece in [1, 3, 1000] {
             let mut http1 = Http1::default();
-            http1.from_client(
+            http1.client_said(
                 b"HEAD / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\nPUT / HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET ",
             );
             assert_eq!(http1.outstanding.len(), 3);
@@ -297,7 +297,7 @@ mod tests {
             through(&mut http1, "A;x=y\r\n0123456789\r\n0\r\nTrailer: 1\r\n\r\n", piece, false);
             through(&mut http1, "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", piece, false);
             assert!(http1.is_idle(), "{piece}");
-            http1.from_client(b"GET / HT");
+            http1.client_said(b"GET / HT");
             assert!(!http1.is_idle());
         }
     }
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn an_upgrade_is_left_alone() {
         let mut http1 = Http1::default();
-        http1.from_client(b"GET /exec HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+        http1.client_said(b"GET /exec HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
         let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
         assert_eq!(through(&mut http1, answer, 5, true), answer);
         assert!(!http1.is_idle());

@@ -35,7 +35,7 @@ pub(in crate::consumers::proxy) struct Http2 {
 }
 
 impl Http2 {
-    pub(super) fn from_client(&mut self, mut bytes: &[u8]) {
+    pub(super) fn client_said(&mut self, mut bytes: &[u8]) {
         let preface = bytes.len().min(PREFACE - self.preface);
         self.preface += preface;
         bytes = &bytes[preface..];
@@ -50,7 +50,7 @@ impl Http2 {
     }
 
     /// Where in `bytes` a GOAWAY belongs, if one is wanted and there is a place for it.
-    pub(super) fn from_server(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
+    pub(super) fn server_said(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
         let mut place = (announce && self.may_announce()).then_some(0);
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -176,8 +176,8 @@ mod tests {
 
     fn started() -> Http2 {
         let mut http2 = Http2::default();
-        http2.from_client(&[0; PREFACE]);
-        assert_eq!(http2.from_server(&frame(SETTINGS, 0, 0, 6), false), None);
+        http2.client_said(&[0; PREFACE]);
+        assert_eq!(http2.server_said(&frame(SETTINGS, 0, 0, 6), false), None);
         http2
     }
 
@@ -188,9 +188,9 @@ mod tests {
         bytes.extend(frame(CONTINUATION, END_HEADERS, 1, 5));
         let place = bytes.len();
         bytes.extend(frame(DATA, END_STREAM, 1, 100));
-        assert!(http2.from_server(&bytes[..4], false).is_none());
+        assert!(http2.server_said(&bytes[..4], false).is_none());
         assert!(!http2.announce(), "within a frame's header");
-        assert_eq!(http2.from_server(&bytes[4..], true), Some(place - 4));
+        assert_eq!(http2.server_said(&bytes[4..], true), Some(place - 4));
         assert!(!http2.announce(), "only once");
     }
 
@@ -199,7 +199,7 @@ mod tests {
         let mut http2 = Http2::default();
         assert!(!http2.announce());
         let mut http2 = started();
-        http2.from_server(&frame(GOAWAY_TYPE, 0, 0, 8), false);
+        http2.server_said(&frame(GOAWAY_TYPE, 0, 0, 8), false);
         assert!(!http2.announce() && http2.is_announced());
     }
 
@@ -210,14 +210,14 @@ mod tests {
         request.extend(frame(DATA, END_STREAM, 1, 30));
         request.extend(frame(HEADERS, END_HEADERS | END_STREAM, 3, 0));
         for byte in &request {
-            http2.from_client(std::slice::from_ref(byte));
+            http2.client_said(std::slice::from_ref(byte));
         }
         assert_eq!(http2.streams.len(), 2);
         let mut answer = frame(HEADERS, END_HEADERS, 1, 3);
         answer.extend(frame(DATA, END_STREAM, 1, 0));
         answer.extend(frame(RST_STREAM, 0, 3, 4));
         for byte in &answer {
-            http2.from_server(std::slice::from_ref(byte), false);
+            http2.server_said(std::slice::from_ref(byte), false);
         }
         assert!(http2.is_idle());
     }

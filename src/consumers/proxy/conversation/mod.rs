@@ -38,19 +38,19 @@ impl Conversation {
     }
 
     /// Follows what the client says.
-    pub(super) fn from_client(&mut self, bytes: &[u8]) {
+    pub(super) fn client_said(&mut self, bytes: &[u8]) {
         match self {
-            Self::Http2(http2) => http2.from_client(bytes),
-            Self::Http1(http1) => http1.from_client(bytes),
+            Self::Http2(http2) => http2.client_said(bytes),
+            Self::Http1(http1) => http1.client_said(bytes),
         }
     }
 
     /// Follows what the server says. With `announce`, where in it [`announcement`](Self::announcement) is to be inserted,
     /// if that is possible.
-    pub(super) fn from_server(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
+    pub(super) fn server_said(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
         match self {
-            Self::Http2(http2) => http2.from_server(bytes, announce),
-            Self::Http1(http1) => http1.from_server(bytes, announce),
+            Self::Http2(http2) => http2.server_said(bytes, announce),
+            Self::Http1(http1) => http1.server_said(bytes, announce),
         }
     }
 
