@@ -206,6 +206,8 @@ async fn without_descriptors_it_waits_and_goes_on() {
     let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
     assert_eq!(bed.get("/whoami").await.unwrap(), "node");
     let config = bed.client_config(&["http/1.1"]);
+    until("the first connection is over", || bed.open() == 0).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     let mut taken = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         taken.push(file);

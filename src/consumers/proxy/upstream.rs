@@ -18,6 +18,8 @@ use crate::kubernetes::{Cluster, ClusterError};
 const HEAD_START: Duration = Duration::from_millis(300);
 /// How long an API server that failed is tried only after the others: the first time, and at most.
 const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// How soon it is looked whether there is a descriptor for a connection.
+const DESCRIPTOR_WAIT: Duration = Duration::from_millis(50);
 /// The longest answer of an HTTP proxy to CONNECT.
 const LONGEST_ANSWER: usize = 8 << 10;
 
@@ -171,7 +173,13 @@ impl Upstream {
         let target = &self.servers[server].address;
         let connect = async {
             let address = self.tunnel.as_ref().map_or(target, |tunnel| &tunnel.address);
-            let mut stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+            let mut stream = loop {
+                match TcpStream::connect((address.host.as_str(), address.port)).await {
+                    // That is no fault of the server, and the end of any other connection makes room.
+                    Err(error) if lacks_descriptors(&error) => tokio::time::sleep(DESCRIPTOR_WAIT).await,
+                    connected => break connected?,
+                }
+            };
             configure(&stream);
             if let Some(tunnel) = &self.tunnel {
                 open_tunnel(&mut stream, tunnel, target).await?;
@@ -232,6 +240,11 @@ impl Drop for Trial<'_> {
             self.upstream.failed(self.server);
         }
     }
+}
+
+fn lacks_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// No delay, and a dead peer is noticed within a minute although nothing is said: a watch may be silent for long.
