@@ -98,6 +98,7 @@ async fn control_plane() -> ControlPlane {
     control_plane::start(Options { approval_delay: Duration::ZERO, ..Options::default() }).await.unwrap()
 }
 
+#[allow(clippy::zombie_processes, reason = "it is waited for in the first of the rotations")]
 #[tokio::test(flavor = "multi_thread")]
 async fn c18_kubectl_is_the_node_over_rotations_and_old_keys_go_with_their_last_connections() {
     let control_plane = control_plane().await;
