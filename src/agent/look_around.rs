@@ -37,6 +37,10 @@ impl Agent {
     /// Whether the pair is still on disk, the API server still accepts the certificate in use, and its key is where it
     /// should be.
     pub(super) async fn look_around(&mut self) -> Event {
+        // A certificate that is yet to be proven must wait for that.
+        if self.state.phase != Phase::Proving {
+            self.update_proxy().await;
+        }
         let Some(held) = self.state.held.clone() else {
             return Event::Woke;
         };

@@ -8,6 +8,7 @@ mod command;
 mod connection;
 mod look_around;
 mod perform;
+mod proxy;
 mod recovery;
 pub(crate) mod report;
 pub mod service;
@@ -79,6 +80,7 @@ pub struct Agent {
     state: State,
     reporter: report::Reporter,
     probe: look_around::Probe,
+    proxy: Option<crate::consumers::proxy::ProxyHandle>,
 }
 
 /// Everything that an agent is started with.

@@ -217,6 +217,7 @@ impl Agent {
                 let serial = self.state.held.as_ref().map(|held| held.serial().to_owned()).unwrap_or_default();
                 self.telemetry.emit(telemetry::Event::IdentityProven { user: user.unwrap_or_default(), serial });
                 self.probe.done();
+                self.update_proxy().await;
                 Event::Proven
             }
             Err(failure) => self.api_failed(Authority::Held, failure).await,
@@ -224,6 +225,10 @@ impl Agent {
     }
 
     async fn retire(&mut self, keys: Vec<KeyName>) -> Event {
+        // A key is destroyed when its last connection has ended; the proxy sees to it that this comes.
+        if let Some(event) = self.await_last_connections().await {
+            return event;
+        }
         for key in &keys {
             if let Err(error) = self.keyring.delete(key).await {
                 return Event::RetireFailed(error);

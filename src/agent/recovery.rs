@@ -80,6 +80,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         telemetry,
         commands,
         state,
+        proxy: None,
     })
 }
 

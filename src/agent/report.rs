@@ -185,6 +185,7 @@ impl Agent {
         status.rotations = self.reporter.rotations;
         status.server_ahead_seconds = self.reporter.server_ahead;
         status.pair = self.pairs.current().display().to_string();
+        status.proxy = self.proxy.as_ref().map(crate::consumers::proxy::ProxyHandle::status);
         status
     }
 

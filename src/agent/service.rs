@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Agent, Command, Parts, StartError, Until};
 use crate::config::Config;
+use crate::consumers::proxy::Activated;
 use crate::control;
 use crate::keys::{self, Keyring};
 use crate::telemetry::Telemetry;
@@ -24,6 +25,20 @@ pub async fn serve(
     until: Until,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), StartError> {
+    serve_on(config, telemetry, until, stopped, Activated::default()).await
+}
+
+/// As [`serve`], with the listening sockets that the service manager holds for the credential proxy.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_on(
+    config: Config,
+    telemetry: Arc<Telemetry>,
+    until: Until,
+    stopped: watch::Receiver<bool>,
+    activated: Activated,
+) -> Result<(), StartError> {
     let keyring = Keyring::start(keys::openers(&config)).map_err(|error| StartError {
         detail: format!("a backend's thread cannot be started: {error}"),
         hint: "see ulimit -u, and free some".to_owned(),
@@ -40,7 +55,10 @@ pub async fn serve(
         detail: format!("the control socket {} cannot be made: {error}", socket.display()),
         hint: "a socket's path has at most 107 octets; choose a shorter --state-dir".to_owned(),
     })?;
-    let agent = Agent::start(Parts { config, keyring, telemetry, commands }).await?;
+    let mut agent = Agent::start(Parts { config, keyring, telemetry, commands }).await?;
+    if until == Until::Stopped {
+        agent.start_proxy(activated).await?;
+    }
     agent.run(until, stopped).await;
     // Whoever asks from now on reads the journal.
     let _ = std::fs::remove_file(&socket);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{CliError, Exit};
 use crate::agent::{Until, service};
 use crate::config::{Config, Flags};
+use crate::consumers::proxy::Activated;
 use crate::telemetry::{Format, Log, Telemetry};
 
 /// The arguments of `pintle run`.
@@ -30,9 +31,17 @@ impl Arguments {
         let _lock = lock_state_directory(&config.state_dir)?;
         let until = if self.once { Until::Installed } else { Until::Stopped };
         let telemetry = Arc::new(Telemetry::new(Log::new(self.log_format)));
+        // Before there are threads: it changes the environment.
+        let activated = Activated::from_environment().map_err(|error| {
+            CliError::new(
+                Exit::Problem,
+                format!("a socket of the service manager cannot be used: {error}"),
+                "the unit may pass on TCP and unix stream listeners",
+            )
+        })?;
         super::runtime()?.block_on(async {
             let stopped = service::stopped_by_signals()?;
-            service::serve(config, telemetry, until, stopped).await
+            service::serve_on(config, telemetry, until, stopped, activated).await
         })?;
         Ok(Exit::Ok)
     }

@@ -7,7 +7,7 @@ use crate::agent::{clock, report::status_of};
 use crate::config::{Config, Flags};
 use crate::control::{self, ControlError, Request, Response};
 use crate::store::{Journal, PairDirectory};
-use crate::telemetry::{IdentityStatus, State, Status};
+use crate::telemetry::{IdentityStatus, ProxyStatus, State, Status};
 
 /// How the status looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -121,6 +121,9 @@ fn table(status: &Status, wide: bool) -> String {
         text.push('\n');
         if let Some(identity) = index.checked_sub(1).map(|index| &status.identities[index]) {
             text += &trouble(identity);
+            if let Some(proxy) = identity.proxy.as_ref().filter(|_| wide) {
+                text += &connections(proxy);
+            }
         }
     }
     for backend in status.backends.iter().filter(|backend| !backend.up) {
@@ -128,6 +131,24 @@ fn table(status: &Status, wide: bool) -> String {
         if !backend.hint.is_empty() {
             text += &format!("  hint: {}\n", backend.hint);
         }
+    }
+    text
+}
+
+/// The lines about the credential proxy.
+fn connections(proxy: &ProxyStatus) -> String {
+    let statistics = &proxy.statistics;
+    let open: u64 = statistics.open_connections.values().sum();
+    let mut text = format!(
+        "  proxy {}: {open} connections, {} handshakes, {} B to the API server, {} B from it\n",
+        proxy.address, statistics.server_handshakes, statistics.bytes_to_server, statistics.bytes_to_client
+    );
+    for (serial, count) in &statistics.open_connections {
+        let earlier = if *serial == proxy.serial { "" } else { " (earlier certificate)" };
+        text += &format!("    serial {serial}{earlier}: {count} connections\n");
+    }
+    for (reason, count) in &statistics.failures {
+        text += &format!("    failed, {reason}: {count}\n");
     }
     text
 }

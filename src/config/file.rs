@@ -24,6 +24,7 @@ pub struct FileConfiguration {
     pub(super) key_algorithm: Option<KeyAlgorithm>,
     pub(super) expiration_seconds: Option<i32>,
     pub(super) on_key_loss: Option<OnKeyLoss>,
+    pub(super) proxy: Option<super::proxy::ProxyTable>,
     #[serde(default)]
     pub(super) backends: BTreeMap<String, BackendConfiguration>,
 }

@@ -2,6 +2,7 @@
 
 mod file;
 pub mod migration;
+mod proxy;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +13,7 @@ use pintle_agent_core::{Policy, Template};
 use pintle_plugins_api::KeyAlgorithm;
 
 pub use file::{BackendConfiguration, FileConfiguration, Isolation, PluginTable, ProcessIsolation};
+pub use proxy::ProxySettings;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/pintle/config.toml";
@@ -113,6 +115,8 @@ pub struct Config {
     pub expiration_seconds: Option<i32>,
     /// Whether to enrol again by itself when the backend has lost the key in use.
     pub enrol_after_key_loss: bool,
+    /// The credential proxy, if there is to be one.
+    pub proxy: Option<ProxySettings>,
 }
 
 impl Config {
@@ -169,7 +173,9 @@ impl Config {
         if keep_pairs == 0 {
             return Err(ConfigError::new("keep-pairs = 0 would remove the pair in use", "keep at least 1"));
         }
+        let proxy = file.proxy.map(proxy::ProxyTable::settings).transpose()?;
         let config = Self {
+            proxy,
             kubeconfig: flags.kubeconfig.or(file.kubeconfig).unwrap_or_else(|| "/var/lib/kubelet/kubeconfig".into()),
             bootstrap_kubeconfig: flags.bootstrap_kubeconfig.or(file.bootstrap_kubeconfig),
             cert_dir: flags.cert_dir.or(file.cert_dir).unwrap_or_else(|| "/var/lib/kubelet/pki".into()),
@@ -185,13 +191,21 @@ impl Config {
             backends,
             expiration_seconds,
         };
-        config.absolute()
+        let config = config.absolute()?;
+        if config.proxy.as_ref().is_some_and(|proxy| proxy.kubeconfig.as_ref() == Some(&config.kubeconfig)) {
+            return Err(ConfigError::new(
+                "proxy.kubeconfig and kubeconfig are one file: the first points at the proxy, the second at the API server",
+                "give the second another name, such as /var/lib/pintle/kubeconfig, with the cluster's entry",
+            ));
+        }
+        Ok(config)
     }
 
     /// All paths made absolute: a kubeconfig names the pair, and is read from elsewhere.
     fn absolute(mut self) -> Result<Self, ConfigError> {
         let paths = [&mut self.kubeconfig, &mut self.cert_dir, &mut self.state_dir];
-        let optional = self.bootstrap_kubeconfig.iter_mut().chain(&mut self.client_ca_file);
+        let local = self.proxy.iter_mut().filter_map(|proxy| proxy.kubeconfig.as_mut());
+        let optional = self.bootstrap_kubeconfig.iter_mut().chain(&mut self.client_ca_file).chain(local);
         let keys = self.backends.values_mut().filter_map(|backend| match backend {
             BackendConfiguration::File { directory } | BackendConfiguration::Tpm { directory, .. } => {
                 directory.as_mut()

@@ -1,3 +1,4 @@
 //! Who uses a credential, and what they need for it.
 
 pub mod kubeconfig;
+pub mod proxy;

@@ -21,7 +21,7 @@ use isolation::IsolatedBackend;
 
 pub use module::ModuleConfiguration;
 pub use thread::BackendThread;
-pub use tls::{HeldCertificate, certified_key};
+pub use tls::{HeldCertificate, certified_key, certified_key_within};
 
 /// How long a backend may take to generate a key: discrete TPMs take up to a minute for an RSA key.
 pub const GENERATE_DEADLINE: Duration = Duration::from_secs(120);

@@ -1,6 +1,7 @@
 //! A key behind the seam, as rustls wants to see it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pintle_agent_core::Credential;
 use pintle_plugins_api::{KeyId, PublicKey, SignatureScheme};
@@ -18,6 +19,18 @@ pub fn certified_key(
     credential: &Credential,
     keyring: &Keyring,
 ) -> Result<Arc<CertifiedKey>, pintle_plugins_api::BackendError> {
+    certified_key_within(credential, keyring, CALL_DEADLINE)
+}
+
+/// As [`certified_key`], with a deadline for each signature: a handshake whose client waits is better failed soon.
+///
+/// # Errors
+/// As [`certified_key`].
+pub fn certified_key_within(
+    credential: &Credential,
+    keyring: &Keyring,
+    deadline: Duration,
+) -> Result<Arc<CertifiedKey>, pintle_plugins_api::BackendError> {
     let public_key = PublicKey::from_der(credential.public_key()).map_err(|error| {
         pintle_plugins_api::BackendError::new(pintle_plugins_api::BackendErrorKind::Corrupt, error.to_string())
     })?;
@@ -25,6 +38,7 @@ pub fn certified_key(
         backend: keyring.backend(&credential.key().backend)?.clone(),
         id: credential.key().id.clone(),
         public_key,
+        deadline,
     };
     let chain = credential.chain().iter().map(|der| CertificateDer::from(der.clone())).collect();
     Ok(Arc::new(CertifiedKey::new(chain, Arc::new(key))))
@@ -50,6 +64,8 @@ struct BackendKey {
     backend: BackendThread,
     id: KeyId,
     public_key: PublicKey,
+    /// How long a signature may take.
+    deadline: Duration,
 }
 
 impl std::fmt::Debug for BackendKey {
@@ -97,7 +113,7 @@ impl Signer for BackendSigner {
         let sign = || {
             self.key
                 .backend
-                .call_blocking(CALL_DEADLINE, move |backend| backend.sign(&id, scheme, &message))
+                .call_blocking(self.key.deadline, move |backend| backend.sign(&id, scheme, &message))
                 .map_err(|error| rustls::Error::Other(rustls::OtherError(Arc::new(error))))
         };
         // rustls signs synchronously. On a runtime with several workers the others go on meanwhile; elsewhere (tests on

@@ -80,6 +80,31 @@ impl Cluster {
         self.config.cluster_url.to_string()
     }
 
+    /// The API server's URL.
+    pub fn url(&self) -> &http::Uri {
+        &self.config.cluster_url
+    }
+
+    /// The name in the API server's certificate, where it is not that of its URL.
+    pub fn tls_server_name(&self) -> Option<&str> {
+        self.config.tls_server_name.as_deref()
+    }
+
+    /// The proxy on the way to the API server.
+    pub fn proxy_url(&self) -> Option<&http::Uri> {
+        self.config.proxy_url.as_ref()
+    }
+
+    /// How this cluster's API servers are verified, with no credential.
+    ///
+    /// # Errors
+    /// If the kubeconfig's authority cannot be used.
+    pub fn client_config(&self) -> Result<rustls::ClientConfig, ClusterError> {
+        let mut config = self.config.clone();
+        config.auth_info = AuthInfo::default();
+        config.rustls_client_config().map_err(|error| self.failed(&error))
+    }
+
     /// A client with the credential that the kubeconfig carries. Having it may take as long as an exec plugin likes, and
     /// nothing can end that, so it is done on a thread of its own, and the answer comes when it comes.
     ///

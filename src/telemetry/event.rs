@@ -178,6 +178,27 @@ pub enum Event {
         /// Its name in the configuration.
         backend: String,
     },
+    /// The credential proxy takes connections.
+    ProxyListening {
+        /// Where.
+        address: String,
+    },
+    /// New connections through the credential proxy speak as another certificate.
+    ProxySwapped {
+        /// The leaf's serial number.
+        serial: String,
+        /// The leaf's notAfter, RFC 3339.
+        not_after: String,
+    },
+    /// Connections through the credential proxy failed; told at most once a minute for each reason.
+    ProxyFailed {
+        /// Why, in one word.
+        reason: &'static str,
+        /// What happened to the last one.
+        detail: String,
+        /// How many there were since this was told last.
+        count: u64,
+    },
     /// The agent ends.
     Stopped,
 }
@@ -193,7 +214,8 @@ impl Event {
             | Self::JournalNotSaved { .. }
             | Self::ClockOff { .. }
             | Self::BackendDown { .. }
-            | Self::KubeconfigStale { .. } => Level::Warning,
+            | Self::KubeconfigStale { .. }
+            | Self::ProxyFailed { .. } => Level::Warning,
             _ => Level::Info,
         }
     }
@@ -262,6 +284,14 @@ impl Event {
                 format!("backend {backend} is down: {reason}{hint}")
             }
             Self::BackendUp { backend } => format!("backend {backend} is up again"),
+            Self::ProxyListening { address } => format!("the credential proxy listens on {address}"),
+            Self::ProxySwapped { serial, not_after } => {
+                format!("the credential proxy speaks as serial {serial}, good until {not_after}")
+            }
+            Self::ProxyFailed { reason, detail, count: 1 } => format!("credential proxy: {reason}: {detail}"),
+            Self::ProxyFailed { reason, detail, count } => {
+                format!("credential proxy: {reason}, {count} times within a minute or more, the last one: {detail}")
+            }
             Self::Stopped => "stopped".to_owned(),
         }
     }

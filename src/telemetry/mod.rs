@@ -8,7 +8,7 @@ mod status;
 pub use event::{Event, Level};
 pub use log::{Format, Log};
 pub use notify::Notifier;
-pub use status::{BackendStatus, IdentityStatus, KeyStatus, State, Status};
+pub use status::{BackendStatus, IdentityStatus, KeyStatus, ProxyStatus, State, Status};
 
 use tokio::sync::{broadcast, watch};
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::consumers::proxy::Statistics;
+
 /// The status of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -120,6 +122,9 @@ pub struct IdentityStatus {
     pub server_ahead_seconds: Option<i64>,
     /// The current pair.
     pub pair: String,
+    /// The credential proxy, if it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyStatus>,
 }
 
 /// The key of a certificate.
@@ -132,6 +137,18 @@ pub struct KeyStatus {
     pub id: String,
     /// Its algorithm.
     pub algorithm: String,
+}
+
+/// The credential proxy of an identity.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyStatus {
+    /// Where it listens.
+    pub address: String,
+    /// The serial number of the certificate that new connections speak as; empty while there is none.
+    pub serial: String,
+    /// What it has done since it was started.
+    pub statistics: Statistics,
 }
 
 impl IdentityStatus {

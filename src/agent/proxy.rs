@@ -1,0 +1,88 @@
+//! The credential proxy as the agent drives it: it follows the identity, and old keys wait for its last connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pintle_agent_core::{Credential, Event as Reaction, Policy};
+
+use super::{Agent, StartError, now};
+use crate::consumers::proxy::{self, Activated, Generation, Proxy, ProxyHandle, Upstream};
+use crate::kubernetes::Cluster;
+use crate::telemetry::Event;
+
+impl Agent {
+    /// Starts the proxy, if there is to be one. It speaks as the held credential if that is good, and makes clients wait
+    /// for the first one otherwise.
+    ///
+    /// # Errors
+    /// If it cannot listen, or the local client's files cannot be written.
+    pub async fn start_proxy(&mut self, activated: Activated) -> Result<(), StartError> {
+        let Some(settings) = &self.config.proxy else { return Ok(()) };
+        let failed = |error: std::io::Error| StartError {
+            detail: format!("the credential proxy cannot be started: {error}"),
+            hint: "see the table [proxy] of the configuration file".to_owned(),
+        };
+        let configuration = settings.configuration.clone();
+        let user = configuration.user;
+        let handle = Proxy::start(configuration, activated, None, Arc::clone(&self.telemetry)).await.map_err(failed)?;
+        if let Some(path) = &settings.kubeconfig {
+            let written = proxy::write_kubeconfig(path, handle.local_server(), user).map_err(|error| StartError {
+                detail: format!("the local client's kubeconfig {} cannot be written: {error}", path.display()),
+                hint: "mend or remove the file, or name another as proxy.kubeconfig".to_owned(),
+            })?;
+            if written {
+                self.telemetry.emit(Event::KubeconfigWritten { path: path.display().to_string() });
+            }
+        }
+        self.proxy = Some(handle);
+        self.update_proxy().await;
+        Ok(())
+    }
+
+    /// Has the proxy speak as the held credential, if it does not yet.
+    pub(super) async fn update_proxy(&self) {
+        let (Some(handle), Some(held)) = (&self.proxy, &self.state.held) else { return };
+        if held.has_ended(now()) || handle.serial().as_deref() == Some(held.serial()) {
+            return;
+        }
+        match self.generation(handle, held).await {
+            Ok(generation) => handle.swap(generation),
+            // It is tried again at the next look around.
+            Err(reason) => {
+                self.telemetry.emit(Event::ProxyFailed { reason: "no-certificate", detail: reason, count: 1 })
+            }
+        }
+    }
+
+    async fn generation(&self, handle: &ProxyHandle, held: &Credential) -> Result<Generation, String> {
+        let Some(settings) = &self.config.proxy else { return Err("there is no table [proxy]".to_owned()) };
+        let cluster = self.connections.cluster(&self.config).await.map_err(|failure| failure.to_string())?;
+        if points_at(&cluster, handle) {
+            return Err(format!("{} names the proxy itself as the API server", cluster.source().display()));
+        }
+        let upstream = Upstream::of(&cluster, &settings.api_servers).map_err(|error| error.to_string())?;
+        Generation::new(held, &self.keyring, settings.configuration.signing_deadline, Arc::new(upstream))
+            .map_err(|error| error.to_string())
+    }
+
+    /// Waits a while for the last connections as earlier certificates; `None` once there are none, or what came up instead.
+    pub(super) async fn await_last_connections(&mut self) -> Option<Reaction> {
+        /// Something else may have to be looked at meanwhile, the watchdog for one.
+        const HOP: Duration = Policy::LOCAL_RETRY;
+        let handle = self.proxy.as_ref()?;
+        tokio::select! {
+            biased;
+            () = handle.wait_until_only_current() => None,
+            Some(command) = self.commands.recv() => Some(self.obey(command).await),
+            () = tokio::time::sleep(HOP) => Some(Reaction::Woke),
+        }
+    }
+}
+
+/// Whether this cluster's API server is the proxy: the connection would go round in circles.
+fn points_at(cluster: &Cluster, handle: &ProxyHandle) -> bool {
+    let (url, address) = (cluster.url(), handle.address());
+    let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let same_host = host == "localhost" || host.parse() == Ok(address.ip());
+    same_host && url.port_u16().unwrap_or(443) == address.port()
+}

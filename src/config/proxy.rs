@@ -1,0 +1,138 @@
+//! The table `[proxy]`: the credential proxy, which runs if the table is there.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::ConfigError;
+use crate::consumers::proxy::{ProxyConfiguration, User, runtime_directory};
+
+/// The table as it stands.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct ProxyTable {
+    listen: Option<SocketAddr>,
+    unix_socket: Option<PathBuf>,
+    user: Option<String>,
+    runtime_dir: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    #[serde(default)]
+    api_servers: Vec<String>,
+    drain: Option<String>,
+    connect_timeout: Option<String>,
+    handshake_timeout: Option<String>,
+    signing_deadline: Option<String>,
+    idle_timeout: Option<String>,
+    maximum_connections: Option<usize>,
+    maximum_handshakes: Option<usize>,
+}
+
+/// What the credential proxy of the client identity is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProxySettings {
+    /// How it runs.
+    pub configuration: ProxyConfiguration,
+    /// The local client's kubeconfig, which is written so that it points at the proxy.
+    pub kubeconfig: Option<PathBuf>,
+    /// API servers in order of preference, besides the one that the cluster's kubeconfig names.
+    pub api_servers: Vec<http::Uri>,
+}
+
+impl ProxyTable {
+    pub(super) fn settings(self) -> Result<ProxySettings, ConfigError> {
+        let default = ProxyConfiguration::default();
+        let user = self.user.as_deref().unwrap_or("root");
+        let user = User::named(user).map_err(|error| {
+            ConfigError::new(format!("proxy.user: {error}"), "name the user that the kubelet runs as, or its number")
+        })?;
+        let listen = self.listen.unwrap_or(default.listen);
+        if !listen.ip().is_loopback() {
+            return Err(ConfigError::new(
+                format!("proxy.listen = {listen}: whoever reaches it from elsewhere has no business there"),
+                "listen on an address of loopback, such as 127.0.0.1:6444",
+            ));
+        }
+        let api_servers = self.api_servers.iter().map(|url| {
+            let uri = url.parse::<http::Uri>().ok();
+            uri.filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some()).ok_or_else(|| {
+                ConfigError::new(
+                    format!("proxy.api-servers: {url:?} is no https:// URL"),
+                    "name each API server as https://HOST:PORT",
+                )
+            })
+        });
+        let runtime = self.runtime_dir.unwrap_or_else(|| "/run/pintle/proxy".into());
+        let positive = |name: &str, value: Option<usize>, default: usize| match value {
+            Some(0) => Err(ConfigError::new(format!("proxy.{name} = 0 lets nobody in"), "allow at least 1")),
+            value => Ok(value.unwrap_or(default)),
+        };
+        Ok(ProxySettings {
+            configuration: ProxyConfiguration {
+                listen,
+                unix_socket: self.unix_socket,
+                user,
+                runtime_directory: runtime_directory(&runtime, "client"),
+                drain: duration("drain", self.drain, default.drain)?,
+                connect_timeout: duration("connect-timeout", self.connect_timeout, default.connect_timeout)?,
+                handshake_timeout: duration("handshake-timeout", self.handshake_timeout, default.handshake_timeout)?,
+                signing_deadline: duration("signing-deadline", self.signing_deadline, default.signing_deadline)?,
+                idle_timeout: duration("idle-timeout", self.idle_timeout, default.idle_timeout)?,
+                maximum_connections: positive(
+                    "maximum-connections",
+                    self.maximum_connections,
+                    default.maximum_connections,
+                )?,
+                maximum_handshakes: positive(
+                    "maximum-handshakes",
+                    self.maximum_handshakes,
+                    default.maximum_handshakes,
+                )?,
+            },
+            kubeconfig: self.kubeconfig,
+            api_servers: api_servers.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// A duration such as "90s", "15m" or "1h 30m".
+fn duration(name: &str, text: Option<String>, default: Duration) -> Result<Duration, ConfigError> {
+    let Some(text) = text else { return Ok(default) };
+    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+    parsed.filter(|duration| *duration >= Duration::from_millis(100)).ok_or_else(|| {
+        ConfigError::new(format!("proxy.{name} = {text:?} is no duration"), "write it as \"10s\", \"15m\" or \"1h\"")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ProxySettings, ConfigError> {
+        toml::from_str::<ProxyTable>(text).expect("a table").settings()
+    }
+
+    #[test]
+    fn an_empty_table_is_the_kubelets() {
+        let settings = parse("").expect("valid");
+        assert_eq!(settings.configuration, ProxyConfiguration::default());
+    }
+
+    #[test]
+    fn whatever_is_wrong_is_said() {
+        let settings = parse("drain = \"1h 30m\"\napi-servers = [\"https://10.0.0.1:6443\"]").expect("valid");
+        assert_eq!(settings.configuration.drain, Duration::from_secs(5400));
+        for (text, words) in [
+            ("listen = \"0.0.0.0:6444\"", "0.0.0.0"),
+            ("drain = \"soon\"", "drain"),
+            ("drain = \"-1s\"", "drain"),
+            ("user = \"no-such-user\"", "no-such-user"),
+            ("api-servers = [\"10.0.0.1\"]", "10.0.0.1"),
+            ("maximum-connections = 0", "maximum-connections"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(error.detail.contains(words) && !error.hint.is_empty(), "{text}: {error:?}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! HTTP/1.1 as far as a change of connections needs it: where messages begin and end (RFC 9112, section 6).
+
+use std::collections::VecDeque;
+
+/// Makes the client open a new connection for its next request (RFC 9112, section 9.6).
+const CLOSE: &[u8] = b"Connection: close\r\n";
+/// As much of a line as is ever looked at.
+const LINE: usize = 256;
+
+/// What is known of an HTTP/1.1 connection.
+#[derive(Default)]
+pub(in crate::consumers::proxy) struct Http1 {
+    request: Message,
+    response: Message,
+    /// Requests without a whole response.
+    outstanding: VecDeque<Method>,
+    /// The connection is not, or no longer, HTTP (an upgrade), or not understood: only its ends are known.
+    opaque: bool,
+    announced: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Head,
+    Connect,
+    Other,
+}
+
+/// Where one direction stands in its messages.
+#[derive(Default)]
+struct Message {
+    part: Part,
+    line: Vec<u8>,
+    length: Option<u64>,
+    chunked: bool,
+    status: u16,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Part {
+    #[default]
+    StartLine,
+    Headers,
+    Body(u64),
+    ChunkSize,
+    /// The octets of a chunk with the line end behind it.
+    Chunk(u64),
+    Trailers,
+    UntilClose,
+}
+
+impl Message {
+    /// Takes octets that are no line: how many.
+    fn skip(&mut self, available: usize) -> Option<usize> {
+        let (Part::Body(left) | Part::Chunk(left)) = self.part else {
+            return (self.part == Part::UntilClose).then_some(available);
+        };
+        let taken = left.min(available as u64);
+        self.part = match self.part {
+            Part::Body(_) if left == taken => Part::StartLine,
+            Part::Body(_) => Part::Body(left - taken),
+            _ if left == taken => Part::ChunkSize,
+            _ => Part::Chunk(left - taken),
+        };
+        Some(taken as usize)
+    }
+
+    /// Takes octets of a line: how many, and whether the line is whole now.
+    fn take_line(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let taken = end.map_or(bytes.len(), |end| end + 1);
+        let room = LINE.saturating_sub(self.line.len());
+        self.line.extend_from_slice(&bytes[..taken.min(room)]);
+        (taken, end.is_some())
+    }
+
+    fn text(&self) -> &str {
+        str::from_utf8(&self.line).unwrap_or_default().trim_end()
+    }
+
+    /// Notes a header that says where the body ends.
+    fn note_header(&mut self) {
+        let Some((name, value)) = self.text().split_once(':') else { return };
+        if name.eq_ignore_ascii_case("content-length") {
+            self.length = value.trim().parse().ok();
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            self.chunked = value.trim().to_ascii_lowercase().ends_with("chunked");
+        }
+    }
+
+    fn begin(&mut self) {
+        self.part = Part::Headers;
+        (self.length, self.chunked) = (None, false);
+    }
+
+    /// A chunk's size line or a trailer is whole; whether the message ends with it. `None` if it makes no sense.
+    fn chunk_line(&mut self) -> Option<bool> {
+        if self.part == Part::Trailers {
+            let last = self.text().is_empty();
+            if last {
+                self.part = Part::StartLine;
+            }
+            return Some(last);
+        }
+        let size = self.text().split(';').next().unwrap_or_default().trim();
+        let size = u64::from_str_radix(size, 16).ok()?;
+        self.part = if size == 0 { Part::Trailers } else { Part::Chunk(size.checked_add(2)?) };
+        Some(false)
+    }
+}
+
+impl Http1 {
+    pub(super) fn client_said(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.opaque {
+            if let Some(taken) = self.request.skip(bytes.len()) {
+                bytes = &bytes[taken..];
+                continue;
+            }
+            let (taken, whole) = self.request.take_line(bytes);
+            bytes = &bytes[taken..];
+            if whole {
+                self.request_line();
+                self.request.line.clear();
+            }
+        }
+    }
+
+    fn request_line(&mut self) {
+        let request = &mut self.request;
+        match request.part {
+            Part::StartLine if request.text().is_empty() => {}
+            Part::StartLine => {
+                let method = match request.text().split(' ').next() {
+                    Some("HEAD") => Method::Head,
+                    Some("CONNECT") => Method::Connect,
+                    Some(method) if method.bytes().all(|byte| byte.is_ascii_uppercase()) => Method::Other,
+                    _ => return self.give_up(),
+                };
+                request.begin();
+                self.outstanding.push_back(method);
+            }
+            Part::Headers if !request.text().is_empty() => request.note_header(),
+            Part::Headers => {
+                request.part = match (request.chunked, request.length) {
+                    (true, _) => Part::ChunkSize,
+                    (false, Some(length)) if length > 0 => Part::Body(length),
+                    _ => Part::StartLine,
+                };
+            }
+            _ => {
+                if request.chunk_line().is_none() {
+                    self.give_up();
+                }
+            }
+        }
+    }
+
+    /// Where in `bytes` the announcement belongs, if one is wanted and there is a place for it.
+    pub(super) fn server_said(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
+        let (mut place, mut rest) = (None, bytes);
+        while !rest.is_empty() && !self.opaque {
+            if let Some(taken) = self.response.skip(rest.len()) {
+                rest = &rest[taken..];
+                if self.response.part == Part::StartLine {
+                    self.answered();
+                }
+                continue;
+            }
+            let (taken, whole) = self.response.take_line(rest);
+            rest = &rest[taken..];
+            if !whole {
+                continue;
+            }
+            let began = self.response.part == Part::StartLine;
+            self.response_line();
+            self.response.line.clear();
+            // Only in the answer to the last request: those behind it would be lost.
+            let last = began && self.response.status >= 200 && self.outstanding.len() == 1;
+            if last && announce && !self.announced && !self.opaque {
+                self.announced = true;
+                place = Some(bytes.len() - rest.len());
+            }
+        }
+        place
+    }
+
+    fn response_line(&mut self) {
+        let response = &mut self.response;
+        match response.part {
+            Part::StartLine if response.text().is_empty() => {}
+            Part::StartLine => {
+                let text = response.text();
+                let status = text.strip_prefix("HTTP/1.").and_then(|text| text.get(2..5)?.parse().ok());
+                let Some(status) = status.filter(|_| !self.outstanding.is_empty()) else { return self.give_up() };
+                response.begin();
+                response.status = status;
+            }
+            Part::Headers if !response.text().is_empty() => response.note_header(),
+            Part::Headers => {
+                let method = self.outstanding.front().copied().unwrap_or(Method::Other);
+                match (method, response.status) {
+                    (_, 101) | (Method::Connect, 200..=299) => self.give_up(),
+                    (_, 100..=199) => response.part = Part::StartLine,
+                    (Method::Head, _) | (_, 204 | 304) => {
+                        response.part = Part::StartLine;
+                        self.answered();
+                    }
+                    _ => match (response.chunked, response.length) {
+                        (true, _) => response.part = Part::ChunkSize,
+                        (false, Some(0)) => {
+                            response.part = Part::StartLine;
+                            self.answered();
+                        }
+                        (false, Some(length)) => response.part = Part::Body(length),
+                        (false, None) => response.part = Part::UntilClose,
+                    },
+                }
+            }
+            _ => match response.chunk_line() {
+                Some(true) => self.answered(),
+                Some(false) => {}
+                None => self.give_up(),
+            },
+        }
+    }
+
+    fn answered(&mut self) {
+        self.outstanding.pop_front();
+    }
+
+    fn give_up(&mut self) {
+        *self = Self { opaque: true, ..Self::default() };
+    }
+
+    pub(super) fn announcement() -> &'static [u8] {
+        CLOSE
+    }
+
+    #[cfg(test)]
+    fn is_announced(&self) -> bool {
+        self.announced
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        !self.opaque
+            && self.outstanding.is_empty()
+            && self.request.part == Part::StartLine
+            && self.request.line.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the client gets when `answer` comes in pieces of this size.
+    fn through(http1: &mut Http1, answer: &str, piece: usize, announce: bool) -> String {
+        let mut seen = Vec::new();
+        for bytes in answer.as_bytes().chunks(piece) {
+            match http1.server_said(bytes, announce) {
+                Some(place) => {
+                    seen.extend_from_slice(&bytes[..place]);
+                    seen.extend_from_slice(CLOSE);
+                    seen.extend_from_slice(&bytes[place..]);
+                }
+                None => seen.extend_from_slice(bytes),
+            }
+        }
+        String::from_utf8(seen).expect("text")
+    }
+
+    #[test]
+    fn the_announcement_is_a_header_of_the_next_answer() {
+        for piece in [1, 2, 7, 1000] {
+            let mut http1 = Http1::default();
+            http1
+                .client_said(b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+            let answer = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nHTTP/";
+            let expected =
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nHTTP/";
+            assert_eq!(through(&mut http1, answer, piece, true), expected);
+            assert!(http1.is_idle() && http1.is_announced());
+        }
+    }
+
+    #[test]
+    fn messages_end_where_they_end() {
+        for piece in [1, 3, 1000] {
+            let mut http1 = Http1::default();
+            http1.client_said(
+                b"HEAD / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\nPUT / HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET ",
+            );
+            assert_eq!(http1.outstanding.len(), 3);
+            through(&mut http1, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", piece, true);
+            assert!(!http1.is_announced(), "others are behind it");
+            through(&mut http1, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", piece, false);
+            through(&mut http1, "A;x=y\r\n0123456789\r\n0\r\nTrailer: 1\r\n\r\n", piece, false);
+            through(&mut http1, "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", piece, false);
+            assert!(http1.is_idle(), "{piece}");
+            http1.client_said(b"GET / HT");
+            assert!(!http1.is_idle());
+        }
+    }
+
+    #[test]
+    fn an_upgrade_is_left_alone() {
+        let mut http1 = Http1::default();
+        http1.client_said(b"GET /exec HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
+        assert_eq!(through(&mut http1, answer, 5, true), answer);
+        assert!(!http1.is_idle());
+    }
+}

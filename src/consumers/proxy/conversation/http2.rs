@@ -1,0 +1,224 @@
+//! HTTP/2 as far as a change of connections needs it: frame headers, nothing of what is in them (RFC 9113, section 4.1).
+
+use std::collections::HashMap;
+
+/// The client's connection preface (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
+/// GOAWAY with the highest possible last stream and NO_ERROR: the client opens no more streams here, and none that it
+/// has opened is refused, not even one that is on its way (RFC 9113, section 6.8).
+const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PUSH_PROMISE: u8 = 5;
+const GOAWAY_TYPE: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
+
+const CLIENT_ENDED: u8 = 1;
+const SERVER_ENDED: u8 = 2;
+
+/// What is known of an HTTP/2 connection.
+#[derive(Default)]
+pub(in crate::consumers::proxy) struct Http2 {
+    preface: usize,
+    client: Frames,
+    server: Frames,
+    /// The open streams, and which side has ended each.
+    streams: HashMap<u32, u8>,
+    highest_stream: u32,
+    settings_seen: bool,
+    going_away: bool,
+}
+
+impl Http2 {
+    pub(super) fn client_said(&mut self, mut bytes: &[u8]) {
+        let preface = bytes.len().min(PREFACE - self.preface);
+        self.preface += preface;
+        bytes = &bytes[preface..];
+        while !bytes.is_empty() {
+            let Some(frame) = self.client.advance(&mut bytes) else { continue };
+            if frame.kind == HEADERS && frame.stream > self.highest_stream {
+                self.highest_stream = frame.stream;
+                self.streams.insert(frame.stream, 0);
+            }
+            self.end(&frame, CLIENT_ENDED);
+        }
+    }
+
+    /// Where in `bytes` a GOAWAY belongs, if one is wanted and there is a place for it.
+    pub(super) fn server_said(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
+        let mut place = (announce && self.may_announce()).then_some(0);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if let Some(frame) = self.server.advance(&mut rest) {
+                match frame.kind {
+                    SETTINGS => self.settings_seen = true,
+                    GOAWAY_TYPE => self.going_away = true,
+                    _ => self.end(&frame, SERVER_ENDED),
+                }
+            }
+            if place.is_none() && announce && self.may_announce() {
+                place = Some(bytes.len() - rest.len());
+            }
+        }
+        self.going_away |= place.is_some();
+        place
+    }
+
+    /// The GOAWAY to send now, while nothing comes from the server.
+    pub(super) fn announce(&mut self) -> bool {
+        let may = self.may_announce();
+        self.going_away |= may;
+        may
+    }
+
+    pub(super) fn announcement() -> &'static [u8] {
+        &GOAWAY
+    }
+
+    #[cfg(test)]
+    fn is_announced(&self) -> bool {
+        self.going_away
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.streams.is_empty() && self.client.at_boundary()
+    }
+
+    /// Between two frames, but not within a header block (RFC 9113, section 4.3), not before the server's preface
+    /// (section 3.4), and not after the server's own GOAWAY, whose last stream must not be raised (section 6.8).
+    fn may_announce(&self) -> bool {
+        self.settings_seen && !self.going_away && self.server.at_boundary()
+    }
+
+    fn end(&mut self, frame: &Frame, side: u8) {
+        let ends = match frame.kind {
+            DATA | HEADERS => frame.flags & END_STREAM != 0,
+            RST_STREAM => {
+                self.streams.remove(&frame.stream);
+                return;
+            }
+            _ => false,
+        };
+        if ends && let Some(ended) = self.streams.get_mut(&frame.stream) {
+            *ended |= side;
+            if *ended == CLIENT_ENDED | SERVER_ENDED {
+                self.streams.remove(&frame.stream);
+                if self.streams.is_empty() {
+                    self.streams.shrink_to(8);
+                }
+            }
+        }
+    }
+}
+
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+/// Where one direction stands in its frames.
+#[derive(Default)]
+struct Frames {
+    header: [u8; 9],
+    filled: usize,
+    payload_left: usize,
+    in_header_block: bool,
+}
+
+impl Frames {
+    fn at_boundary(&self) -> bool {
+        self.filled == 0 && self.payload_left == 0 && !self.in_header_block
+    }
+
+    /// Takes some of `bytes`, and tells of a frame as soon as its header is whole.
+    fn advance(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
+        if self.payload_left > 0 {
+            let taken = self.payload_left.min(bytes.len());
+            self.payload_left -= taken;
+            *bytes = &bytes[taken..];
+            return None;
+        }
+        let taken = bytes.len().min(self.header.len() - self.filled);
+        self.header[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
+        self.filled += taken;
+        *bytes = &bytes[taken..];
+        if self.filled < self.header.len() {
+            return None;
+        }
+        self.filled = 0;
+        let [length_2, length_1, length_0, kind, flags, stream @ ..] = self.header;
+        self.payload_left = u32::from_be_bytes([0, length_2, length_1, length_0]) as usize;
+        match kind {
+            HEADERS | PUSH_PROMISE | CONTINUATION => self.in_header_block = flags & END_HEADERS == 0,
+            _ => {}
+        }
+        Some(Frame { kind, flags, stream: u32::from_be_bytes(stream) & 0x7fff_ffff })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, length: usize) -> Vec<u8> {
+        let mut bytes = (length as u32).to_be_bytes()[1..].to_vec();
+        bytes.extend([kind, flags]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.resize(9 + length, 0xff);
+        bytes
+    }
+
+    fn started() -> Http2 {
+        let mut http2 = Http2::default();
+        http2.client_said(&[0; PREFACE]);
+        assert_eq!(http2.server_said(&frame(SETTINGS, 0, 0, 6), false), None);
+        http2
+    }
+
+    #[test]
+    fn a_goaway_stands_between_frames_and_never_in_a_header_block() {
+        let mut http2 = started();
+        let mut bytes = frame(HEADERS, 0, 1, 10);
+        bytes.extend(frame(CONTINUATION, END_HEADERS, 1, 5));
+        let place = bytes.len();
+        bytes.extend(frame(DATA, END_STREAM, 1, 100));
+        assert!(http2.server_said(&bytes[..4], false).is_none());
+        assert!(!http2.announce(), "within a frame's header");
+        assert_eq!(http2.server_said(&bytes[4..], true), Some(place - 4));
+        assert!(!http2.announce(), "only once");
+    }
+
+    #[test]
+    fn before_the_server_preface_and_after_the_servers_own_goaway_there_is_none() {
+        let mut http2 = Http2::default();
+        assert!(!http2.announce());
+        let mut http2 = started();
+        http2.server_said(&frame(GOAWAY_TYPE, 0, 0, 8), false);
+        assert!(!http2.announce() && http2.is_announced());
+    }
+
+    #[test]
+    fn streams_are_counted_whatever_the_pieces() {
+        let mut http2 = started();
+        let mut request = frame(HEADERS, END_HEADERS, 1, 3);
+        request.extend(frame(DATA, END_STREAM, 1, 30));
+        request.extend(frame(HEADERS, END_HEADERS | END_STREAM, 3, 0));
+        for byte in &request {
+            http2.client_said(std::slice::from_ref(byte));
+        }
+        assert_eq!(http2.streams.len(), 2);
+        let mut answer = frame(HEADERS, END_HEADERS, 1, 3);
+        answer.extend(frame(DATA, END_STREAM, 1, 0));
+        answer.extend(frame(RST_STREAM, 0, 3, 4));
+        for byte in &answer {
+            http2.server_said(std::slice::from_ref(byte), false);
+        }
+        assert!(http2.is_idle());
+    }
+}

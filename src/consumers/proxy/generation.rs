@@ -1,0 +1,283 @@
+//! Generations of the identity: the certificate that new connections speak as, and the older ones that still have some.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pintle_agent_core::{Credential, UnixTime};
+use pintle_plugins_api::BackendError;
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
+
+use super::upstream::Upstream;
+use crate::agent::clock::{Clock, now};
+use crate::keys::{HeldCertificate, Keyring, certified_key_within};
+
+/// A certificate that connections to the API server speak as, and where that server is.
+#[derive(Clone)]
+pub struct Generation {
+    /// The leaf's serial number: the generation's name.
+    pub serial: String,
+    /// The leaf's notAfter: no connection outlives it.
+    pub not_after: UnixTime,
+    /// The chain, and the key wherever it is.
+    pub certificate: Arc<CertifiedKey>,
+    /// The API servers.
+    pub upstream: Arc<Upstream>,
+}
+
+impl Generation {
+    /// The generation of this credential. A signature that the key's backend does not give within `signing_deadline`
+    /// fails its handshake.
+    ///
+    /// # Errors
+    /// If no such backend is configured.
+    pub fn new(
+        credential: &Credential,
+        keyring: &Keyring,
+        signing_deadline: Duration,
+        upstream: Arc<Upstream>,
+    ) -> Result<Self, BackendError> {
+        Ok(Self {
+            serial: credential.serial().to_owned(),
+            not_after: credential.not_after(),
+            certificate: certified_key_within(credential, keyring, signing_deadline)?,
+            upstream,
+        })
+    }
+}
+
+/// Where a generation is in its life, as its connections see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// New connections speak as it.
+    Current,
+    /// Another has taken its place: clients are told to move over.
+    Draining,
+    /// It is over, whatever is under way.
+    Ended,
+}
+
+/// The application protocols that a client offers, in its order (RFC 7301).
+pub(super) type Protocols = Vec<Vec<u8>>;
+/// How many different offers are remembered: clients of an API server make two or three.
+const REMEMBERED_OFFERS: usize = 16;
+
+/// A generation at work.
+pub(super) struct Epoch {
+    pub(super) generation: Generation,
+    stage: watch::Sender<Stage>,
+    open: watch::Sender<u64>,
+    /// One TLS configuration for each offer of application protocols.
+    configurations: Mutex<Vec<(Protocols, Arc<ClientConfig>)>>,
+}
+
+impl Epoch {
+    /// How to speak TLS as this generation. No session is ever resumed: it would speak as the certificate of its first
+    /// handshake.
+    pub(super) fn client_config(&self, offer: &Protocols) -> Arc<ClientConfig> {
+        let mut known = lock(&self.configurations);
+        if let Some((_, config)) = known.iter().find(|(protocols, _)| protocols == offer) {
+            return Arc::clone(config);
+        }
+        let mut config = self.generation.upstream.tls().clone();
+        config.client_auth_cert_resolver = Arc::new(HeldCertificate(Arc::clone(&self.generation.certificate)));
+        config.resumption = Resumption::disabled();
+        config.alpn_protocols.clone_from(offer);
+        let config = Arc::new(config);
+        if known.len() < REMEMBERED_OFFERS {
+            known.push((offer.clone(), Arc::clone(&config)));
+        }
+        config
+    }
+
+    pub(super) fn stage(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
+    }
+}
+
+/// A connection's share in a generation: while there is one, the generation's key is needed.
+pub(super) struct Lease {
+    pub(super) epoch: Arc<Epoch>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.epoch.open.send_modify(|open| *open -= 1);
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    current: Option<Arc<Epoch>>,
+    earlier: Vec<Arc<Epoch>>,
+}
+
+/// All generations that matter.
+pub(super) struct Generations {
+    inner: Mutex<Inner>,
+    /// Told at each swap.
+    swapped: watch::Sender<()>,
+    drain: Duration,
+}
+
+impl Generations {
+    pub(super) fn new(drain: Duration) -> Self {
+        Self { inner: Mutex::default(), swapped: watch::Sender::new(()), drain }
+    }
+
+    /// Makes this the generation of new connections; those of the one before are moved over. False if it already is.
+    pub(super) fn swap(&self, generation: Generation) -> bool {
+        let mut inner = lock(&self.inner);
+        if inner.current.as_ref().is_some_and(|current| current.generation.serial == generation.serial) {
+            return false;
+        }
+        let end = last_moment(&generation);
+        let epoch = Arc::new(Epoch {
+            generation,
+            stage: watch::Sender::new(Stage::Current),
+            open: watch::Sender::new(0),
+            configurations: Mutex::default(),
+        });
+        tokio::spawn(keep_time(Arc::clone(&epoch), end, self.drain));
+        if let Some(before) = inner.current.replace(epoch) {
+            before.stage.send_if_modified(|stage| {
+                let advanced = *stage < Stage::Draining;
+                *stage = (*stage).max(Stage::Draining);
+                advanced
+            });
+            inner.earlier.push(before);
+        }
+        inner.earlier.retain(|epoch| *epoch.open.borrow() > 0);
+        drop(inner);
+        self.swapped.send_replace(());
+        true
+    }
+
+    /// A share in the current generation, once there is one that has not ended.
+    pub(super) async fn lease(&self) -> Lease {
+        let mut swapped = self.swapped.subscribe();
+        loop {
+            if let Some(lease) = self.lease_now() {
+                return lease;
+            }
+            // The sender lives as long as we do.
+            let _ = swapped.changed().await;
+        }
+    }
+
+    fn lease_now(&self) -> Option<Lease> {
+        // Under the lock, so that a generation that was swapped out gets no more connections.
+        let inner = lock(&self.inner);
+        let epoch = inner.current.as_ref().filter(|epoch| *epoch.stage.borrow() != Stage::Ended)?;
+        epoch.open.send_modify(|open| *open += 1);
+        Some(Lease { epoch: Arc::clone(epoch) })
+    }
+
+    /// Where the API servers are, as of now.
+    pub(super) async fn upstream(&self) -> Arc<Upstream> {
+        let mut swapped = self.swapped.subscribe();
+        loop {
+            if let Some(current) = &lock(&self.inner).current {
+                return Arc::clone(&current.generation.upstream);
+            }
+            let _ = swapped.changed().await;
+        }
+    }
+
+    /// Returns once no connection speaks as this generation, and none will.
+    pub(super) async fn wait_until_unused(&self, serial: &str) {
+        let mut swapped = self.swapped.subscribe();
+        loop {
+            let (epoch, current) = {
+                let inner = lock(&self.inner);
+                let is_it = |epoch: &&Arc<Epoch>| epoch.generation.serial == serial;
+                let current = inner.current.as_ref().filter(is_it);
+                let found = current.or_else(|| inner.earlier.iter().rfind(is_it));
+                (found.map(Arc::clone), current.is_some())
+            };
+            match epoch {
+                None => return,
+                Some(_) if current => {
+                    let _ = swapped.changed().await;
+                }
+                Some(epoch) => {
+                    let _ = epoch.open.subscribe().wait_for(|open| *open == 0).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Returns once no connection speaks as an earlier generation.
+    pub(super) async fn wait_until_only_current(&self) {
+        loop {
+            let earlier = lock(&self.inner).earlier.iter().find(|epoch| *epoch.open.borrow() > 0).map(Arc::clone);
+            let Some(earlier) = earlier else { return };
+            let _ = earlier.open.subscribe().wait_for(|open| *open == 0).await;
+        }
+    }
+
+    /// The serial number of the current generation.
+    pub(super) fn serial(&self) -> Option<String> {
+        lock(&self.inner).current.as_ref().map(|current| current.generation.serial.clone())
+    }
+
+    /// Open connections by serial number.
+    pub(super) fn open_connections(&self) -> BTreeMap<String, u64> {
+        let inner = lock(&self.inner);
+        let mut open = BTreeMap::new();
+        for epoch in inner.earlier.iter().chain(&inner.current) {
+            let count = *epoch.open.borrow();
+            if count > 0 {
+                *open.entry(epoch.generation.serial.clone()).or_default() += count;
+            }
+        }
+        open
+    }
+
+    /// Ends every connection.
+    pub(super) fn end(&self) {
+        let inner = lock(&self.inner);
+        for epoch in inner.earlier.iter().chain(&inner.current) {
+            epoch.stage.send_replace(Stage::Ended);
+        }
+    }
+}
+
+/// When the last connections of a generation are closed: shortly before the API server would refuse their requests.
+fn last_moment(generation: &Generation) -> UnixTime {
+    let life = generation.not_after.since(now());
+    generation.not_after - (life / 10).min(Duration::from_secs(10))
+}
+
+/// Ends a generation with its certificate, or with the time to drain after another took its place.
+async fn keep_time(epoch: Arc<Epoch>, mut end: UnixTime, drain: Duration) {
+    let (clock, mut stage) = (Clock::new(), epoch.stage());
+    loop {
+        match *stage.borrow_and_update() {
+            Stage::Current => {}
+            Stage::Draining => end = end.min(now() + drain),
+            Stage::Ended => return,
+        }
+        tokio::select! {
+            _ = stage.changed() => {}
+            () = wait_until(&clock, end) => {
+                epoch.stage.send_replace(Stage::Ended);
+                return;
+            }
+        }
+    }
+}
+
+async fn wait_until(clock: &Clock, end: UnixTime) {
+    while now() < end {
+        clock.sleep_until(Some(end)).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,161 @@
+//! The sockets that local clients connect to.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::connection;
+use super::local_authority::User;
+use super::session::Socket;
+use super::statistics::FailureReason;
+use super::{Shared, local_authority};
+
+/// How many connections the system keeps for us while we are busy, or restarting behind a socket of the service manager.
+const BACKLOG: u32 = 4096;
+/// How long nothing is accepted after the system ran out of descriptors, at first and at most.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// Listening sockets that the service manager has passed on (sd_listen_fds(3)): a restart of pintle refuses no
+/// connection, because they go on listening.
+#[derive(Debug, Default)]
+pub struct Activated {
+    tcp: Vec<std::net::TcpListener>,
+    unix: Vec<std::os::unix::net::UnixListener>,
+}
+
+impl Activated {
+    /// Those of this process, if any. To be called once, before any thread is started: it takes LISTEN_FDS out of the
+    /// environment.
+    ///
+    /// # Errors
+    /// If one of them is no listening stream socket.
+    pub fn from_environment() -> io::Result<Self> {
+        let mut passed = listenfd::ListenFd::from_env();
+        let mut activated = Self::default();
+        for index in 0..passed.len() {
+            match passed.take_tcp_listener(index) {
+                Ok(listener) => activated.tcp.extend(listener),
+                Err(_) => activated.unix.extend(passed.take_unix_listener(index)?),
+            }
+        }
+        Ok(activated)
+    }
+
+    /// These sockets.
+    pub fn of(tcp: Vec<std::net::TcpListener>, unix: Vec<std::os::unix::net::UnixListener>) -> Self {
+        Self { tcp, unix }
+    }
+}
+
+/// A listening socket of either family.
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, User),
+}
+
+/// The listeners, and the address of the first TCP one.
+pub(super) fn open(
+    activated: Activated,
+    listen: SocketAddr,
+    unix_socket: Option<&Path>,
+    user: User,
+) -> io::Result<(Vec<Listener>, SocketAddr)> {
+    let mut listeners = Vec::new();
+    for listener in activated.tcp {
+        listener.set_nonblocking(true)?;
+        listeners.push(Listener::Tcp(TcpListener::from_std(listener)?));
+    }
+    if listeners.is_empty() {
+        listeners.push(Listener::Tcp(bind(listen)?));
+    }
+    let address = match &listeners[0] {
+        Listener::Tcp(listener) => listener.local_addr()?,
+        Listener::Unix(..) => listen,
+    };
+    if !address.ip().is_loopback() {
+        return Err(io::Error::other(format!("the credential proxy listens on loopback only, not on {address}")));
+    }
+    let none_passed = activated.unix.is_empty();
+    for listener in activated.unix {
+        listener.set_nonblocking(true)?;
+        listeners.push(Listener::Unix(UnixListener::from_std(listener)?, user));
+    }
+    if let Some(path) = unix_socket.filter(|_| none_passed) {
+        listeners.push(Listener::Unix(bind_unix(path, user)?, user));
+    }
+    Ok((listeners, address))
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections of an earlier run linger in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    let failed = |error: io::Error| io::Error::new(error.kind(), format!("{address} cannot be listened on: {error}"));
+    socket.bind(address).and_then(|()| socket.listen(BACKLOG)).map_err(failed)
+}
+
+fn bind_unix(path: &Path, user: User) -> io::Result<UnixListener> {
+    local_authority::create_directory(crate::store::durable::directory_of(path))?;
+    // Bound under another name, so that nobody connects before the mode and the owner are right.
+    let mut new: PathBuf = path.to_owned();
+    new.as_mut_os_string().push(".new");
+    let _ = std::fs::remove_file(&new);
+    let listener = UnixListener::bind(&new)?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
+    std::os::unix::fs::lchown(&new, Some(user.uid), Some(user.gid))?;
+    std::fs::rename(&new, path)?;
+    Ok(listener)
+}
+
+/// Accepts connections for ever, as many at once as are allowed: the others wait in the system's backlog.
+pub(super) async fn accept(shared: Arc<Shared>, listener: Listener) {
+    let mut back_off = BACK_OFF.0;
+    loop {
+        let Ok(permit) = Arc::clone(&shared.connections).acquire_owned().await else { return };
+        let accepted = match &listener {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                let _ = stream.set_nodelay(true);
+                Some(Socket::Tcp(stream))
+            }),
+            Listener::Unix(listener, user) => listener.accept().await.map(|(stream, _)| {
+                let peer = stream.peer_cred().map(|peer| peer.uid());
+                let allowed = peer.as_ref().is_ok_and(|uid| *uid == user.uid || *uid == 0);
+                if !allowed {
+                    let detail =
+                        format!("a connection of user {} to the unix socket was refused", peer.unwrap_or(u32::MAX));
+                    shared.counters.failed(FailureReason::PeerNotAllowed, &detail);
+                }
+                allowed.then_some(Socket::Unix(stream))
+            }),
+        };
+        match accepted {
+            Ok(None) => {}
+            Ok(Some(socket)) => {
+                back_off = BACK_OFF.0;
+                spawn(&shared, socket, permit);
+            }
+            // The client was gone before it was accepted.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                // EMFILE, ENFILE, ENOBUFS, ENOMEM: what is open goes on, and its end makes room.
+                shared.counters.failed(FailureReason::AcceptFailed, &format!("no connection can be accepted: {error}"));
+                tokio::time::sleep(back_off).await;
+                back_off = (back_off * 2).min(BACK_OFF.1);
+            }
+        }
+    }
+}
+
+fn spawn(shared: &Arc<Shared>, socket: Socket, permit: OwnedSemaphorePermit) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        connection::serve(&shared, socket).await;
+        drop(permit);
+    });
+}

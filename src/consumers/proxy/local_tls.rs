@@ -1,0 +1,122 @@
+//! TLS with the local client: exactly one certificate is let in.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+
+use super::local_authority::LocalAuthority;
+
+/// How many application protocols are remembered.
+const REMEMBERED: usize = 8;
+
+/// An application protocol, and the configuration that settles on it.
+type ForProtocol = (Option<Vec<u8>>, Arc<ServerConfig>);
+
+/// The listener's TLS, for each application protocol that an API server has settled on.
+pub(super) struct LocalTls {
+    base: ServerConfig,
+    by_protocol: Mutex<Vec<ForProtocol>>,
+}
+
+impl LocalTls {
+    pub(super) fn new(authority: LocalAuthority) -> io::Result<Self> {
+        let provider = Arc::new(provider());
+        let verifier = OnlyClient {
+            certificate: authority.client_certificate,
+            algorithms: provider.signature_verification_algorithms,
+        };
+        let mut base = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_single_cert(vec![authority.server_certificate], authority.server_key)
+            .map_err(io::Error::other)?;
+        // A local session may be resumed: it only says that the client is the client, and says nothing to the API
+        // server. The keys of the tickets are this process's own.
+        base.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
+        base.send_tls13_tickets = 1;
+        base.ignore_client_order = true;
+        Ok(Self { base, by_protocol: Mutex::default() })
+    }
+
+    /// The configuration that settles on this protocol.
+    pub(super) fn settling_on(&self, protocol: Option<&[u8]>) -> Arc<ServerConfig> {
+        let mut known = self.by_protocol.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, config)) = known.iter().find(|(known, _)| known.as_deref() == protocol) {
+            return Arc::clone(config);
+        }
+        let mut config = self.base.clone();
+        config.alpn_protocols = protocol.iter().map(|protocol| protocol.to_vec()).collect();
+        let config = Arc::new(config);
+        if known.len() < REMEMBERED {
+            known.push((protocol.map(<[u8]>::to_vec), Arc::clone(&config)));
+        }
+        config
+    }
+}
+
+/// What the local side needs: nothing leaves the machine, so it is what takes the least time. The key exchange with the
+/// API server is another matter.
+fn provider() -> CryptoProvider {
+    use aws_lc_rs::{cipher_suite, kx_group};
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![kx_group::X25519, kx_group::SECP256R1, kx_group::X25519MLKEM768];
+    let fast = cipher_suite::TLS13_AES_128_GCM_SHA256;
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != fast.suite());
+    provider
+}
+
+/// Lets in who holds the key of one certificate: it is compared octet by octet, so no chain is built, nothing that the
+/// authority might have signed otherwise counts, and the one of another boot is unknown.
+#[derive(Debug)]
+struct OnlyClient {
+    certificate: CertificateDer<'static>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientCertVerifier for OnlyClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // No hint: clients that go by it would have to parse it, and there is only one certificate to choose.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if *end_entity == self.certificate {
+            Ok(ClientCertVerified::assertion())
+        } else {
+            Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,298 @@
+//! The credential proxy: a local client speaks to the API server as this node, with a key that it never sees.
+//!
+//! client-go takes a private key only as PEM, so a key in a token or a TPM cannot be given to a kubelet. It connects to
+//! this proxy instead, which makes the real connection with the backend's key, and copies octets.
+//!
+//! # Flow
+//! [`listener`] accepts, [`connection`] lives a connection's life: [`local_tls`] lets in only the client that holds the
+//! certificate that [`local_authority`] made for this boot, [`upstream`] finds an API server that answers, [`session`] is
+//! TLS with either, [`relay`] copies. [`generation`] knows as which certificate; at a rotation, [`ProxyHandle::swap`]
+//! gives it the next one, and [`conversation`] knows how to tell clients so that no request fails.
+//!
+//! # Guarantees
+//! * Nothing but the configured user (and root) can use the identity: not other users of the machine, not a local
+//!   certificate of another boot, and nobody elsewhere.
+//! * The application protocol (ALPN) is the same on both sides, so HTTP/2, watches, and upgrades to WebSocket and SPDY
+//!   pass as they are.
+//! * A connection speaks as one certificate, and none outlives it; no TLS session with an API server is ever resumed.
+//! * A key device that hangs fails new connections by a deadline, and open ones go on.
+//!
+//! # Assumptions
+//! It runs on a tokio runtime with more than one worker: a signature blocks the one it is made on.
+
+mod admission;
+mod connection;
+mod conversation;
+mod generation;
+mod kubeconfig;
+mod listener;
+mod local_authority;
+mod local_tls;
+mod relay;
+mod session;
+mod statistics;
+mod upstream;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use crate::telemetry::{Event, ProxyStatus, Telemetry};
+use admission::Admission;
+use generation::{Generations, Protocols};
+use local_authority::LocalAuthority;
+use local_tls::LocalTls;
+use statistics::Counters;
+
+pub use generation::Generation;
+pub use kubeconfig::{LocalServer, kubeconfig, write_kubeconfig};
+pub use listener::Activated;
+pub use local_authority::{ClientFiles, User};
+pub use statistics::{FailureReason, Statistics};
+pub use upstream::{Endpoints, Upstream};
+
+/// At most this many handshakes wait for a key at once, each on a thread: a device signs one after the other anyway.
+const SIGNING_AT_ONCE: usize = 16;
+/// How many different offers of application protocols are remembered.
+const REMEMBERED_OFFERS: usize = 16;
+/// Descriptors that are not for connections.
+const OTHER_DESCRIPTORS: u64 = 64;
+
+/// How a proxy for one identity is to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProxyConfiguration {
+    /// Where to listen: an address of loopback.
+    pub listen: SocketAddr,
+    /// Where to listen for clients of a unix socket, which speak HTTP without TLS.
+    pub unix_socket: Option<PathBuf>,
+    /// Who may use the identity, besides root.
+    pub user: User,
+    /// Where the local certificates are; must be on a file system that ends with the boot.
+    pub runtime_directory: PathBuf,
+    /// How long connections of an earlier certificate may go on.
+    pub drain: Duration,
+    /// How long an API server may take to accept a connection.
+    pub connect_timeout: Duration,
+    /// How long a handshake may take, the local one and each one with an API server.
+    pub handshake_timeout: Duration,
+    /// How long a key may take to sign.
+    pub signing_deadline: Duration,
+    /// How long a connection may be silent.
+    pub idle_timeout: Duration,
+    /// How many connections are open at once, at most.
+    pub maximum_connections: usize,
+    /// How many of them may be within their local handshake.
+    pub maximum_handshakes: usize,
+}
+
+impl Default for ProxyConfiguration {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 6444)),
+            unix_socket: None,
+            user: User { uid: 0, gid: 0 },
+            runtime_directory: PathBuf::from("/run/pintle/proxy/client"),
+            // The watches of a kubelet end by themselves within ten minutes.
+            drain: Duration::from_secs(900),
+            connect_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(10),
+            signing_deadline: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(3600),
+            maximum_connections: 8192,
+            maximum_handshakes: 512,
+        }
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    generations: Generations,
+    counters: Counters,
+    local: LocalTls,
+    admission: Admission,
+    connections: Arc<Semaphore>,
+    signing: Semaphore,
+    protocols: Mutex<Vec<(Protocols, Option<Vec<u8>>)>>,
+    connect_timeout: Duration,
+    handshake_timeout: Duration,
+    signing_deadline: Duration,
+    idle_timeout: Duration,
+}
+
+impl Shared {
+    /// Which protocol the API server settles on for this offer, if that is known.
+    fn known_protocol(&self, offer: &Protocols) -> Option<Option<Vec<u8>>> {
+        let known = self.protocols.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().find(|(known, _)| known == offer).map(|(_, settled)| settled.clone())
+    }
+
+    fn remember_protocol(&self, offer: &Protocols, settled: Option<&[u8]>) {
+        let mut known = self.protocols.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(known, _)| known != offer);
+        if known.len() == REMEMBERED_OFFERS {
+            known.remove(0);
+        }
+        known.push((offer.clone(), settled.map(<[u8]>::to_vec)));
+    }
+
+    fn forget_protocol(&self, offer: &Protocols) {
+        self.protocols.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| known != offer);
+    }
+
+    /// How long one handshake with an API server may take, the wait for the key included.
+    fn server_handshake_timeout(&self) -> Duration {
+        self.handshake_timeout + self.signing_deadline
+    }
+
+    /// How long it may take until some API server is connected.
+    fn server_timeout(&self) -> Duration {
+        self.server_handshake_timeout() * 2
+    }
+}
+
+/// The proxy.
+pub struct Proxy;
+
+impl Proxy {
+    /// Starts a proxy. Without a generation, clients wait for the first [`ProxyHandle::swap`] as long as a handshake may
+    /// take.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on, or the local certificates cannot be written.
+    pub async fn start(
+        configuration: ProxyConfiguration,
+        activated: Activated,
+        initial: Option<Generation>,
+        telemetry: Arc<Telemetry>,
+    ) -> io::Result<ProxyHandle> {
+        let (directory, user) = (&configuration.runtime_directory, configuration.user);
+        let failed = |error: io::Error| {
+            io::Error::new(error.kind(), format!("the local certificates in {}: {error}", directory.display()))
+        };
+        let local = LocalTls::new(LocalAuthority::open(directory, user).map_err(failed)?)?;
+        let (listeners, address) =
+            listener::open(activated, configuration.listen, configuration.unix_socket.as_deref(), user)?;
+        let shared = Arc::new(Shared {
+            generations: Generations::new(configuration.drain),
+            counters: Counters::new(Arc::clone(&telemetry)),
+            local,
+            admission: Admission::new(configuration.maximum_handshakes),
+            connections: Arc::new(Semaphore::new(connection_limit(configuration.maximum_connections))),
+            signing: Semaphore::new(SIGNING_AT_ONCE),
+            protocols: Mutex::default(),
+            connect_timeout: configuration.connect_timeout,
+            handshake_timeout: configuration.handshake_timeout,
+            signing_deadline: configuration.signing_deadline,
+            idle_timeout: configuration.idle_timeout,
+        });
+        let client_files = ClientFiles::in_directory(directory);
+        let mut handle = ProxyHandle { address, client_files, telemetry, tasks: Vec::new(), shared };
+        if let Some(initial) = initial {
+            handle.swap(initial);
+        }
+        let accept = |listener| tokio::spawn(listener::accept(Arc::clone(&handle.shared), listener));
+        let tasks = listeners.into_iter().map(accept).collect();
+        handle.tasks = tasks;
+        handle.telemetry.emit(Event::ProxyListening { address: address.to_string() });
+        Ok(handle)
+    }
+}
+
+/// A running proxy. Dropping it closes its sockets and every connection.
+pub struct ProxyHandle {
+    address: SocketAddr,
+    client_files: ClientFiles,
+    telemetry: Arc<Telemetry>,
+    tasks: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+impl ProxyHandle {
+    /// Makes new connections speak as this generation, and moves the others over. A generation of the same serial number
+    /// as the current one changes nothing.
+    pub fn swap(&self, generation: Generation) {
+        let (serial, not_after) = (generation.serial.clone(), generation.not_after.to_string());
+        if self.shared.generations.swap(generation) {
+            self.telemetry.emit(Event::ProxySwapped { serial, not_after });
+        }
+    }
+
+    /// Returns once no connection speaks as the generation of this serial number, and none will: its key is not needed
+    /// any more. A generation that is not known is unused.
+    pub async fn wait_until_unused(&self, serial: &str) {
+        self.shared.generations.wait_until_unused(serial).await;
+    }
+
+    /// Returns once no connection speaks as an earlier generation than the current one.
+    pub async fn wait_until_only_current(&self) {
+        self.shared.generations.wait_until_only_current().await;
+    }
+
+    /// The serial number of the current generation.
+    pub fn serial(&self) -> Option<String> {
+        self.shared.generations.serial()
+    }
+
+    /// How it stands, for the status of its identity.
+    pub fn status(&self) -> ProxyStatus {
+        ProxyStatus {
+            address: self.address.to_string(),
+            serial: self.serial().unwrap_or_default(),
+            statistics: self.statistics(),
+        }
+    }
+
+    /// What the proxy has done, and its open connections.
+    pub fn statistics(&self) -> Statistics {
+        self.shared.counters.snapshot(self.shared.generations.open_connections())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What a local client needs.
+    pub fn client_files(&self) -> &ClientFiles {
+        &self.client_files
+    }
+
+    /// The local end for a kubeconfig.
+    pub fn local_server(&self) -> LocalServer<'_> {
+        LocalServer { address: self.address, files: &self.client_files }
+    }
+}
+
+impl Drop for ProxyHandle {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.shared.generations.end();
+    }
+}
+
+/// How many connections there may be: each needs two descriptors, of which the system gives only so many. The soft limit
+/// is raised to the hard one first.
+fn connection_limit(wanted: usize) -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            limit = raised;
+        }
+    }
+    let descriptors = limit.current.unwrap_or(u64::MAX).saturating_sub(OTHER_DESCRIPTORS) / 2;
+    wanted.min(usize::try_from(descriptors).unwrap_or(usize::MAX)).max(1)
+}
+
+/// The runtime directory of an identity's proxy below `parent`.
+pub fn runtime_directory(parent: &Path, identity: &str) -> PathBuf {
+    parent.join(identity)
+}

@@ -1,0 +1,472 @@
+//! TLS over a socket, with no buffer of its own while nothing is in flight.
+//!
+//! rustls' unbuffered connections are used for that: an idle connection costs its keys and little else, and a busy one
+//! borrows the buffers of the thread it runs on (see [`super::relay`]).
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::pki_types::ServerName;
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus};
+use rustls::{ClientConfig, CommonState, ServerConfig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
+
+/// A stream socket of either family.
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Octets on their way to a socket.
+#[derive(Default)]
+pub(super) struct Outbox {
+    buffer: Vec<u8>,
+    sent: usize,
+    filled: usize,
+}
+
+impl Outbox {
+    pub(super) fn is_empty(&self) -> bool {
+        self.sent == self.filled
+    }
+
+    /// Room for `count` octets, of which [`fill`](Self::fill) says how many were put there.
+    fn room(&mut self, count: usize) -> &mut [u8] {
+        let end = self.filled + count;
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        &mut self.buffer[self.filled..end]
+    }
+
+    fn fill(&mut self, count: usize) {
+        self.filled += count;
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+        self.fill(bytes.len());
+    }
+
+    /// Writes until all is written or the socket takes no more.
+    pub(super) fn poll_write_to(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            let rest = &self.buffer[self.sent..self.filled];
+            match ready!(Pin::new(&mut *socket).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.sent += written,
+            }
+        }
+        (self.sent, self.filled) = (0, 0);
+        Poll::Ready(Ok(()))
+    }
+
+    pub(super) fn clear(&mut self) {
+        (self.sent, self.filled) = (0, 0);
+    }
+
+    /// Moves what is left over to `other`, and keeps the memory.
+    pub(super) fn spill(&mut self, other: &mut Self) {
+        other.extend(&self.buffer[self.sent..self.filled]);
+        (self.sent, self.filled) = (0, 0);
+    }
+}
+
+enum Tls {
+    Server(Box<UnbufferedServerConnection>),
+    Client(Box<UnbufferedClientConnection>),
+    /// A unix socket has no TLS: its peer was checked by the kernel.
+    None,
+}
+
+/// Why a handshake did not come to its end.
+#[derive(Debug)]
+pub(super) enum HandshakeError {
+    /// The connection.
+    Io(io::Error),
+    /// The protocol, a certificate, or a key.
+    Tls(rustls::Error),
+    /// Too many others wait for the key.
+    KeyBusy,
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl std::fmt::Display for HandshakeError {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Io(error) => write!(formatter, "{error}"),
+            Self::Tls(error) => write!(formatter, "{error}"),
+            Self::KeyBusy => formatter.write_str("the key is busy"),
+        }
+    }
+}
+
+/// One end of a proxied connection.
+pub(super) struct Session {
+    tls: Tls,
+    /// What has come and is not a whole record yet.
+    pub(super) incoming: Vec<u8>,
+    /// What the socket did not take yet.
+    pub(super) outgoing: Outbox,
+    /// Plaintext that came together with the end of the handshake.
+    pub(super) pending: Vec<u8>,
+    /// The peer has said that it sends no more (close_notify; RFC 8446, section 6.1).
+    pub(super) peer_closed: bool,
+}
+
+impl Session {
+    /// A session without TLS, of which `pending` has been read already.
+    pub(super) fn plain(pending: Vec<u8>) -> Self {
+        Self { tls: Tls::None, incoming: Vec::new(), outgoing: Outbox::default(), pending, peer_closed: false }
+    }
+
+    /// The server's end, of which `incoming` has been received already.
+    pub(super) fn server(config: Arc<ServerConfig>, incoming: Vec<u8>) -> Result<Self, rustls::Error> {
+        let connection = UnbufferedServerConnection::new(config)?;
+        Ok(Self { tls: Tls::Server(Box::new(connection)), incoming, ..Self::plain(Vec::new()) })
+    }
+
+    /// The client's end.
+    pub(super) fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, rustls::Error> {
+        let connection = UnbufferedClientConnection::new(config, name)?;
+        Ok(Self { tls: Tls::Client(Box::new(connection)), ..Self::plain(Vec::new()) })
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self.tls, Tls::None)
+    }
+
+    /// What the handshake has settled.
+    pub(super) fn common(&self) -> Option<&CommonState> {
+        let common: &CommonState = match &self.tls {
+            Tls::Server(connection) => connection,
+            Tls::Client(connection) => connection,
+            Tls::None => return None,
+        };
+        Some(common)
+    }
+
+    /// Goes through the handshake. A permit of `signing` is held while the key may be at work, which blocks the thread;
+    /// it is waited for as long as a signature may take.
+    pub(super) async fn handshake(
+        &mut self,
+        socket: &mut Socket,
+        signing: Option<(&Semaphore, Duration)>,
+    ) -> Result<(), HandshakeError> {
+        loop {
+            let result = {
+                let _permit = match signing {
+                    Some((signing, limit)) => {
+                        let permit = tokio::time::timeout(limit, signing.acquire()).await;
+                        Some(permit.map_err(|_| HandshakeError::KeyBusy)?)
+                    }
+                    None => None,
+                };
+                self.advance()
+            };
+            // What there is to say is said even if the handshake has failed: an alert.
+            let done = std::mem::take(&mut self.outgoing);
+            let written = socket.write_all(&done.buffer[done.sent..done.filled]).await;
+            result.map_err(HandshakeError::Tls)?;
+            written?;
+            if self.common().is_none_or(|common| !common.is_handshaking()) {
+                if self.incoming.is_empty() {
+                    self.incoming = Vec::new();
+                }
+                return Ok(());
+            }
+            self.incoming.reserve(4096);
+            if socket.read_buf(&mut self.incoming).await? == 0 {
+                return Err(HandshakeError::Io(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    fn advance(&mut self) -> Result<(), rustls::Error> {
+        let mut received = std::mem::take(&mut self.incoming);
+        let mut early = Vec::new();
+        let result = self.decode(&mut received, &mut |bytes| {
+            early.extend_from_slice(bytes);
+            Ok(())
+        });
+        self.pending.append(&mut early);
+        received.drain(..result?);
+        self.incoming = received;
+        Ok(())
+    }
+
+    /// Decodes what has come, hands each piece of plaintext to `sink`, and says how many octets of `received` are done
+    /// with: the rest is to be shown again with what comes next.
+    pub(super) fn decode(
+        &mut self,
+        received: &mut [u8],
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), rustls::Error>,
+    ) -> Result<usize, rustls::Error> {
+        match &mut self.tls {
+            Tls::Server(connection) => {
+                decode(connection.as_mut(), received, &mut self.outgoing, &mut self.peer_closed, sink)
+            }
+            Tls::Client(connection) => {
+                decode(connection.as_mut(), received, &mut self.outgoing, &mut self.peer_closed, sink)
+            }
+            Tls::None => sink(received).map(|()| received.len()),
+        }
+    }
+
+    /// Encodes plaintext for the peer into `out`.
+    pub(super) fn encode(&mut self, plaintext: &[u8], out: &mut Outbox) -> Result<(), rustls::Error> {
+        if plaintext.is_empty() {
+            return Ok(());
+        }
+        let (incoming, pending, closed) = (&mut self.incoming, &mut self.pending, &mut self.peer_closed);
+        match &mut self.tls {
+            Tls::Server(connection) => encode(connection.as_mut(), Some(plaintext), incoming, out, pending, closed),
+            Tls::Client(connection) => encode(connection.as_mut(), Some(plaintext), incoming, out, pending, closed),
+            Tls::None => {
+                out.extend(plaintext);
+                Ok(())
+            }
+        }
+    }
+
+    /// Encodes plaintext behind what is on its way already.
+    pub(super) fn push(&mut self, plaintext: &[u8]) -> Result<(), rustls::Error> {
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        let result = self.encode(plaintext, &mut outgoing);
+        self.outgoing = outgoing;
+        result
+    }
+
+    /// Says that no more plaintext follows.
+    pub(super) fn close(&mut self) {
+        let (incoming, pending, closed) = (&mut self.incoming, &mut self.pending, &mut self.peer_closed);
+        // A connection that cannot be closed properly is simply closed.
+        let _ = match &mut self.tls {
+            Tls::Server(connection) => encode(connection.as_mut(), None, incoming, &mut self.outgoing, pending, closed),
+            Tls::Client(connection) => encode(connection.as_mut(), None, incoming, &mut self.outgoing, pending, closed),
+            Tls::None => Ok(()),
+        };
+    }
+}
+
+/// Both kinds of rustls' unbuffered connections.
+trait Records {
+    type Data;
+    fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    /// Whether there is something to say to the peer.
+    fn has_output(&self) -> bool;
+}
+
+impl Records for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(received)
+    }
+
+    fn has_output(&self) -> bool {
+        self.wants_write()
+    }
+}
+
+impl Records for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(received)
+    }
+
+    fn has_output(&self) -> bool {
+        self.wants_write()
+    }
+}
+
+fn decode<R: Records>(
+    records: &mut R,
+    received: &mut [u8],
+    outgoing: &mut Outbox,
+    peer_closed: &mut bool,
+    sink: &mut dyn FnMut(&[u8]) -> Result<(), rustls::Error>,
+) -> Result<usize, rustls::Error> {
+    let mut consumed = 0;
+    loop {
+        let UnbufferedStatus { discard, state } = records.process(&mut received[consumed..]);
+        let mut done = discard;
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => {
+                // Why is said in an alert, where the peer can be told. Only that is taken out: the connection is of no
+                // other use now.
+                let rest = &mut received[consumed + discard..];
+                if records.has_output()
+                    && let Ok(ConnectionState::EncodeTlsData(mut alert)) = records.process(rest).state
+                {
+                    put(outgoing, |room| alert.encode(room))?;
+                }
+                return Err(error);
+            }
+        };
+        let more = match state {
+            ConnectionState::ReadTraffic(mut traffic) => {
+                while let Some(record) = traffic.next_record() {
+                    let record = record?;
+                    sink(record.payload)?;
+                    done += record.discard;
+                }
+                true
+            }
+            ConnectionState::EncodeTlsData(mut data) => {
+                put(outgoing, |room| data.encode(room))?;
+                true
+            }
+            ConnectionState::TransmitTlsData(data) => {
+                data.done();
+                true
+            }
+            ConnectionState::PeerClosed => {
+                *peer_closed = true;
+                true
+            }
+            // Nothing more can be made of what is there.
+            _ => false,
+        };
+        consumed += done;
+        if !more {
+            return Ok(consumed);
+        }
+    }
+}
+
+/// Encodes `plaintext`, or close_notify where there is none.
+fn encode<R: Records>(
+    records: &mut R,
+    plaintext: Option<&[u8]>,
+    incoming: &mut Vec<u8>,
+    out: &mut Outbox,
+    pending: &mut Vec<u8>,
+    peer_closed: &mut bool,
+) -> Result<(), rustls::Error> {
+    loop {
+        // A handshake message that has come in part is remembered by its place in `incoming`, so that must be shown.
+        let UnbufferedStatus { discard, state } = records.process(incoming);
+        let mut done = discard;
+        let finished = match state? {
+            ConnectionState::WriteTraffic(mut traffic) => {
+                match plaintext {
+                    Some(plaintext) => put(out, |room| traffic.encrypt(plaintext, room))?,
+                    None => put(out, |room| traffic.queue_close_notify(room))?,
+                }
+                true
+            }
+            ConnectionState::ReadTraffic(mut traffic) => {
+                while let Some(record) = traffic.next_record() {
+                    let record = record?;
+                    pending.extend_from_slice(record.payload);
+                    done += record.discard;
+                }
+                false
+            }
+            ConnectionState::EncodeTlsData(mut data) => {
+                put(out, |room| data.encode(room))?;
+                false
+            }
+            ConnectionState::TransmitTlsData(data) => {
+                data.done();
+                false
+            }
+            ConnectionState::PeerClosed => {
+                *peer_closed = true;
+                false
+            }
+            _ => return Err(rustls::Error::General("the TLS connection takes no more data".to_owned())),
+        };
+        incoming.drain(..done);
+        if finished {
+            return Ok(());
+        }
+    }
+}
+
+/// Has rustls write to an outbox, with as much room as it asks for.
+fn put<E: Into<Refused>>(
+    out: &mut Outbox,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, E>,
+) -> Result<(), rustls::Error> {
+    let mut room = out.buffer.len() - out.filled;
+    loop {
+        match write(out.room(room)).map_err(Into::into) {
+            Ok(written) => {
+                out.fill(written);
+                return Ok(());
+            }
+            Err(Refused::TooSmall(InsufficientSizeError { required_size })) if required_size > room => {
+                room = required_size;
+            }
+            Err(_) => return Err(rustls::Error::EncryptError),
+        }
+    }
+}
+
+enum Refused {
+    TooSmall(InsufficientSizeError),
+    Exhausted,
+}
+
+impl From<EncodeError> for Refused {
+    fn from(error: EncodeError) -> Self {
+        match error {
+            EncodeError::InsufficientSize(size) => Self::TooSmall(size),
+            EncodeError::AlreadyEncoded => Self::Exhausted,
+        }
+    }
+}
+
+impl From<EncryptError> for Refused {
+    fn from(error: EncryptError) -> Self {
+        match error {
+            EncryptError::InsufficientSize(size) => Self::TooSmall(size),
+            EncryptError::EncryptExhausted => Self::Exhausted,
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The way to the API servers: which there are, which of them answer, and through which proxy.
+
+use std::fmt;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::kubernetes::{Cluster, ClusterError};
+
+/// The next API server is tried as well when one does not accept a connection within this time (compare RFC 8305,
+/// section 8).
+const HEAD_START: Duration = Duration::from_millis(300);
+/// How long an API server that failed is tried only after the others: the first time, and at most.
+const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// How soon it is looked whether there is a descriptor for a connection.
+const DESCRIPTOR_WAIT: Duration = Duration::from_millis(50);
+/// The longest answer of an HTTP proxy to CONNECT.
+const LONGEST_ANSWER: usize = 8 << 10;
+
+/// An address to connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Address {
+    host: String,
+    port: u16,
+}
+
+impl Address {
+    fn of(uri: &http::Uri, default_port: u16) -> Option<Self> {
+        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Some(Self { host, port: uri.port_u16().unwrap_or(default_port) })
+    }
+
+    /// As in a request line or a URL (RFC 3986, section 3.2.2).
+    fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// An HTTP proxy that opens tunnels (RFC 9110, section 9.3.6).
+struct Tunnel {
+    address: Address,
+    /// The value of Proxy-Authorization.
+    authorization: Option<String>,
+}
+
+struct Server {
+    address: Address,
+    name: ServerName<'static>,
+    health: Mutex<Option<Failed>>,
+}
+
+struct Failed {
+    until: Instant,
+    times: u32,
+}
+
+/// The API servers of a cluster.
+pub struct Upstream {
+    servers: Vec<Server>,
+    tunnel: Option<Tunnel>,
+    tls: rustls::ClientConfig,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers: Vec<_> = self.servers.iter().map(|server| server.address.authority()).collect();
+        formatter.debug_struct("Upstream").field("servers", &servers).finish_non_exhaustive()
+    }
+}
+
+/// What is needed to reach API servers, and to know them.
+pub struct Endpoints<'a> {
+    /// `https://HOST[:PORT]`, the preferred one first.
+    pub servers: &'a [http::Uri],
+    /// The name in the servers' certificates, where it is not that of their URL.
+    pub tls_server_name: Option<&'a str>,
+    /// The HTTP proxy that opens the tunnels.
+    pub proxy_url: Option<&'a http::Uri>,
+}
+
+impl Upstream {
+    /// The API server of a kubeconfig; `others` are tried when it does not answer, or come first if they name it too.
+    ///
+    /// # Errors
+    /// If the kubeconfig's authority cannot be used, a URL has no host, or the proxy is not an HTTP proxy.
+    pub fn of(cluster: &Cluster, others: &[http::Uri]) -> Result<Self, ClusterError> {
+        let tls = cluster.client_config()?;
+        let own = cluster.url();
+        let mut servers = others.to_vec();
+        if !servers.iter().any(|server| Address::of(server, 443) == Address::of(own, 443)) {
+            servers.insert(0, own.clone());
+        }
+        let endpoints =
+            Endpoints { servers: &servers, tls_server_name: cluster.tls_server_name(), proxy_url: cluster.proxy_url() };
+        Self::new(&endpoints, tls).map_err(|detail| ClusterError {
+            path: cluster.source().to_owned(),
+            detail,
+            missing: false,
+        })
+    }
+
+    /// These API servers, verified as `tls` says; what it says of client certificates and protocols is not used.
+    ///
+    /// # Errors
+    /// What is wrong with a URL.
+    pub fn new(endpoints: &Endpoints<'_>, tls: rustls::ClientConfig) -> Result<Self, String> {
+        let servers = endpoints.servers.iter().map(|url| {
+            let address = Address::of(url, 443).ok_or_else(|| format!("the API server's URL {url} has no host"))?;
+            let name = endpoints.tls_server_name.unwrap_or(&address.host).to_owned();
+            let name = ServerName::try_from(name).map_err(|error| format!("the API server {url}: {error}"))?;
+            Ok(Server { address, name, health: Mutex::default() })
+        });
+        let tunnel = endpoints.proxy_url.map(|url| match (url.scheme_str(), Address::of(url, 80)) {
+            (Some("http"), Some(address)) => Ok(Tunnel { address, authorization: authorization(url) }),
+            // The URL may hold a password.
+            (scheme, _) => Err(format!("a proxy-url of scheme {scheme:?}: the credential proxy takes only http://")),
+        });
+        Ok(Self { servers: servers.collect::<Result<_, String>>()?, tunnel: tunnel.transpose()?, tls })
+    }
+
+    pub(super) fn tls(&self) -> &rustls::ClientConfig {
+        &self.tls
+    }
+
+    pub(super) fn name(&self, server: usize) -> &ServerName<'static> {
+        &self.servers[server].name
+    }
+
+    pub(super) fn authority(&self, server: usize) -> String {
+        self.servers[server].address.authority()
+    }
+
+    /// Connects to the API server that answers first, given a head start in the order of preference and health, and
+    /// says which it is. Those in `tried` are left out.
+    pub(super) async fn connect(&self, tried: &[usize], timeout: Duration) -> Result<(TcpStream, usize), String> {
+        let mut waiting = self.order(tried).into_iter();
+        let mut attempts = FuturesUnordered::new();
+        let mut failures = Vec::new();
+        loop {
+            if attempts.is_empty() {
+                match waiting.next() {
+                    Some(server) => attempts.push(self.attempt(server, timeout)),
+                    None => return Err(failures.join("; ")),
+                }
+            }
+            tokio::select! {
+                Some((server, result)) = attempts.next() => match result {
+                    Ok(stream) => return Ok((stream, server)),
+                    Err(error) => {
+                        self.failed(server);
+                        failures.push(format!("{}: {error}", self.servers[server].address.authority()));
+                        attempts.extend(waiting.next().map(|server| self.attempt(server, timeout)));
+                    }
+                },
+                () = tokio::time::sleep(HEAD_START), if waiting.len() > 0 => {
+                    attempts.extend(waiting.next().map(|server| self.attempt(server, timeout)));
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, server: usize, timeout: Duration) -> (usize, io::Result<TcpStream>) {
+        let target = &self.servers[server].address;
+        let connect = async {
+            let address = self.tunnel.as_ref().map_or(target, |tunnel| &tunnel.address);
+            let mut stream = loop {
+                match TcpStream::connect((address.host.as_str(), address.port)).await {
+                    // That is no fault of the server, and the end of any other connection makes room.
+                    Err(error) if lacks_descriptors(&error) => tokio::time::sleep(DESCRIPTOR_WAIT).await,
+                    connected => break connected?,
+                }
+            };
+            configure(&stream);
+            if let Some(tunnel) = &self.tunnel {
+                open_tunnel(&mut stream, tunnel, target).await?;
+            }
+            Ok(stream)
+        };
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {} s", timeout.as_secs()));
+        (server, tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| Err(late())))
+    }
+
+    /// The servers in the order to try them: as configured, and those that failed a short while ago behind the others.
+    fn order(&self, tried: &[usize]) -> Vec<usize> {
+        let now = Instant::now();
+        let mut order: Vec<_> = (0..self.servers.len()).filter(|server| !tried.contains(server)).collect();
+        order.sort_by_key(|server| {
+            let health = self.servers[*server].health.lock().unwrap_or_else(PoisonError::into_inner);
+            health.as_ref().map(|failed| failed.until).filter(|until| *until > now)
+        });
+        order
+    }
+
+    fn failed(&self, server: usize) {
+        let mut health = self.servers[server].health.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = health.as_ref().map_or(0, |failed| failed.times);
+        let quarantine = QUARANTINE.0.saturating_mul(1 << times.min(10)).min(QUARANTINE.1);
+        *health = Some(Failed { until: Instant::now() + quarantine, times: times + 1 });
+    }
+
+    /// Puts a server on trial: unless it passes, it has failed.
+    pub(super) fn trial(&self, server: usize) -> Trial<'_> {
+        Trial { upstream: self, server, passed: false }
+    }
+
+    /// Whether there is another server than these.
+    pub(super) fn has_others(&self, tried: &[usize]) -> bool {
+        tried.len() < self.servers.len()
+    }
+}
+
+/// A server that is to come through a handshake.
+pub(super) struct Trial<'a> {
+    upstream: &'a Upstream,
+    server: usize,
+    passed: bool,
+}
+
+impl Trial<'_> {
+    pub(super) fn passed(mut self) {
+        self.passed = true;
+        let server = &self.upstream.servers[self.server];
+        *server.health.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        if !self.passed {
+            self.upstream.failed(self.server);
+        }
+    }
+}
+
+fn lacks_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+/// No delay, and a dead peer is noticed within a minute although nothing is said: a watch may be silent for long.
+fn configure(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    // Options that cannot be set make a connection slower to notice things, not wrong.
+    let _ = stream.set_nodelay(true);
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, Duration::from_secs(30));
+    let _ = sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10));
+    let _ = sockopt::set_tcp_keepcnt(stream, 3);
+    let _ = sockopt::set_tcp_user_timeout(stream, 60_000);
+}
+
+fn authorization(url: &http::Uri) -> Option<String> {
+    use base64::Engine;
+    let (user, _) = url.authority()?.as_str().rsplit_once('@')?;
+    let decoded: Vec<u8> = percent_encoding::percent_decode_str(user).collect();
+    Some(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(decoded)))
+}
+
+async fn open_tunnel(stream: &mut TcpStream, tunnel: &Tunnel, target: &Address) -> io::Result<()> {
+    let authority = target.authority();
+    let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
+    if let Some(authorization) = &tunnel.authorization {
+        request += &format!("Proxy-Authorization: {authorization}\r\n");
+    }
+    request += "\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    // Octet by octet: what follows the answer belongs to the API server, which waits for us to begin.
+    while !answer.ends_with(b"\r\n\r\n") {
+        if answer.len() == LONGEST_ANSWER {
+            return Err(io::Error::other("the HTTP proxy's answer has no end"));
+        }
+        answer.push(stream.read_u8().await?);
+    }
+    let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let line = String::from_utf8_lossy(line);
+    match line.split(' ').nth(1) {
+        Some(status) if status.starts_with('2') => Ok(()),
+        _ => Err(io::Error::other(format!("the HTTP proxy {} answers {line:?}", tunnel.address.authority()))),
+    }
+}

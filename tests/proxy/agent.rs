@@ -1,0 +1,177 @@
+//! The agent with its proxy as a process, against the embedded control plane.
+
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use pintle::demo::control_plane::{self, ControlPlane, Options};
+
+use crate::bed::until;
+
+struct Node {
+    directory: tempfile::TempDir,
+    listener: TcpListener,
+    agent: Child,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+    }
+}
+
+impl Node {
+    fn start(control_plane: &ControlPlane) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("bootstrap"), control_plane.bootstrap_kubeconfig()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let user = rustix::process::getuid().as_raw();
+        let configuration = format!(
+            "node-name = 'worker'\nkubeconfig = '{}'\nbootstrap-kubeconfig = '{}'\ncert-dir = '{}'\nstate-dir = '{}'\n\
+             [proxy]\nuser = '{user}'\nruntime-dir = '{}'\nkubeconfig = '{}'\n",
+            path("cluster.kubeconfig"),
+            path("bootstrap"),
+            path("pki"),
+            path("state"),
+            path("run"),
+            path("kubeconfig"),
+        );
+        std::fs::write(directory.path().join("config.toml"), configuration).unwrap();
+        let agent = Self::run(directory.path(), &listener);
+        Self { directory, listener, agent }
+    }
+
+    /// As the service manager starts it, which goes on holding the listener.
+    fn run(directory: &Path, listener: &TcpListener) -> Child {
+        let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
+        Command::new("/bin/sh")
+            .args(["-c", "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", "sh"])
+            .args([env!("CARGO_BIN_EXE_pintle"), "run", "--config"])
+            .arg(directory.join("config.toml"))
+            .stdin(OwnedFd::from(listener.try_clone().unwrap()))
+            .stderr(log)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    fn restart(&mut self) {
+        self.agent.kill().unwrap();
+        self.agent.wait().unwrap();
+        self.agent = Self::run(self.directory.path(), &self.listener);
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.directory.path().join("kubeconfig")
+    }
+
+    fn pintle(&self, arguments: &[&str]) -> Output {
+        let config = self.directory.path().join("config.toml");
+        Command::new(env!("CARGO_BIN_EXE_pintle")).args(arguments).arg("--config").arg(config).output().unwrap()
+    }
+
+    async fn ready(&self) {
+        until("the proxy speaks as a certificate", || self.log().contains("proxy_swapped")).await;
+    }
+}
+
+fn kubectl(kubeconfig: &Path, arguments: &[&str]) -> Output {
+    Command::new("kubectl").arg("--kubeconfig").arg(kubeconfig).args(arguments).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+async fn control_plane() -> ControlPlane {
+    control_plane::start(Options { approval_delay: Duration::ZERO, ..Options::default() }).await.unwrap()
+}
+
+#[allow(clippy::zombie_processes, reason = "it is waited for in the first of the rotations")]
+#[tokio::test(flavor = "multi_thread")]
+async fn c18_kubectl_is_the_node_over_rotations_and_old_keys_go_with_their_last_connections() {
+    let control_plane = control_plane().await;
+    let node = Node::start(&control_plane);
+    node.ready().await;
+    let kubeconfig = node.kubeconfig();
+    let watch = Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(&kubeconfig)
+        .args(["get", "csr", "--watch", "--no-headers"])
+        .stdout(std::fs::File::create(node.directory.path().join("watched")).unwrap())
+        .spawn();
+    let mut watch = watch.unwrap();
+    let watched = || std::fs::read_to_string(node.directory.path().join("watched")).unwrap();
+    until("kubectl watches", || !watched().is_empty()).await;
+    let keys = || std::fs::read_dir(node.directory.path().join("state/keys")).unwrap().count();
+    let whoami = || text(&kubectl(&kubeconfig, &["auth", "whoami", "-o", "yaml"]));
+    let mut identities = std::collections::BTreeSet::from([whoami()]);
+    for rotation in 1..=3 {
+        assert!(node.pintle(&["rotate"]).status.success());
+        until("the proxy speaks as the next certificate", || node.log().matches("proxy_swapped").count() > rotation)
+            .await;
+        let identity = whoami();
+        assert!(identity.contains("username: system:node:worker"), "{identity}");
+        identities.insert(identity);
+        if rotation == 1 {
+            // The watch began before the rotation and goes on; it needs its key.
+            until("the watch shows the new request", || watched().lines().count() >= 2).await;
+            assert!(watch.try_wait().unwrap().is_none(), "kubectl goes on watching");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let status = text(&node.pintle(&["status", "-o", "wide"]));
+            assert!(status.contains("proxy 127.0.0.1:"), "{status}");
+            assert_eq!((keys(), node.log().matches("keys_retired").count()), (2, 0));
+            watch.kill().unwrap();
+            watch.wait().unwrap();
+        }
+        until("the old key is destroyed", || keys() == 1).await;
+    }
+    assert_eq!(identities.len(), 4, "{identities:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn kill_9_under_load_refuses_no_connection_with_socket_activation() {
+    let control_plane = control_plane().await;
+    let mut node = Node::start(&control_plane);
+    node.ready().await;
+    let before = text(&kubectl(&node.kubeconfig(), &["config", "view", "--raw"]));
+    let (stop, refused, connected) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let address = node.listener.local_addr().unwrap();
+    let mut load = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (stop, refused, connected) = (Arc::clone(&stop), Arc::clone(&refused), Arc::clone(&connected));
+        load.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                match tokio::net::TcpStream::connect(address).await {
+                    Ok(_) => connected.fetch_add(1, Ordering::Relaxed),
+                    Err(_) => refused.fetch_add(1, Ordering::Relaxed),
+                };
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+    for restart in 1..=3 {
+        node.restart();
+        // A client that connects meanwhile is served, with the local certificate that it had before.
+        let kubeconfig = node.kubeconfig();
+        let served = tokio::task::spawn_blocking(move || kubectl(&kubeconfig, &["auth", "whoami"])).await.unwrap();
+        assert!(text(&served).contains("system:node:worker"), "{restart}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    load.join_all().await;
+    assert_eq!(refused.load(Ordering::Relaxed), 0);
+    assert!(connected.load(Ordering::Relaxed) > 20);
+    assert_eq!(before, text(&kubectl(&node.kubeconfig(), &["config", "view", "--raw"])));
+}

@@ -1,0 +1,366 @@
+//! An API server that knows who asks, an authority for its clients, and a proxy between.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use futures::{StreamExt as _, TryStreamExt as _};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use pintle::agent::clock::now;
+use pintle::consumers::proxy::{
+    Activated, Endpoints, Generation, Proxy, ProxyConfiguration, ProxyHandle, Statistics, Upstream, User,
+};
+use pintle::telemetry::{Log, Telemetry};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// An authority for servers and clients alike.
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut parameters = CertificateParams::default();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.distinguished_name.push(DnType::CommonName, "test authority");
+        Self(CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        roots
+    }
+
+    fn issue(&self, name: &str, server: bool) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let mut parameters = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        parameters.distinguished_name.push(DnType::CommonName, name);
+        parameters.extended_key_usages =
+            vec![if server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth }];
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.signed_by(&key, &self.0).unwrap();
+        (certificate.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    pub(crate) fn certified_key(&self, name: &str) -> Arc<CertifiedKey> {
+        let (certificate, key) = self.issue(name, false);
+        Arc::new(CertifiedKey::from_der(vec![certificate], key, &provider()).unwrap())
+    }
+
+    pub(crate) fn upstream(&self, servers: &[SocketAddr]) -> Arc<Upstream> {
+        self.upstream_through(servers, None)
+    }
+
+    pub(crate) fn upstream_through(&self, servers: &[SocketAddr], proxy_url: Option<&str>) -> Arc<Upstream> {
+        let tls = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(self.roots())
+            .with_no_client_auth();
+        let servers: Vec<http::Uri> = servers.iter().map(|it| format!("https://{it}").parse().unwrap()).collect();
+        let proxy_url = proxy_url.map(|url| url.parse().unwrap());
+        let endpoints =
+            Endpoints { servers: &servers, tls_server_name: Some("localhost"), proxy_url: proxy_url.as_ref() };
+        Arc::new(Upstream::new(&endpoints, tls).unwrap())
+    }
+
+    /// A generation that ends in an hour; its name is the common name that the server sees.
+    pub(crate) fn generation(&self, name: &str, upstream: &Arc<Upstream>) -> Generation {
+        Generation {
+            serial: name.to_owned(),
+            not_after: now() + Duration::from_secs(3600),
+            certificate: self.certified_key(name),
+            upstream: Arc::clone(upstream),
+        }
+    }
+}
+
+/// Who has asked how often, and over how many connections.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) requests: Mutex<BTreeMap<String, u64>>,
+    pub(crate) connections: AtomicU64,
+    pub(crate) anonymous: AtomicU64,
+}
+
+/// An API server. Dropping it closes its port and connections.
+pub(crate) struct ApiServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<Seen>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl ApiServer {
+    pub(crate) async fn start(authority: &Authority) -> Self {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authority.roots()), provider())
+            .allow_unauthenticated()
+            .build()
+            .unwrap();
+        let (certificate, key) = authority.issue("server", true);
+        let mut tls = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, seen) = (listener.local_addr().unwrap(), Arc::<Seen>::default());
+        let shared = Arc::clone(&seen);
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let Ok((stream, _)) = listener.accept().await else {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                };
+                stream.set_nodelay(true).unwrap();
+                connections.spawn(serve(acceptor.clone(), stream, Arc::clone(&shared)));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Self { address, seen, task }
+    }
+
+    pub(crate) fn requests_of(&self, name: &str) -> u64 {
+        self.seen.requests.lock().unwrap().get(name).copied().unwrap_or_default()
+    }
+}
+
+async fn serve(acceptor: TlsAcceptor, stream: TcpStream, seen: Arc<Seen>) {
+    let Ok(stream) = acceptor.accept(stream).await else { return };
+    let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()) else {
+        seen.anonymous.fetch_add(1, Ordering::Relaxed);
+        return;
+    };
+    seen.connections.fetch_add(1, Ordering::Relaxed);
+    let (_, leaf) = X509Certificate::from_der(leaf).unwrap();
+    let name = leaf.subject().iter_common_name().next().unwrap().as_str().unwrap().to_owned();
+    let service = service_fn(move |request| {
+        *seen.requests.lock().unwrap().entry(name.clone()).or_default() += 1;
+        let name = name.clone();
+        async move { Ok::<_, Infallible>(answer(request, name).await) }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+}
+
+fn full(bytes: impl Into<Bytes>) -> Answer {
+    Response::new(Full::new(bytes.into()).boxed())
+}
+
+async fn answer(mut request: Request<Incoming>, name: String) -> Answer {
+    let path = request.uri().path().to_owned();
+    let argument: u64 = path.rsplit('/').next().and_then(|last| last.parse().ok()).unwrap_or_default();
+    match path.split('/').nth(1) {
+        Some("upgrade") => {
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut stream = TokioIo::new(upgrade.await.unwrap());
+                let mut buffer = vec![0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                    stream.write_all(&buffer[..count]).await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+            });
+            let mut response = full("");
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            response.headers_mut().insert("connection", "upgrade".parse().unwrap());
+            response.headers_mut().insert("upgrade", "echo".parse().unwrap());
+            response
+        }
+        Some("upload") => {
+            let (mut checksum, mut body) = (Context::new(&SHA256), request.into_body());
+            while let Some(Ok(frame)) = body.frame().await {
+                checksum.update(frame.data_ref().unwrap());
+            }
+            full(hexadecimal(checksum.finish().as_ref()))
+        }
+        Some("download") => Response::new(BodyExt::boxed(StreamBody::new(body_of(argument).map_ok(Frame::data)))),
+        Some("watch") => {
+            let events = futures::stream::unfold(0u64, move |number| async move {
+                tokio::time::sleep(Duration::from_millis(argument)).await;
+                Some((Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{number}\n")))), number + 1))
+            });
+            Response::new(BodyExt::boxed(StreamBody::new(events)))
+        }
+        Some("slow") => {
+            tokio::time::sleep(Duration::from_millis(argument)).await;
+            full(name)
+        }
+        _ => {
+            let _ = request.into_body().collect().await;
+            full(name)
+        }
+    }
+}
+
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A body of this many octets, in pieces of uneven size.
+pub(crate) fn body_of(length: u64) -> impl futures::Stream<Item = Result<Bytes, Infallible>> + Send + Sync {
+    const PIECE: u64 = 60_007;
+    let pattern = Bytes::from((0..PIECE).map(|place| (place * 31 % 251) as u8).collect::<Vec<_>>());
+    futures::stream::iter((0..length).step_by(PIECE as usize))
+        .map(move |start| Ok(pattern.slice(..PIECE.min(length - start) as usize)))
+}
+
+pub(crate) async fn checksum_of(mut body: impl futures::Stream<Item = Bytes> + Unpin) -> String {
+    let mut checksum = Context::new(&SHA256);
+    while let Some(bytes) = body.next().await {
+        checksum.update(&bytes);
+    }
+    hexadecimal(checksum.finish().as_ref())
+}
+
+/// A proxy, and what its client has.
+pub(crate) struct Bed {
+    pub(crate) proxy: ProxyHandle,
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) telemetry: Arc<Telemetry>,
+}
+
+impl Bed {
+    pub(crate) fn configuration(directory: &tempfile::TempDir) -> ProxyConfiguration {
+        ProxyConfiguration {
+            listen: ([127, 0, 0, 1], 0).into(),
+            user: User { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() },
+            runtime_directory: directory.path().join("client"),
+            ..ProxyConfiguration::default()
+        }
+    }
+
+    pub(crate) async fn start(
+        initial: Option<Generation>,
+        change: impl FnOnce(&mut ProxyConfiguration, &tempfile::TempDir),
+    ) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let mut configuration = Self::configuration(&directory);
+        change(&mut configuration, &directory);
+        let telemetry = Arc::new(Telemetry::new(Log::silent()));
+        let started = Proxy::start(configuration, Activated::default(), initial, Arc::clone(&telemetry)).await;
+        Self { proxy: started.unwrap(), directory, telemetry }
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join("client").join(name)
+    }
+
+    /// The TLS of the client that is let in, offering these protocols.
+    pub(crate) fn client_config(&self, protocols: &[&str]) -> ClientConfig {
+        let certificate = CertificateDer::from_pem_file(self.file("client.crt")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(self.file("client.key")).unwrap();
+        self.client_config_with(protocols, Some((certificate, key)))
+    }
+
+    pub(crate) fn client_config_with(
+        &self,
+        protocols: &[&str],
+        pair: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.file("ca.crt")).unwrap()).unwrap();
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let mut config = match pair {
+            Some((certificate, key)) => builder.with_client_auth_cert(vec![certificate], key).unwrap(),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        config
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn connect(&self, protocol: &str) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        self.connect_with(self.client_config(&[protocol])).await
+    }
+
+    pub(crate) async fn connect_with(
+        &self,
+        config: ClientConfig,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.proxy.address()).await?;
+        stream.set_nodelay(true)?;
+        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await
+    }
+
+    /// The answer to a GET over a connection of its own, body only.
+    pub(crate) async fn get(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = self.connect("http/1.1").await?;
+        get_over(&mut stream, path).await
+    }
+
+    pub(crate) fn statistics(&self) -> Statistics {
+        self.proxy.statistics()
+    }
+
+    pub(crate) fn failures(&self, reason: &str) -> u64 {
+        self.statistics().failures.get(reason).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn open(&self) -> u64 {
+        self.statistics().open_connections.values().sum()
+    }
+}
+
+/// A GET by hand, with the end of the connection asked for; the body of its answer.
+pub(crate) async fn get_over(
+    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
+    path: &str,
+) -> std::io::Result<String> {
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    stream.flush().await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    Ok(body.to_owned())
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..2000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within 20 s: {what}");
+}

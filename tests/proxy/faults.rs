@@ -1,0 +1,234 @@
+//! What goes wrong, goes wrong alone, and by a deadline.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pintle::consumers::proxy::Generation;
+use rustls::sign::{CertifiedKey, Signer, SigningKey};
+use rustls::{SignatureAlgorithm, SignatureScheme};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::bed::{ApiServer, Authority, Bed, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_api_server_takes_over() {
+    let authority = Authority::new();
+    let second = ApiServer::start(&authority).await;
+    let refuses = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Accepts by the system's backlog, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = authority.upstream(&[refuses, silent.local_addr().unwrap(), second.address]);
+    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+        configuration.handshake_timeout = Duration::from_secs(2);
+        configuration.signing_deadline = Duration::from_millis(200);
+    })
+    .await;
+    // The first one finds out; the local client's own handshake waits for that.
+    until("some request comes through", || {
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(bed.get("/whoami"))).is_ok()
+    })
+    .await;
+    // The others know.
+    let started = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(bed.get("/whoami").await.unwrap(), "node");
+    }
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_is_away_is_said_to_be_and_is_found_again() {
+    let authority = Authority::new();
+    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let gone = reserved.local_addr().unwrap();
+    let server = ApiServer::start(&authority).await;
+    let bed = Bed::start(Some(authority.generation("node", &authority.upstream(&[gone]))), |_, _| {}).await;
+    let started = Instant::now();
+    assert!(bed.get("/whoami").await.is_err());
+    assert!(started.elapsed() < Duration::from_secs(2));
+    until("it is counted", || bed.failures("server-unreachable") >= 1).await;
+    bed.proxy.swap(authority.generation("again", &authority.upstream(&[server.address])));
+    assert_eq!(bed.get("/whoami").await.unwrap(), "again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_black_hole_costs_a_deadline_and_no_more() {
+    let authority = Authority::new();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = authority.upstream(&[silent.local_addr().unwrap()]);
+    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+        configuration.handshake_timeout = Duration::from_millis(500);
+        configuration.signing_deadline = Duration::from_millis(100);
+    })
+    .await;
+    let started = Instant::now();
+    assert!(bed.get("/whoami").await.is_err());
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert_eq!(bed.open(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_loris_is_cut_off_and_crowds_out_only_itself() {
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let upstream = authority.upstream(&[server.address]);
+    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+        configuration.handshake_timeout = Duration::from_secs(1);
+        configuration.maximum_handshakes = 20;
+    })
+    .await;
+    let mut loris = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(bed.proxy.address()).await.unwrap();
+        stream.write_all(&[0x16, 3, 1]).await.unwrap();
+        loris.push(stream);
+    }
+    assert_eq!(bed.get("/whoami").await.unwrap(), "node");
+    until("the older ones had to go", || bed.failures("too-many-handshakes") >= 80).await;
+    until("the others were too late", || bed.failures("local-handshake-timeout") >= 15).await;
+    for mut stream in loris {
+        assert!(matches!(stream.read(&mut [0; 100]).await, Ok(0) | Err(_)));
+    }
+}
+
+/// A key whose device does not answer, as [`pintle::keys`] presents it: an error after the deadline.
+#[derive(Debug)]
+struct Hung(Duration, Arc<dyn SigningKey>);
+
+impl SigningKey for Hung {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        self.1.choose_scheme(offered).map(|signer| Box::new(HungSigner(self.0, signer)) as Box<dyn Signer>)
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.1.algorithm()
+    }
+}
+
+#[derive(Debug)]
+struct HungSigner(Duration, Box<dyn Signer>);
+
+impl Signer for HungSigner {
+    fn sign(&self, _: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        tokio::task::block_in_place(|| std::thread::sleep(self.0));
+        Err(rustls::Error::Other(rustls::OtherError(Arc::new(std::io::Error::other("no answer")))))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.1.scheme()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_key_device_fails_new_connections_by_a_deadline_and_open_ones_go_on() {
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let upstream = authority.upstream(&[server.address]);
+    let bed = Bed::start(Some(authority.generation("good", &upstream)), |configuration, _| {
+        configuration.signing_deadline = Duration::from_millis(500);
+    })
+    .await;
+    let mut open = bed.connect("http/1.1").await.unwrap();
+    let mut ask = async || {
+        open.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 1000];
+        let count = open.read(&mut answer).await.unwrap();
+        String::from_utf8(answer[..count].to_vec()).unwrap()
+    };
+    assert!(ask().await.contains("good"));
+    let certified = authority.certified_key("hung");
+    let hung = Hung(Duration::from_millis(500), Arc::clone(&certified.key));
+    let certificate = Arc::new(CertifiedKey::new(certified.cert.clone(), Arc::new(hung)));
+    bed.proxy.swap(Generation { certificate, ..authority.generation("hung", &upstream) });
+    let bed = Arc::new(bed);
+    let mut new = tokio::task::JoinSet::new();
+    let started = Instant::now();
+    for _ in 0..60 {
+        let bed = Arc::clone(&bed);
+        new.spawn(async move { bed.get("/whoami").await.unwrap_err() });
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let asked = Instant::now();
+    assert!(ask().await.contains("good"), "an open connection goes on");
+    assert!(asked.elapsed() < Duration::from_millis(400), "{:?}", asked.elapsed());
+    new.join_all().await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(bed.failures("key-unavailable"), 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_thousand_idle_connections_cost_little_memory() {
+    const CONNECTIONS: usize = 5000;
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let upstream = authority.upstream(&[server.address]);
+    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    // Client, both ends of the proxy, and server are in one process here.
+    let connections = CONNECTIONS.min((limit as usize).saturating_sub(200) / 4);
+    bed.get("/whoami").await.unwrap();
+    let mut open = Vec::new();
+    for number in 0..connections {
+        let mut stream = bed.connect(if number % 2 == 0 { "http/1.1" } else { "h2" }).await.unwrap();
+        if number % 2 == 0 {
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        }
+        open.push(stream);
+    }
+    until("all are open", || bed.open() == connections as u64).await;
+    println!("{connections} idle connections, client and server included: {} kB resident", resident());
+    assert_eq!(bed.get("/whoami").await.unwrap(), "node");
+    drop(open);
+    until("all are closed", || bed.open() == 0).await;
+}
+
+/// Set in the process that may open only a few descriptors.
+const FEW_DESCRIPTORS: &str = "PINTLE_TEST_FEW_DESCRIPTORS";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_descriptors_it_waits_and_goes_on() {
+    if std::env::var_os(FEW_DESCRIPTORS).is_none() {
+        let status = std::process::Command::new("prlimit")
+            .arg("--nofile=256:256")
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "faults::without_descriptors_it_waits_and_goes_on"])
+            .env(FEW_DESCRIPTORS, "1")
+            .status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let upstream = authority.upstream(&[server.address]);
+    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    assert_eq!(bed.get("/whoami").await.unwrap(), "node");
+    let config = bed.client_config(&["http/1.1"]);
+    until("the first connection is over", || bed.open() == 0).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut taken = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        taken.push(file);
+    }
+    taken.pop();
+    // The system completes the connection; accepting it is another matter.
+    let request = async {
+        let mut stream = bed.connect_with(config).await.unwrap();
+        crate::bed::get_over(&mut stream, "/whoami").await.unwrap()
+    };
+    let recovery = async {
+        until("it is counted", || bed.failures("accept-failed") >= 2).await;
+        taken.clear();
+    };
+    let (answer, ()) = tokio::join!(request, recovery);
+    assert_eq!(answer, "node");
+}
+
+/// Resident memory of this process, kB (proc(5)).
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}

@@ -1,0 +1,10 @@
+//! The credential proxy between real clients and a real TLS server (case C18, C19).
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+mod access;
+mod agent;
+mod bed;
+mod faults;
+mod rotation;
+mod transparency;
