@@ -79,6 +79,8 @@ pub struct Agent {
     commands: mpsc::Receiver<Command>,
     state: State,
     reporter: report::Reporter,
+    /// Held for as long as the agent lives, so that no other publishes into the same directory.
+    _pairs_lock: std::fs::File,
     probe: look_around::Probe,
     proxy: Option<crate::consumers::proxy::ProxyHandle>,
 }
@@ -179,6 +181,7 @@ impl Agent {
         let held = self.state.held.as_ref().is_some_and(|held| !held.has_ended(now()));
         let idle = self.state.phase == Phase::Holding
             && matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
-        held && (idle || self.state.back_off.is_some())
+        let pending = matches!(action, Action::Observe { .. }) && self.reporter.pending.is_some();
+        held && (idle || pending || self.state.back_off.is_some())
     }
 }

@@ -1,7 +1,8 @@
 //! Where an identity stands at a start: from the journal, the pairs on disk and the keys in the backends.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
 
 use pintle_agent_core::issued::{accept, node_name_of, public_key_of};
 use pintle_agent_core::policy::KeyPrefix;
@@ -56,6 +57,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
             hint: "make it a directory that pintle may write to, or name another with --cert-dir".to_owned(),
         });
     }
+    let pairs_lock = lock(&config.cert_dir)?;
     let recovery =
         Recovery { config: &config, template: &template, keyring: &keyring, telemetry: &telemetry, pairs: &pairs };
     let mut state = journalled.unwrap_or_default();
@@ -80,8 +82,26 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         telemetry,
         commands,
         state,
+        _pairs_lock: pairs_lock,
         proxy: None,
     })
+}
+
+/// Locks the directory of pairs: agents with state directories of their own would still prune each other's pairs.
+fn lock(directory: &Path) -> Result<File, StartError> {
+    let failed = |detail: String, hint: &str| StartError { detail, hint: hint.to_owned() };
+    let opened = File::open(directory).map_err(|error| {
+        failed(format!("the directory {} cannot be read: {error}", directory.display()), "run pintle as its owner")
+    })?;
+    match opened.try_lock() {
+        Ok(()) => Ok(opened),
+        Err(TryLockError::WouldBlock) => Err(failed(
+            format!("another pintle publishes into {}", directory.display()),
+            "give each agent its own --cert-dir",
+        )),
+        // Some network file systems have no locks; two agents there are not told apart.
+        Err(TryLockError::Error(_)) => Ok(opened),
+    }
 }
 
 fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartError> {

@@ -16,7 +16,7 @@ pub(super) struct Arguments {
     flags: Flags,
     /// The certificate to look at, PEM [default: the current pair]
     file: Option<PathBuf>,
-    /// Due once less than this part of its life is left, per cent
+    /// Due once less than this part of its usable life is left, per cent
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(0..=100))]
     expires_in: u8,
 }
@@ -47,6 +47,13 @@ impl Arguments {
             .map_err(|error| unknown(format!("{} holds no certificate: {error}", path.display())))?;
         let time = |at: &x509_parser::time::ASN1Time| UnixTime::from_seconds(at.timestamp());
         let (begin, end) = (time(&leaf.validity().not_before), time(&leaf.validity().not_after));
+        // As the agent does, the usable life counts from when the pair was written: signers set notBefore into the past.
+        let written = std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
+        let written = written.and_then(|written| written.duration_since(std::time::UNIX_EPOCH).ok());
+        let written = UnixTime::from_milliseconds(
+            written.and_then(|written| i64::try_from(written.as_millis()).ok()).unwrap_or_default(),
+        );
+        let begin = begin.max(written).min(end);
         let left = end.since(clock::now());
         let due = left <= end.since(begin) * u32::from(self.expires_in) / 100;
         Ok(if due { Exit::Ok } else { Exit::Problem })

@@ -111,7 +111,7 @@ impl ApiFailure {
             }
             Self::Invalid(_) => "check node name and expiration-seconds",
             Self::NoCredential(_) => {
-                "put a kubeconfig with a bootstrap token where --bootstrap-kubeconfig points; it is noticed by itself"
+                "put a kubeconfig that can be used where --bootstrap-kubeconfig points; it is noticed by itself"
             }
             Self::Unreachable(_) | Self::Throttled { .. } | Self::Server(_) => "",
         }
