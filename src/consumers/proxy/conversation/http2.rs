@@ -91,8 +91,11 @@ impl Http2 {
 
     /// Between two frames, but not within a header block (RFC 9113, section 4.3), not before the server's preface
     /// (section 3.4), and not after the server's own GOAWAY, whose last stream must not be raised (section 6.8).
+    ///
+    /// Nor before the first request: a client opens a connection in order to use it, and some report a new connection that
+    /// goes away before it was of any use as an error.
     fn may_announce(&self) -> bool {
-        self.settings_seen && !self.going_away && self.server.at_boundary()
+        self.settings_seen && self.highest_stream > 0 && !self.going_away && self.server.at_boundary()
     }
 
     fn end(&mut self, frame: &Frame, side: u8) {
@@ -184,6 +187,8 @@ mod tests {
     #[test]
     fn a_goaway_stands_between_frames_and_never_in_a_header_block() {
         let mut http2 = started();
+        assert!(!http2.announce(), "before the first request");
+        http2.client_said(&frame(HEADERS, END_HEADERS, 1, 3));
         let mut bytes = frame(HEADERS, 0, 1, 10);
         bytes.extend(frame(CONTINUATION, END_HEADERS, 1, 5));
         let place = bytes.len();
@@ -196,9 +201,11 @@ mod tests {
 
     #[test]
     fn before_the_server_preface_and_after_the_servers_own_goaway_there_is_none() {
+        let request = [vec![0; PREFACE], frame(HEADERS, END_HEADERS, 1, 3)].concat();
         let mut http2 = Http2::default();
+        http2.client_said(&request);
         assert!(!http2.announce());
-        let mut http2 = started();
+        http2.server_said(&frame(SETTINGS, 0, 0, 6), false);
         http2.server_said(&frame(GOAWAY_TYPE, 0, 0, 8), false);
         assert!(!http2.announce() && http2.is_announced());
     }
