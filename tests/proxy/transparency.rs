@@ -83,15 +83,13 @@ async fn a_hundred_watches_share_a_connection() {
     assert_eq!(bed.open(), 1);
 }
 
-/// A server that speaks TLS and no HTTP: it reads to the end, and only then answers.
 #[tokio::test(flavor = "multi_thread")]
-async fn either_half_may_close_first() {
+async fn the_servers_end_reaches_the_client_and_the_clients_end_closes_both() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let generation = authority.generation("node", &authority.upstream(&[server.address]));
     let bed = Bed::start(Some(generation), |_, _| {}).await;
     let mut stream = bed.connect("http/1.1").await.unwrap();
-    // The client ends after its request, with the answer still to come.
     stream.write_all(b"GET /slow/300 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
