@@ -4,10 +4,10 @@
 //! this proxy instead, which makes the real connection with the backend's key, and copies octets.
 //!
 //! # Flow
-//! [`listener`] accepts, [`connection`] lives a connection's life: [`local_tls`] lets in only the client that holds the
-//! certificate that [`local_authority`] made for this boot, [`upstream`] finds an API server that answers, [`session`] is
-//! TLS with either, [`relay`] copies. [`generation`] knows as which certificate; at a rotation, [`ProxyHandle::swap`]
-//! gives it the next one, and [`conversation`] knows how to tell clients so that no request fails.
+//! `listener` accepts, `connection` lives a connection's life: `local_tls` lets in only the client that holds the
+//! certificate that `local_authority` made for this boot, `upstream` finds an API server that answers, `session` is
+//! TLS with either, `relay` copies. `generation` knows as which certificate; at a rotation, [`ProxyHandle::swap`]
+//! gives it the next one, and `conversation` knows how to tell clients so that no request fails.
 //!
 //! # Guarantees
 //! * Nothing but the configured user (and root) can use the identity: not other users of the machine, not a local
