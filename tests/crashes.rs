@@ -150,7 +150,8 @@ fn killed_against_the_real_control_plane_it_goes_on() {
     let creates = control_plane.audit_events().into_iter().filter(|event| {
         (event.verb.as_str(), event.resource.as_str(), event.code) == ("create", "certificatesigningrequests", 201)
     });
-    assert_eq!(creates.count(), requests.len());
+    // Whose client is killed before the answer is audited with another code, or not at all.
+    assert!(creates.count() <= requests.len());
 }
 
 /// Zeros of the same length, as some file systems leave them after a power cut.

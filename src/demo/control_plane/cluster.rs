@@ -1,7 +1,7 @@
 //! What the server and the controllers share: the objects, the authorities, the faults, and how an object may change.
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use k8s_openapi::ByteString;
@@ -42,6 +42,8 @@ pub(super) struct Cluster {
     pub(super) registry: Registry,
     pub(super) faults: watch::Sender<Faults>,
     observations: broadcast::Sender<Observation>,
+    /// Held from a change until it is reported: the signer may act on an approval before its approver has returned.
+    writing: Mutex<()>,
     provider: Arc<CryptoProvider>,
     serving_authority: CertificateAuthority,
     serving_pair: (CertificateDer<'static>, PrivateKeyDer<'static>),
@@ -60,6 +62,7 @@ impl Cluster {
             registry: Registry::new(),
             faults: watch::Sender::new(Faults::default()),
             observations: broadcast::Sender::new(1024),
+            writing: Mutex::default(),
             provider,
             serving_authority,
             serving_pair,
@@ -121,6 +124,7 @@ impl Cluster {
         if dry_run {
             return Ok(Arc::new(object));
         }
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let stored = self.registry.create(object)?;
         self.report(Observation::Created {
             name: name_of(&stored),
@@ -132,6 +136,7 @@ impl Cluster {
 
     /// Takes over the Approved and Denied conditions of `sent`; nothing else of an object changes by /approval.
     pub(super) fn update_approval(&self, name: &str, sent: &CertificateSigningRequest) -> Result<Stored, Failure> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, after) = self.registry.update(name, |object| {
             check_preconditions(object, sent)?;
             let decided = |condition: &CertificateSigningRequestCondition| {
@@ -162,6 +167,7 @@ impl Cluster {
 
     /// Takes over the certificate and the conditions other than Approved and Denied.
     pub(super) fn update_status(&self, name: &str, sent: &CertificateSigningRequest) -> Result<Stored, Failure> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, after) = self.registry.update(name, |object| {
             check_preconditions(object, sent)?;
             let certificate = sent.status.as_ref().and_then(|status| status.certificate.clone());
@@ -192,6 +198,7 @@ impl Cluster {
     }
 
     pub(super) fn delete(&self, name: &str, uid: Option<&str>) -> Result<Stored, Failure> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let object = self.registry.delete(name, uid)?;
         self.report(Observation::Deleted { name: name.to_owned() });
         Ok(object)
