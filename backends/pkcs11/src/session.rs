@@ -29,8 +29,8 @@ pub(crate) struct Token {
     session: Option<LoggedInSession>,
     /// A new session did not help the last time, or would not: initialise the module anew before the next one.
     suspect: bool,
-    /// When C_Login last failed for another reason than the PIN, and in which initialisation.
-    login_failed: Option<(u64, Instant)>,
+    /// When C_Login last failed in a way that may mean the PIN.
+    login_failed: Option<Instant>,
 }
 
 /// A session on a token, logged in if the token wants that.
@@ -215,10 +215,8 @@ impl Token {
                 .with_hint("unlock it with the security officer's PIN, as the token's manual says")
                 .into());
         }
-        let failed_before = self.login_failed.is_some_and(|(generation, when)| {
-            generation == session.generation && when.elapsed() < self.reload_interval
-        });
-        if failed_before {
+        // A new initialisation does not make another PIN of it.
+        if self.login_failed.is_some_and(|when| when.elapsed() < self.reload_interval) {
             let detail = format!("{name} refused the last login without saying why");
             return Err(BackendError::new(BackendErrorKind::Unavailable, detail).into());
         }
@@ -273,9 +271,19 @@ impl Token {
                 format!("{name}: another kind of user is logged in: {}", describe(&error)),
             )
             .into()),
+            // The token or the session went away under the login: that says nothing of the PIN.
+            Some(
+                RvError::CryptokiNotInitialized
+                | RvError::DeviceRemoved
+                | RvError::SessionClosed
+                | RvError::SessionHandleInvalid
+                | RvError::SlotIdInvalid
+                | RvError::TokenNotPresent
+                | RvError::TokenNotRecognized,
+            ) => Err(Fault::Device(error)),
             _ => {
                 // A module may mean a wrong PIN by any other code, so this is not repeated at once either.
-                self.login_failed = Some((session.generation, Instant::now()));
+                self.login_failed = Some(Instant::now());
                 Err(Fault::Device(error))
             }
         }

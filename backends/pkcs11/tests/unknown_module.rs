@@ -129,6 +129,19 @@ fn c27_a_login_refused_by_an_unknown_code_is_not_repeated_at_once() {
             refused(backend.list(), BackendErrorKind::Unavailable);
         }
         assert_eq!(token.faults_left(), 99);
+        // Nor one that a new initialisation might mend: CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED, CKR_DEVICE_ERROR.
+        for code in [0x05, 0x06, 0x30] {
+            let configuration = pintle_backend_pkcs11::Configuration {
+                reload_interval: std::time::Duration::from_secs(3600),
+                ..token.configuration()
+            };
+            let mut backend = Pkcs11Backend::open(configuration).expect("a backend");
+            token.fault("login", code, 100);
+            for _ in 0..10 {
+                refused(backend.list(), BackendErrorKind::Unavailable);
+            }
+            assert_eq!(token.faults_left(), 99, "{code:#x}");
+        }
         // A known code for a wrong PIN is final.
         token.fault("login", 0xA2, 100);
         let mut backend = token.open();
