@@ -152,7 +152,12 @@ pub(crate) fn trusted(path: &Path) -> Result<PathBuf, BackendError> {
                 path.display(),
                 part.display()
             ))
-            .with_hint(format!("chmod go-w {}", part.display())));
+            // A directory that is everybody's, such as /tmp, must stay so.
+            .with_hint(if part.is_dir() && metadata.mode() & 0o1000 != 0 {
+                format!("install the module where only root can write, not in {}", part.display())
+            } else {
+                format!("chmod go-w {}", part.display())
+            }));
         }
     }
     if !fs::metadata(&canonical).map_err(unavailable)?.is_file() {
@@ -186,6 +191,7 @@ mod tests {
         fs::set_permissions(&module, fs::Permissions::from_mode(0o644)).expect("mode set");
         let error = trusted(&module).expect_err("in a writable directory");
         assert!(error.detail.contains("is writable by others"), "{error}");
+        assert!(error.hint.is_some_and(|hint| !hint.contains("chmod")), "the temporary directory stays everybody's");
     }
 
     #[test]

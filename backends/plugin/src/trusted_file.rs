@@ -89,7 +89,12 @@ impl Trust {
         }
         if Mode::from_raw_mode(status.st_mode).intersects(Mode::WGRP | Mode::WOTH) {
             return Err(refused(path, "others than its owner can write to it")
-                .with_hint(format!("chmod go-w {}", path.display())));
+                // A directory that is everybody's, such as /tmp, must stay so.
+                .with_hint(if kind == FileType::Directory && status.st_mode & 0o1000 != 0 {
+                    format!("install the plugin where only root can write, not in {}", path.display())
+                } else {
+                    format!("chmod go-w {}", path.display())
+                }));
         }
         Ok(status)
     }
@@ -137,6 +142,8 @@ mod tests {
                 "{path}"
             );
         }
+        let everybodys = trust.open(Path::new("/tmp/x.so")).expect_err("everybody can write there");
+        assert_eq!(everybodys.hint.as_deref(), Some("install the plugin where only root can write, not in /tmp"));
         let absent = trust.open(Path::new("/nothing-here.so")).expect_err("there is no such file");
         assert_eq!(absent.kind, BackendErrorKind::Unavailable);
     }
