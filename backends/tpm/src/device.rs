@@ -147,6 +147,10 @@ impl Failure {
         use Tss2ResponseCodeKind::{AuthFail, BadAuth, Disabled, Hierarchy, Lockout};
         let Self { error, device } = &self;
         let detail = match code(error) {
+            // tss-esapi has no words for what the TCTI says (layer 10), which is the way to the TPM.
+            Some(code) if (code >> 16) & 0xff == 10 => {
+                format!("TPM {device}: {doing}: it cannot be reached ({code:#x})")
+            }
             Some(code) => format!("TPM {device}: {doing}: {error} ({code:#x})"),
             None => format!("TPM {device}: {doing}: {error}"),
         };
@@ -238,6 +242,6 @@ mod tests {
         assert!(!gone.is_busy() && !gone.is_answer());
         let error = gone.into_error("signing");
         assert_eq!(error.kind, BackendErrorKind::Unavailable);
-        assert!(error.detail.contains("0xa000a"), "{error}");
+        assert!(error.detail.ends_with("it cannot be reached (0xa000a)"), "{error}");
     }
 }
