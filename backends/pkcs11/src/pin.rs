@@ -83,7 +83,10 @@ pub(crate) fn credentials_directory() -> Option<PathBuf> {
 fn read_pin(path: &Path, forbidden: u32) -> Result<Zeroizing<Vec<u8>>, BackendError> {
     let locked =
         |what: String| BackendError::new(BackendErrorKind::Locked, format!("the PIN's file {} {what}", path.display()));
-    let hint = format!("write the PIN to {} with mode 0400, owned by the user that runs pintle", path.display());
+    // The process that holds the module may have another user than the agent.
+    let user = rustix::process::geteuid().as_raw();
+    let hint =
+        format!("write the PIN to {} with mode 0400, owned by user {user}, as whom the module runs", path.display());
     // NONBLOCK: a FIFO put there instead must not stop the agent.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     let descriptor = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
@@ -197,6 +200,10 @@ mod tests {
 
     #[test]
     fn a_file_that_others_can_read_or_replace_is_refused() {
+        let (_directory, path) = file("1234", 0o644);
+        let user = rustix::process::geteuid().as_raw();
+        let hint = read(&path).expect_err("refused").hint.expect("a hint");
+        assert!(hint.contains(&format!("owned by user {user},")), "{hint}");
         for mode in [0o440, 0o644, 0o602, 0o700, 0o4400] {
             let (_directory, path) = file("1234", mode);
             let outcome = read(&path);
