@@ -136,8 +136,8 @@ impl ChildProcess {
         };
         let timeout =
             Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(0), tv_nsec: i64::from(time.subsec_nanos()) };
-        matches!(poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timeout)), Ok(1..))
-            && matches!(self.child.try_wait(), Ok(Some(_)))
+        let ended = || poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timeout));
+        matches!(rustix::io::retry_on_intr(ended), Ok(1..)) && matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
     /// Keeps the end of what it wrote to standard error.

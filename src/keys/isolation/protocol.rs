@@ -103,10 +103,17 @@ pub(super) fn write_frame(writer: &mut impl Write, message: &impl Serialize) -> 
 /// Reads one frame; `None` if the other end has hung up before it.
 pub(super) fn read_frame<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<T>> {
     let mut length = [0; 4];
-    match reader.read(&mut length)? {
-        0 => return Ok(None),
-        read => reader.read_exact(&mut length[read..])?,
+    let read = loop {
+        match reader.read(&mut length) {
+            // A socket with a time limit is interrupted whenever the process is stopped and continued (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
+    if read == 0 {
+        return Ok(None);
     }
+    reader.read_exact(&mut length[read..])?;
     let length = u32::from_be_bytes(length) as usize;
     if length > MAXIMUM_LENGTH {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} octets is too long")));
@@ -119,6 +126,25 @@ pub(super) fn read_frame<T: DeserializeOwned>(reader: &mut impl Read) -> io::Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every other read is interrupted.
+    struct Interrupted<'a>(&'a [u8], bool);
+
+    impl Read for Interrupted<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 { Err(io::ErrorKind::Interrupted.into()) } else { self.0.read(buffer) }
+        }
+    }
+
+    #[test]
+    fn an_interrupted_read_goes_on() {
+        let mut wire = Vec::new();
+        write_frame(&mut wire, &Request::List).expect("written");
+        let mut reader = Interrupted(&wire, false);
+        assert!(matches!(read_frame(&mut reader).expect("read"), Some(Request::List)));
+        assert!(read_frame::<Request>(&mut reader).expect("the end").is_none());
+    }
 
     #[test]
     fn what_is_written_is_read_and_nonsense_is_an_error() {
