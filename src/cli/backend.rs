@@ -126,6 +126,8 @@ fn check(config: &Config, name: &str, callers: usize, json: bool) -> Result<Exit
 /// The algorithms that the device makes keys of: it is asked for one of each.
 fn algorithms(config: &Config, name: &str) -> Result<Vec<KeyAlgorithm>, BackendError> {
     let mut backend = keys::open(config, name)?;
+    // A module that cannot be opened may say Unsupported too, and that is not about algorithms.
+    backend.list()?;
     let mut algorithms = Vec::new();
     for algorithm in KeyAlgorithm::ALL {
         let octets = [THROWAWAY_PREFIX, b"probe/", algorithm.name().as_bytes()].concat();
@@ -137,7 +139,11 @@ fn algorithms(config: &Config, name: &str) -> Result<Vec<KeyAlgorithm>, BackendE
                 backend.delete(&id)?;
             }
             Err(error) if error.kind == BackendErrorKind::Unsupported => {}
-            Err(error) => return Err(error),
+            Err(error) => {
+                // It may have been made all the same.
+                let _ = backend.delete(&id);
+                return Err(error);
+            }
         }
     }
     if algorithms.is_empty() {

@@ -186,4 +186,14 @@ fn an_operators_own_device_is_checked_and_left_as_it_was() {
     assert!(report.contains("LATENCY") && report.contains(" 0 failed"), "{report}");
     assert!(node.token.open().list().expect("listed").is_empty());
     assert!(node.fail(&["backend", "check", "nothing"]).contains("nothing"));
+    // A module that is not loaded at all is not blamed for its algorithms.
+    let module = node.scratch.write("module.so", "");
+    let content = std::fs::read_to_string(&node.configuration).expect("the configuration");
+    std::fs::write(
+        &node.configuration,
+        content.replace(&*Token::treacherous().to_string_lossy(), &module.to_string_lossy()),
+    )
+    .expect("written");
+    let words = node.fail(&["backend", "check", "token"]);
+    assert!(words.contains("module.so is not") && words.contains("hint: "), "{words}");
 }
