@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use device::{DEADLINE, Node, events, tpm_plugin};
 use pintle_test_support::{
     Agent, AuditEvent, BootstrapCredential, ControlPlane, Kubelet, KubeletOptions, Options, ReservedPorts,
@@ -69,6 +72,17 @@ fn requests_by_certificate(events: &[AuditEvent], user: &str) -> BTreeMap<String
     counts
 }
 
+/// SHA-256 of each certificate that the cluster has issued, as a credential id has it.
+fn issued(cluster: &ControlPlane) -> BTreeSet<String> {
+    let requests = cluster.requests().into_iter().filter_map(|request| request.certificate);
+    let digest = |certificate: String| {
+        let text = BASE64_STANDARD.decode(certificate).expect("base64");
+        let leaf = pem::parse(text).expect("PEM");
+        digest(&SHA256, leaf.contents()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    requests.map(digest).collect()
+}
+
 /// kubectl with the kubelet's kubeconfig: what it may get, and a watch that began before a rotation and goes on after it.
 fn kubectl_is_the_node(cluster: &ControlPlane, served: &Served, agent: &mut Agent) {
     let (kubeconfig, name) = (served.kubeconfig(), served.node.name.clone());
@@ -104,11 +118,9 @@ fn kubectl_is_the_node(cluster: &ControlPlane, served: &Served, agent: &mut Agen
 /// Everything that a kubelet needs from the proxy, for as many rotations as there are to be.
 fn a_kubelet_lives_through_rotations(cluster: &ControlPlane, served: &Served) {
     let rotations = rotations();
-    let user = format!("system:node:{}", served.node.name);
     let mut agent = served.node.start();
     agent.wait_for_log("the proxy speaks as the first certificate", DEADLINE, |line| line["event"] == "proxy_swapped");
-    let mut kubelet =
-        Kubelet::start(cluster, &KubeletOptions::new(served.node.name.as_str(), served.kubeconfig()));
+    let mut kubelet = Kubelet::start(cluster, &KubeletOptions::new(served.node.name.as_str(), served.kubeconfig()));
     kubelet.wait_ready(DEADLINE);
     eventually("it has a Lease", DEADLINE, || kubelet.lease_renew_time());
 
@@ -147,28 +159,33 @@ fn a_kubelet_lives_through_rotations(cluster: &ControlPlane, served: &Served) {
         .collect();
     assert_eq!(complaints, Vec::<&str>::new());
 
-    let log = cluster.audit_events().split_off(audited);
-    let of_node: Vec<&AuditEvent> = log.iter().filter(|event| event.username == user).collect();
-    assert!(log.iter().all(|event| event.code != 401 && event.username != "system:anonymous"));
-    let leases: Vec<&&AuditEvent> = of_node.iter().filter(|event| event.resource == "leases").collect();
-    assert!(leases.iter().all(|event| event.code == 200), "{leases:#?}");
-    // Nobody else has asked for what is the kubelet's, besides this test.
-    let others: BTreeSet<&str> = log
-        .iter()
-        .filter(|event| event.resource == "leases" && event.name == served.node.name && event.verb != "get")
-        .map(|event| event.username.as_str())
-        .collect();
-    assert_eq!(others, BTreeSet::from([user.as_str()]));
-    let by_certificate = requests_by_certificate(&log, &user);
-    println!(
-        "{rotations} rotations, {renewals} Lease renewals seen, {} answered, at most {longest:?} apart; \
-         requests by certificate (Lease, other): {by_certificate:#?}",
-        leases.len()
-    );
-    // Each certificate but the newest, which may not have been used yet, has carried requests of the kubelet's.
-    assert!(by_certificate.len() >= rotations, "{} certificates", by_certificate.len());
+    audit_shows_the_node_alone(cluster, &served.node.name, audited, rotations);
+    println!("{rotations} rotations, {renewals} Lease renewals seen, at most {longest:?} apart");
     let status = served.node.status().expect("the agent answers");
     println!("{:#}", status["proxy"]);
+}
+
+/// What the API server saw from its `audited`th request on.
+fn audit_shows_the_node_alone(cluster: &ControlPlane, name: &str, audited: usize, rotations: usize) {
+    let user = format!("system:node:{name}");
+    let log = cluster.audit_events();
+    let by_certificate = requests_by_certificate(&log, &user);
+    println!("certificate: Lease renewals, other requests through the proxy: {by_certificate:#?}");
+    // Each certificate that was issued has carried requests; the newest one may not have come to it yet.
+    let (issued, used) = (issued(cluster), by_certificate.into_keys().collect::<BTreeSet<_>>());
+    assert!(used.is_subset(&issued), "{:?}", used.difference(&issued));
+    assert!(issued.difference(&used).count() <= 1, "{:?}", issued.difference(&used));
+    assert!(used.len() >= rotations, "{} certificates", used.len());
+
+    let log = &log[audited..];
+    let refused: Vec<_> = log.iter().filter(|event| event.code == 401 || event.code >= 500).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+    let written: Vec<_> = log.iter().filter(|event| event.resource == "leases" && event.verb != "get").collect();
+    assert!(written.iter().all(|event| event.username == user && event.code == 200), "{written:#?}");
+    // Whatever did not come from the node came from the administrator, or from the control plane itself.
+    let users: BTreeSet<&str> = log.iter().map(|event| event.username.as_str()).collect();
+    let known = BTreeSet::from([user.as_str(), "administrator", "system:apiserver"]);
+    assert!(users.is_subset(&known), "{users:?}");
 }
 
 fn control_plane() -> ControlPlane {
