@@ -288,7 +288,10 @@ async fn run(shared: &Shared, mut relay: Box<Relay>, lease: Lease) -> Result<(),
                 return if relay.is_idle() {
                     Ok(())
                 } else {
-                    Err(failure(FailureReason::CutAtEnd, "the certificate ended with a request under way"))
+                    Err(failure(
+                        FailureReason::CutAtEnd,
+                        "the drain time, or the certificate, ended with a request under way",
+                    ))
                 };
             }
         }

@@ -1,0 +1,212 @@
+//! A real kubelet that is not told of any of this: its key is in a device, and it speaks through the credential proxy.
+
+mod device;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use device::{DEADLINE, Node, events, tpm_plugin};
+use pintle_test_support::{
+    Agent, AuditEvent, BootstrapCredential, ControlPlane, Kubelet, KubeletOptions, Options, ReservedPorts,
+    ScratchDirectory, Swtpm, Token, TokenModule, eventually,
+};
+
+/// Of a certificate. A rotation takes place in the last third of it.
+const LIFE: &str = "20s";
+/// Short beside that, so that each certificate has most of its life to itself.
+const DRAIN: &str = "4s";
+/// A kubelet renews its Lease every 10 s; this is a late one, and still less than half of the 40 s that a Lease lasts.
+const LATE: Duration = Duration::from_secs(18);
+/// Of the kubelet's log, in lower case: the words of client-go's Lease controller, and of an API server that does not know
+/// the certificate.
+const COMPLAINTS: [&str; 5] =
+    ["failed to update lease", "failed to update node lease", "failed to ensure lease", "unauthorized", "x509:"];
+
+/// How many rotations a kubelet is watched through.
+fn rotations() -> usize {
+    std::env::var("PINTLE_TEST_ROTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+/// A node whose agent runs the proxy. The configuration of the device comes from the caller.
+struct Served {
+    node: Node,
+    _port: ReservedPorts,
+}
+
+impl Served {
+    fn new(mut node: Node, environment: Vec<(&'static str, PathBuf)>, table: &str, cluster: &ControlPlane) -> Self {
+        let port = ReservedPorts::one();
+        let path = |name: &str| node.scratch.join(name).display().to_string();
+        let proxy = format!(
+            "[proxy]\nlisten = \"127.0.0.1:{}\"\ndrain = \"{DRAIN}\"\nruntime-dir = \"{}\"\nkubeconfig = \"{}\"\n",
+            port.port(0),
+            path("run"),
+            path("kubelet.kubeconfig"),
+        );
+        node.set_environment(environment);
+        node.configure("device", &proxy, &[("device", table)]);
+        let bootstrap = cluster.bootstrap_kubeconfig(BootstrapCredential::SecretToken);
+        node.bootstrap_with(&std::fs::read_to_string(bootstrap).expect("the bootstrap kubeconfig"));
+        Self { node, _port: port }
+    }
+
+    /// The one that pintle writes for the kubelet.
+    fn kubeconfig(&self) -> PathBuf {
+        self.node.scratch.join("kubelet.kubeconfig")
+    }
+}
+
+/// The node's requests, by the certificate that they came with: how many of them renewed the Lease, and how many others.
+fn requests_by_certificate(events: &[AuditEvent], user: &str) -> BTreeMap<String, (usize, usize)> {
+    let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    // Not pintle's own, which go around the proxy.
+    for event in events.iter().filter(|event| event.username == user && !event.user_agent.starts_with("pintle")) {
+        let certificate = event.certificate_sha256.clone().expect("a node has a certificate");
+        let count = counts.entry(certificate).or_default();
+        if event.resource == "leases" { count.0 += 1 } else { count.1 += 1 }
+    }
+    counts
+}
+
+/// SHA-256 of each certificate that the cluster has issued, as a credential id has it.
+fn issued(cluster: &ControlPlane) -> BTreeSet<String> {
+    let requests = cluster.requests().into_iter().filter_map(|request| request.certificate);
+    let digest = |certificate: String| {
+        let text = BASE64_STANDARD.decode(certificate).expect("base64");
+        let leaf = pem::parse(text).expect("PEM");
+        digest(&SHA256, leaf.contents()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    requests.map(digest).collect()
+}
+
+/// kubectl with the kubelet's kubeconfig: what it may get, and a watch that began before a rotation and goes on after it.
+fn kubectl_is_the_node(cluster: &ControlPlane, served: &Served, agent: &mut Agent) {
+    let (kubeconfig, name) = (served.kubeconfig(), served.node.name.clone());
+    let who = cluster.who_is_in(&kubeconfig).expect("known");
+    assert_eq!(who.username, format!("system:node:{name}"));
+    let got = cluster.try_kubectl_as(&kubeconfig, &["get", "node", &name, "-o", "name"]).expect("its own node");
+    assert_eq!(got.trim(), format!("node/{name}"));
+    assert!(cluster.try_kubectl_as(&kubeconfig, &["get", "secrets", "-A"]).is_err(), "a node may not");
+
+    // A fresh certificate first, so that nothing but the rotation below falls into the watch.
+    let swapped = events(agent, "proxy_swapped");
+    served.node.rotate();
+    agent.wait_for("a fresh certificate", DEADLINE, |agent| {
+        (events(agent, "proxy_swapped") > swapped && agent.log().last()?["event"] == "holding").then_some(())
+    });
+    let columns = "jsonpath=<{.metadata.annotations.watched}>{\"\\n\"}";
+    let mut watch = cluster.kubectl_command(&kubeconfig, &["get", "node", &name, "--watch", "-o", columns]).start();
+    eventually("kubectl watches", DEADLINE, || watch.output().contains("<>").then_some(()));
+    let swapped = events(agent, "proxy_swapped");
+    served.node.rotate();
+    agent.wait_for("a rotation during the watch", DEADLINE, |agent| {
+        (events(agent, "proxy_swapped") > swapped).then_some(())
+    });
+    cluster.kubectl(&["annotate", "node", &name, "watched=across"]);
+    eventually("the watch shows what came after the rotation", DEADLINE, || {
+        watch.output().contains("<across>").then_some(())
+    });
+    // It ends at the end of the drain: a `kubectl get --watch` does not begin again by itself, and does not fail either.
+    let status = watch.wait(DEADLINE);
+    assert!(status.success(), "{status:?}: {}", watch.output());
+}
+
+/// Everything that a kubelet needs from the proxy, for as many rotations as there are to be.
+fn a_kubelet_lives_through_rotations(cluster: &ControlPlane, served: &Served) {
+    let rotations = rotations();
+    let mut agent = served.node.start();
+    agent.wait_for_log("the proxy speaks as the first certificate", DEADLINE, |line| line["event"] == "proxy_swapped");
+    let mut kubelet = Kubelet::start(cluster, &KubeletOptions::new(served.node.name.as_str(), served.kubeconfig()));
+    kubelet.wait_ready(DEADLINE);
+    eventually("it has a Lease", DEADLINE, || kubelet.lease_renew_time());
+
+    // From here on nothing may fail.
+    let quiet = kubelet.process().output().len();
+    let audited = cluster.audit_events().len();
+    let began = events(&agent, "proxy_swapped");
+    let end = Instant::now() + Duration::from_secs(60 + 40 * rotations as u64);
+    let (mut renewed, mut renewals, mut longest) = (kubelet.lease_renew_time(), 0, Duration::ZERO);
+    let mut since = Instant::now();
+    let mut watched_with_kubectl = false;
+    while events(&agent, "proxy_swapped") < began + rotations || renewals < 2 {
+        assert!(Instant::now() < end, "{} rotations\n{}", events(&agent, "proxy_swapped") - began, agent.output());
+        agent.process().assert_running();
+        kubelet.process().assert_running();
+        assert!(kubelet.is_ready(), "{}", kubelet.last_lines());
+        let now = kubelet.lease_renew_time();
+        if now > renewed {
+            (renewed, renewals) = (now, renewals + 1);
+            since = Instant::now();
+        }
+        longest = longest.max(since.elapsed());
+        assert!(since.elapsed() < LATE, "the Lease was not renewed in {:?}\n{}", since.elapsed(), kubelet.last_lines());
+        if renewals == 1 && !watched_with_kubectl {
+            watched_with_kubectl = true;
+            kubectl_is_the_node(cluster, served, &mut agent);
+            since = Instant::now();
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+
+    let said = kubelet.process().output()[quiet..].to_owned();
+    let complaints: Vec<&str> = said
+        .lines()
+        .filter(|line| COMPLAINTS.iter().any(|complaint| line.to_lowercase().contains(complaint)))
+        .collect();
+    assert_eq!(complaints, Vec::<&str>::new());
+
+    audit_shows_the_node_alone(cluster, &served.node.name, audited, rotations);
+    println!("{rotations} rotations, {renewals} Lease renewals seen, at most {longest:?} apart");
+    let status = served.node.status().expect("the agent answers");
+    println!("{:#}", status["proxy"]);
+}
+
+/// What the API server saw from its `audited`th request on.
+fn audit_shows_the_node_alone(cluster: &ControlPlane, name: &str, audited: usize, rotations: usize) {
+    let user = format!("system:node:{name}");
+    let log = cluster.audit_events();
+    let by_certificate = requests_by_certificate(&log, &user);
+    println!("certificate: Lease renewals, other requests through the proxy: {by_certificate:#?}");
+    // Each certificate that was issued has carried requests; the newest one may not have come to it yet.
+    let (issued, used) = (issued(cluster), by_certificate.into_keys().collect::<BTreeSet<_>>());
+    assert!(used.is_subset(&issued), "{:?}", used.difference(&issued));
+    assert!(issued.difference(&used).count() <= 1, "{:?}", issued.difference(&used));
+    assert!(used.len() >= rotations, "{} certificates", used.len());
+
+    let log = &log[audited..];
+    let refused: Vec<_> = log.iter().filter(|event| event.code == 401 || event.code >= 500).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+    let written: Vec<_> = log.iter().filter(|event| event.resource == "leases" && event.verb != "get").collect();
+    assert!(written.iter().all(|event| event.username == user && event.code == 200), "{written:#?}");
+    // Whatever did not come from the node came from the administrator, or from the control plane itself.
+    let users: BTreeSet<&str> = log.iter().map(|event| event.username.as_str()).collect();
+    let known = BTreeSet::from([user.as_str(), "administrator", "system:apiserver"]);
+    assert!(users.is_subset(&known), "{users:?}");
+}
+
+fn control_plane() -> ControlPlane {
+    ControlPlane::start(Options { cluster_signing_duration: LIFE.into(), ..Options::default() })
+}
+
+#[test]
+fn c18_a_kubelet_lives_on_a_key_in_softhsm() {
+    let cluster = control_plane();
+    let storage = ScratchDirectory::new();
+    let token = Token::new(TokenModule::SoftHsm, storage.join("token"));
+    let environment = token.environment();
+    let served = Served::new(Node::new("kubelet-softhsm"), environment, &token.table(), &cluster);
+    a_kubelet_lives_through_rotations(&cluster, &served);
+}
+
+#[test]
+fn c18_a_kubelet_lives_on_a_key_in_a_tpm() {
+    let cluster = control_plane();
+    let node = Node::new("kubelet-tpm");
+    let swtpm = Swtpm::new(node.scratch.join("tpm-device"));
+    let served = Served::new(node, Vec::new(), &swtpm.table(&tpm_plugin()), &cluster);
+    a_kubelet_lives_through_rotations(&cluster, &served);
+}
