@@ -111,10 +111,12 @@ impl Device {
     }
 
     fn tpm(directory: &Path) -> Result<Self, StartError> {
-        let plugin = tpm_plugin().ok_or_else(|| StartError {
+        let plugin = tpm_plugin().or_else(built_tpm_plugin).ok_or_else(|| StartError {
             detail: format!("the TPM's plugin {TPM_PLUGIN} is not installed"),
-            hint: "apt-get install pintle-tpm; in the source tree: cargo build --release -p pintle-backend-tpm"
-                .to_owned(),
+            hint:
+                "apt-get install pintle-tpm; in the source tree, with Debian's libtss2-dev and pkg-config: cargo build \
+                   --release -p pintle-backend-tpm"
+                    .to_owned(),
         })?;
         let state = directory.join("tpm-state");
         std::fs::create_dir(&state).map_err(|error| StartError {
@@ -163,6 +165,23 @@ fn tpm_plugin() -> Option<PathBuf> {
         .into_iter()
         .flatten()
         .find(|path| path.exists())
+}
+
+/// Under `cargo run` the plugin is built where it is missing: it is a library of its own, which the program does not
+/// depend on, so cargo has not built it.
+fn built_tpm_plugin() -> Option<PathBuf> {
+    let (cargo, tree) = (std::env::var_os("CARGO")?, std::env::var_os("CARGO_MANIFEST_DIR")?);
+    let program = std::env::current_exe().ok()?;
+    let profile = program.parent()?.file_name()?.to_str()?;
+    eprintln!("The TPM's plugin is built first (cargo build -p pintle-backend-tpm).");
+    let mut build = Command::new(cargo);
+    build
+        .args(["build", "--quiet", "--package", "pintle-backend-tpm", "--manifest-path"])
+        .arg(Path::new(&tree).join("Cargo.toml"));
+    if profile == "release" {
+        build.arg("--release");
+    }
+    build.status().ok()?.success().then(tpm_plugin)?
 }
 
 /// Starts swtpm on a free port and the next one, where its control channel must be; `None` if they are taken.
