@@ -182,7 +182,7 @@ fn c25_the_agent_outlives_its_module_and_says_why_it_is_down() {
 #[test]
 fn an_operators_own_device_is_checked_and_left_as_it_was() {
     let node = Node::new();
-    // One caller: SoftHSM rewrites its token's file inside C_Login, and each caller is a process of its own.
+    // One caller: each is a process of its own, and of several one was sometimes told that the token is not present.
     let report = node.succeed(&["backend", "check", "token", "--callers", "1"]);
     assert!(report.contains("LATENCY") && report.contains(" 0 failed"), "{report}");
     assert!(node.token.open().list().expect("listed").is_empty());
