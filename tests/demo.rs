@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use pintle_test_support::{ProcessCommand, ScratchDirectory, TestProcess, cluster_binary, eventually};
+use pintle_test_support::{ProcessCommand, ScratchDirectory, TestProcess, eventually, kubectl};
 
 /// The demo promises to end within a minute.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -43,11 +43,7 @@ fn said(output: &str, beginning: &str) -> Vec<String> {
 /// Runs a command as the demo says it, with the kubectl of the test bed.
 fn run(scratch: &ScratchDirectory, words: &[String]) -> (ExitStatus, String) {
     let mut command = match words[0].as_str() {
-        "kubectl" => {
-            let mut command = Command::new(cluster_binary());
-            command.arg("kubectl");
-            command
-        }
+        "kubectl" => kubectl(),
         other => Command::new(other),
     };
     let output = command.args(&words[1..]).env("HOME", scratch.path()).output().expect("it starts");

@@ -257,7 +257,7 @@ async fn requests_are_validated_as_by_the_api_server() {
 #[tokio::test]
 async fn without_a_valid_credential_there_is_401_and_the_date() {
     let control_plane = control_plane::start(options()).await.unwrap();
-    let mut kubeconfig: serde_json::Value = serde_yaml::from_str(&control_plane.bootstrap_kubeconfig()).unwrap();
+    let mut kubeconfig: serde_json::Value = serde_saphyr::from_str(&control_plane.bootstrap_kubeconfig()).unwrap();
     kubeconfig["users"][0]["user"] = json!({ "token": "000000.0000000000000000" });
     let wrong = client(&kubeconfig.to_string()).await;
     assert_eq!(code(requests(&wrong).list(&ListParams::default()).await.unwrap_err()), 401);
@@ -449,7 +449,6 @@ async fn every_key_algorithm_of_the_agent_is_signed() {
 
 /// kubectl, with everything that it writes in a temporary directory.
 struct Kubectl {
-    program: String,
     home: tempfile::TempDir,
 }
 
@@ -464,24 +463,16 @@ impl Drop for Running {
 }
 
 impl Kubectl {
-    /// PINTLE_TEST_KUBECTL, or the one on the PATH; 1.28 or later, because `auth whoami` is. Without one the test is skipped, but fails where CI=true.
-    fn find(kubeconfig: &str) -> Option<Self> {
-        let program = std::env::var("PINTLE_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
-        let found = Command::new(&program).args(["version", "--client"]).output().is_ok_and(|ran| ran.status.success());
-        if !found {
-            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{program} does not run, and CI must not skip this");
-            eprintln!("skipped: {program} does not run; name one in PINTLE_TEST_KUBECTL");
-            return None;
-        }
+    fn with(kubeconfig: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("config"), kubeconfig).unwrap();
-        Some(Self { program, home })
+        Self { home }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = pintle_test_support::kubectl();
         command.args(arguments).env("HOME", self.home.path()).env("KUBECONFIG", self.home.path().join("config"));
-        command.env("KUBECACHEDIR", self.home.path().join("cache")).stdin(Stdio::null());
+        command.env("KUBECACHEDIR", self.home.path().join("cache"));
         command
     }
 
@@ -498,7 +489,7 @@ impl Kubectl {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unmodified_kubectl_lists_describes_approves_watches_and_deletes() {
     let control_plane = control_plane::start(Options { manual_approval: true, ..options() }).await.unwrap();
-    let Some(kubectl) = Kubectl::find(&control_plane.admin_kubeconfig().unwrap()) else { return };
+    let kubectl = Kubectl::with(&control_plane.admin_kubeconfig().unwrap());
     let (client, key) = (bootstrap(&control_plane).await, KeyPair::generate().unwrap());
     let mut object = request("csr-1", KUBELET, "worker", &[], &key);
     object.spec.expiration_seconds = Some(86_400);
@@ -559,7 +550,7 @@ async fn an_unmodified_kubectl_lists_describes_approves_watches_and_deletes() {
 
     // The node's own identity, as kubectl shows it.
     let node = control_plane.client_kubeconfig("system:node:a", &["system:nodes"], Duration::from_secs(60)).unwrap();
-    let Some(node) = Kubectl::find(&node) else { return };
+    let node = Kubectl::with(&node);
     assert!(node.run(&["auth", "whoami"]).await.contains("system:node:a"));
     assert!(node.run(&["get", "csr", "csr-2"]).await.contains("Denied"));
 }

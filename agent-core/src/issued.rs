@@ -36,19 +36,25 @@ impl fmt::Display for KeyName {
 pub struct Credential {
     key: KeyName,
     chain: Arc<[Vec<u8>]>,
-    facts: Arc<Facts>,
+    leaf: Arc<Leaf>,
     installed_at: UnixTime,
 }
 
-/// What is read from a leaf.
+/// What a leaf says of itself, whether or not it may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Facts {
-    fingerprint: [u8; 32],
-    serial: String,
-    subject: String,
-    public_key: Vec<u8>,
-    not_before: UnixTime,
-    not_after: UnixTime,
+pub struct Leaf {
+    /// SHA-256 of its DER.
+    pub fingerprint: [u8; 32],
+    /// Its serial number, upper-case hexadecimal.
+    pub serial: String,
+    /// Its subject, as text (RFC 4514 order is not promised).
+    pub subject: String,
+    /// Its SubjectPublicKeyInfo, DER.
+    pub public_key: Vec<u8>,
+    /// The beginning of its validity, inclusive.
+    pub not_before: UnixTime,
+    /// The end of its validity.
+    pub not_after: UnixTime,
 }
 
 impl Credential {
@@ -69,32 +75,32 @@ impl Credential {
 
     /// SHA-256 of the leaf's DER: what an API server calls `X509SHA256` in a credential id.
     pub fn fingerprint(&self) -> &[u8; 32] {
-        &self.facts.fingerprint
+        &self.leaf.fingerprint
     }
 
     /// The leaf's serial number in upper-case hexadecimal, as `openssl x509 -serial` prints it.
     pub fn serial(&self) -> &str {
-        &self.facts.serial
+        &self.leaf.serial
     }
 
     /// The leaf's subject, as text (RFC 4514 order is not promised).
     pub fn subject(&self) -> &str {
-        &self.facts.subject
+        &self.leaf.subject
     }
 
     /// The leaf's SubjectPublicKeyInfo, DER.
     pub fn public_key(&self) -> &[u8] {
-        &self.facts.public_key
+        &self.leaf.public_key
     }
 
     /// The beginning of the leaf's validity, inclusive.
     pub fn not_before(&self) -> UnixTime {
-        self.facts.not_before
+        self.leaf.not_before
     }
 
     /// The end of the leaf's validity.
     pub fn not_after(&self) -> UnixTime {
-        self.facts.not_after
+        self.leaf.not_after
     }
 
     /// When it was installed: the usable life counts from here, see [`crate::policy::Window`].
@@ -111,7 +117,7 @@ impl Credential {
 
     /// Whether the validity has ended.
     pub fn has_ended(&self, now: UnixTime) -> bool {
-        now >= self.facts.not_after
+        now >= self.leaf.not_after
     }
 
     #[cfg(test)]
@@ -121,7 +127,7 @@ impl Credential {
         fingerprint[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
         let key =
             KeyName { backend: "simulated".to_owned(), id: KeyId::new(number.to_be_bytes()).expect("eight octets") };
-        let facts = Facts {
+        let leaf = Leaf {
             fingerprint,
             serial: format!("{number:X}"),
             subject: String::new(),
@@ -129,7 +135,7 @@ impl Credential {
             not_before,
             not_after,
         };
-        Self { key, chain: Arc::new([]), facts: Arc::new(facts), installed_at: not_before }
+        Self { key, chain: Arc::new([]), leaf: Arc::new(leaf), installed_at: not_before }
     }
 
     #[cfg(test)]
@@ -144,7 +150,7 @@ impl fmt::Debug for Credential {
         write!(
             formatter,
             "Credential({} serial {} until {} key {})",
-            self.facts.subject, self.facts.serial, self.facts.not_after, self.key
+            self.leaf.subject, self.leaf.serial, self.leaf.not_after, self.key
         )
     }
 }
@@ -169,8 +175,8 @@ impl TryFrom<Stored> for Credential {
 
     fn try_from(stored: Stored) -> Result<Self, Rejection> {
         let chain = parse_chain(&stored.chain)?;
-        let facts = Facts::of(&parse(&chain[0])?);
-        Ok(Self { key: stored.key, chain: chain.into(), facts: Arc::new(facts), installed_at: stored.installed_at })
+        let leaf = Leaf::read(&parse(&chain[0])?);
+        Ok(Self { key: stored.key, chain: chain.into(), leaf: Arc::new(leaf), installed_at: stored.installed_at })
     }
 }
 
@@ -233,24 +239,24 @@ pub fn accept(
     now: UnixTime,
 ) -> Result<Credential, Rejection> {
     let chain = parse_chain(chain)?;
-    let leaf = parse(&chain[0])?;
-    let facts = Facts::of(&leaf);
-    if facts.public_key != public_key.as_der() {
+    let certificate = parse(&chain[0])?;
+    let leaf = Leaf::read(&certificate);
+    if leaf.public_key != public_key.as_der() {
         return Err(Rejection::OtherKey);
     }
-    check_subject(&leaf, requested)?;
-    check_names(&leaf, requested)?;
-    check_usages(&leaf)?;
-    if now >= facts.not_after {
-        return Err(Rejection::Ended(facts.not_after));
+    check_subject(&certificate, requested)?;
+    check_names(&certificate, requested)?;
+    check_usages(&certificate)?;
+    if now >= leaf.not_after {
+        return Err(Rejection::Ended(leaf.not_after));
     }
-    if now < facts.not_before {
-        return Err(Rejection::NotYetValid(facts.not_before));
+    if now < leaf.not_before {
+        return Err(Rejection::NotYetValid(leaf.not_before));
     }
     if let Some(authorities) = authorities {
         check_authority(&chain, authorities)?;
     }
-    Ok(Credential { key, chain: chain.into(), facts: Arc::new(facts), installed_at: now })
+    Ok(Credential { key, chain: chain.into(), leaf: Arc::new(leaf), installed_at: now })
 }
 
 /// The node's name in the subject of a chain's leaf (`CN=system:node:NAME`), if it is a node's.
@@ -266,13 +272,19 @@ pub fn node_name_of(chain: &str) -> Option<String> {
 /// # Errors
 /// `Unreadable` if there is no leaf or its key is of an unknown kind.
 pub fn public_key_of(chain: &str) -> Result<PublicKey, Rejection> {
-    let chain = parse_chain(chain)?;
-    let facts = Facts::of(&parse(&chain[0])?);
-    PublicKey::from_der(facts.public_key).map_err(|error| Rejection::Unreadable(error.to_string()))
+    PublicKey::from_der(Leaf::of(chain)?.public_key).map_err(|error| Rejection::Unreadable(error.to_string()))
 }
 
-impl Facts {
-    fn of(leaf: &X509Certificate<'_>) -> Self {
+impl Leaf {
+    /// The leaf of a chain, PEM; other blocks, such as a private key, are passed over.
+    ///
+    /// # Errors
+    /// `Unreadable` if there is no leaf.
+    pub fn of(chain: &str) -> Result<Self, Rejection> {
+        Ok(Self::read(&parse(&parse_chain(chain)?[0])?))
+    }
+
+    fn read(leaf: &X509Certificate<'_>) -> Self {
         let mut fingerprint = [0; 32];
         fingerprint.copy_from_slice(digest(&SHA256, leaf.as_raw()).as_ref());
         let serial = leaf.raw_serial().iter().map(|octet| format!("{octet:02X}")).collect::<String>();

@@ -113,14 +113,20 @@ pub struct Window {
 impl Window {
     /// The window of this credential.
     pub fn of(credential: &Credential) -> Self {
-        let end = credential.not_after();
-        let begin = credential.not_before().max(credential.installed_at()).min(end);
+        let (not_before, not_after) = (credential.not_before(), credential.not_after());
+        Self::new(not_before, not_after, credential.installed_at(), credential.fingerprint())
+    }
+
+    /// The window of a leaf with this validity and fingerprint that was installed at this time.
+    pub fn new(not_before: UnixTime, not_after: UnixTime, installed_at: UnixTime, fingerprint: &[u8; 32]) -> Self {
+        let end = not_after;
+        let begin = not_before.max(installed_at).min(end);
         let life = end.since(begin);
         let opens = begin + life * 7 / 10;
         let closes = begin + life * 9 / 10;
         let unhurried = end - Policy::FILE_CONSUMER_DELAY;
         let closes = if unhurried > opens { closes.min(unhurried) } else { closes };
-        let deadline = opens + closes.since(opens).mul_f64(fraction_of_hash(credential.fingerprint()));
+        let deadline = opens + closes.since(opens).mul_f64(fraction_of_hash(fingerprint));
         Self { begin, opens, deadline, closes, end }
     }
 }

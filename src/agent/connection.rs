@@ -9,7 +9,7 @@ use pintle_plugins_api::BackendError;
 use tokio::sync::oneshot;
 
 use crate::config::Config;
-use crate::consumers::kubeconfig;
+use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{HeldCertificate, Keyring, certified_key};
 use crate::kubernetes::{Api, Cluster, ClusterError};
 
@@ -85,7 +85,8 @@ impl Connections {
             }
         };
         if !config.kubeconfig.exists() {
-            kubeconfig::write_cluster(&config.cluster_kubeconfig(), path).map_err(|error| {
+            let kept = config.cluster_kubeconfig();
+            Kubeconfig::for_cluster_of(path).and_then(|kubeconfig| kubeconfig.write(&kept, None)).map_err(|error| {
                 ApiFailure::NoCredential(format!("the cluster of {} cannot be kept: {error}", path.display()))
             })?;
         }

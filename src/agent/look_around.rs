@@ -4,12 +4,11 @@ use std::time::{Duration, Instant};
 
 use pintle_agent_core::issued::public_key_of;
 use pintle_agent_core::rotation::{ApiFailure, Authority};
-use pintle_agent_core::{Credential, Event, Phase};
+use pintle_agent_core::{Event, Phase};
 use pintle_plugins_api::BackendErrorKind;
 
-use super::perform::pair_content;
+use super::perform::write_pair;
 use super::{Agent, now};
-use crate::telemetry;
 
 /// Whether the API server still accepts the certificate in use is asked this often. A rotation would come too late to
 /// notice that the authority was replaced (case C07).
@@ -51,7 +50,9 @@ impl Agent {
             return Event::Woke;
         }
         if !self.pairs.read_current().is_ok_and(|pair| public_key_of(&pair).is_ok()) {
-            self.publish_again(&held).await;
+            // Somebody removed or tore the pair, or the file system it was on is another (case C10). What cannot be
+            // written is tried again at the next look.
+            let _ = write_pair(&self.keyring, &self.pairs, &self.telemetry, &held).await;
         }
         if !self.probe.is_due() {
             return Event::Woke;
@@ -82,18 +83,6 @@ impl Agent {
         match &self.state.held {
             Some(held) => self.keyring.try_key(held.key()).await.is_ok(),
             None => false,
-        }
-    }
-
-    /// Somebody removed or tore the pair, or the file system it was on is another (case C10). What cannot be written is
-    /// tried again at the next look.
-    async fn publish_again(&self, held: &Credential) {
-        let Ok(content) = pair_content(&self.keyring, held).await else {
-            return;
-        };
-        if let Ok(path) = self.pairs.publish(&content) {
-            let (path, serial) = (path.display().to_string(), held.serial().to_owned());
-            self.telemetry.emit(telemetry::Event::PairPublished { path, serial });
         }
     }
 }

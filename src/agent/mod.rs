@@ -1,9 +1,8 @@
 //! The driver of the rotation: step, save the journal, perform the action, and step again with what came of it.
 //!
-//! Async begins here. The world is reached through [`clock::Clock`] (time), [`crate::store`] (disk),
+//! Async begins here. The world is reached through [`crate::clock`] (time), [`crate::store`] (disk),
 //! [`crate::keys::Keyring`] (backends) and `connection::Connections` (the API server), and through nothing else.
 
-pub mod clock;
 mod command;
 mod connection;
 mod look_around;
@@ -12,6 +11,7 @@ mod proxy;
 mod recovery;
 pub(crate) mod report;
 pub mod service;
+mod start;
 
 use std::sync::Arc;
 
@@ -20,15 +20,15 @@ use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, 
 use pintle_plugins_api::{BackendError, KeyAlgorithm};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::clock::{self, Clock, now};
 use crate::config::Config;
 use crate::keys::Keyring;
 use crate::keys::inventory::Inventory;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{self, Telemetry};
-use clock::{Clock, now};
 use connection::Connections;
 
-pub use recovery::StartError;
+pub use start::StartError;
 
 /// What an operator may ask of a running agent.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ impl Agent {
     /// # Errors
     /// What only a person can mend: a state directory that cannot be used, or a node that was renamed.
     pub async fn start(parts: Parts) -> Result<Self, StartError> {
-        recovery::start(parts).await
+        start::start(parts).await
     }
 
     /// Runs until it is told to stop, or until what `until` says.

@@ -11,11 +11,12 @@ use zeroize::Zeroizing;
 
 use super::connection::check_key;
 use super::{Agent, now};
-use crate::consumers::kubeconfig;
+use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE, Keyring};
 use crate::kubernetes::Api;
 use crate::kubernetes::requests::Outcome;
-use crate::telemetry;
+use crate::store::PairDirectory;
+use crate::telemetry::{self, Telemetry};
 
 impl Agent {
     pub(super) async fn perform(&mut self, action: Action) -> Event {
@@ -169,18 +170,8 @@ impl Agent {
                 return Event::PublishFailed { detail: error.to_string(), key_lost };
             }
         }
-        let content = match pair_content(&self.keyring, issued).await {
-            Ok(content) => content,
-            Err(detail) => return failed(detail),
-        };
-        match self.pairs.publish(&content) {
-            Ok(path) => {
-                let (path, serial) = (path.display().to_string(), issued.serial().to_owned());
-                self.telemetry.emit(telemetry::Event::PairPublished { path, serial });
-            }
-            Err(error) => {
-                return failed(format!("the pair cannot be written to {}: {error}", self.config.cert_dir.display()));
-            }
+        if let Err(detail) = write_pair(&self.keyring, &self.pairs, &self.telemetry, issued).await {
+            return failed(detail);
         }
         if let Err(detail) = self.ensure_kubeconfig() {
             return failed(detail);
@@ -201,8 +192,12 @@ impl Agent {
         let Some(cluster) = self.config.bootstrap_kubeconfig.iter().chain([&kept]).find(|path| path.exists()) else {
             return Ok(());
         };
-        kubeconfig::write_for_pair(path, cluster, &self.pairs.current())
-            .map_err(|error| format!("the kubeconfig {} cannot be written: {error}", path.display()))?;
+        let pair = self.pairs.current();
+        let written = Kubeconfig::for_cluster_of(cluster).and_then(|mut kubeconfig| {
+            kubeconfig.use_files(&pair, &pair)?;
+            kubeconfig.write(path, None)
+        });
+        written.map_err(|error| format!("the kubeconfig {} cannot be written: {error}", path.display()))?;
         self.telemetry.emit(telemetry::Event::KubeconfigWritten { path: path.display().to_string() });
         Ok(())
     }
@@ -270,8 +265,23 @@ enum Refusal {
     Api(ApiFailure),
 }
 
+/// Writes the pair of this credential, makes it the current one, and tells.
+pub(super) async fn write_pair(
+    keyring: &Keyring,
+    pairs: &PairDirectory,
+    telemetry: &Telemetry,
+    credential: &Credential,
+) -> Result<(), String> {
+    let content = pair_content(keyring, credential).await?;
+    let path = pairs.publish(&content);
+    let path = path.map_err(|error| format!("the pair {} cannot be written: {error}", pairs.current().display()))?;
+    let (path, serial) = (path.display().to_string(), credential.serial().to_owned());
+    telemetry.emit(telemetry::Event::PairPublished { path, serial });
+    Ok(())
+}
+
 /// The pair as the kubelet has it: the chain, then whatever PEM names or holds the key.
-pub(super) async fn pair_content(keyring: &Keyring, issued: &Credential) -> Result<Zeroizing<String>, String> {
+async fn pair_content(keyring: &Keyring, issued: &Credential) -> Result<Zeroizing<String>, String> {
     let mut content = Zeroizing::new(issued.chain_pem());
     match keyring.reference(issued.key()).await.map_err(|error| error.to_string())? {
         KeyReference::File(path) => {

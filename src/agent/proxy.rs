@@ -6,7 +6,8 @@ use std::time::Duration;
 use pintle_agent_core::{Credential, Event as Reaction, Policy};
 
 use super::{Agent, StartError, now};
-use crate::consumers::proxy::{self, Activated, Generation, Proxy, ProxyHandle, Upstream};
+use crate::consumers::kubeconfig::Kubeconfig;
+use crate::consumers::proxy::{Activated, Generation, Proxy, ProxyHandle, Upstream};
 use crate::kubernetes::Cluster;
 use crate::telemetry::Event;
 
@@ -26,7 +27,11 @@ impl Agent {
         let user = configuration.user;
         let handle = Proxy::start(configuration, activated, None, Arc::clone(&self.telemetry)).await.map_err(failed)?;
         if let Some(path) = &settings.kubeconfig {
-            let written = proxy::write_kubeconfig(path, handle.local_server(), user).map_err(|error| StartError {
+            let written = Kubeconfig::read_or_new(path).and_then(|mut kubeconfig| {
+                kubeconfig.use_proxy(handle.local_server())?;
+                kubeconfig.write(path, Some(user))
+            });
+            let written = written.map_err(|error| StartError {
                 detail: format!("the local client's kubeconfig {} cannot be written: {error}", path.display()),
                 hint: "mend or remove the file, or name another as proxy.kubeconfig".to_owned(),
             })?;
@@ -34,6 +39,7 @@ impl Agent {
                 self.telemetry.emit(Event::KubeconfigWritten { path: path.display().to_string() });
             }
         }
+        self.telemetry.watch_proxy("client", handle.gauge());
         self.proxy = Some(handle);
         self.update_proxy().await;
         Ok(())

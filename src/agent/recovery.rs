@@ -1,173 +1,34 @@
 //! Where an identity stands at a start: from the journal, the pairs on disk and the keys in the backends.
 
-use std::fmt;
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
-
 use pintle_agent_core::issued::{accept, node_name_of, public_key_of};
 use pintle_agent_core::policy::KeyPrefix;
-use pintle_agent_core::{Credential, KeyName, Phase, Rejection, State, Template};
+use pintle_agent_core::{Credential, KeyName, Phase, Rejection, State, Template, UnixTime};
 use pintle_backend_file::FileBackend;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyImport, PublicKey};
 use zeroize::Zeroizing;
 
-use super::connection::{Connections, check_key};
-use super::{Agent, Parts, now};
-use crate::agent::clock::Clock;
+use super::connection::check_key;
+use super::now;
+use super::perform::write_pair;
+use super::start::{StartError, renamed};
 use crate::config::{Config, FILE_BACKEND};
-use crate::consumers::kubeconfig;
 use crate::keys::{CALL_DEADLINE, Keyring};
-use crate::store::journal::JournalError;
-use crate::store::{FoundPair, Journal, PairDirectory};
+use crate::store::{FoundPair, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
 
-/// Why an agent cannot start: only a person can mend it.
-#[derive(Debug)]
-pub struct StartError {
-    /// What is wrong, and where.
-    pub detail: String,
-    /// What to do about it.
-    pub hint: String,
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.detail)
-    }
-}
-
-impl std::error::Error for StartError {}
-
-pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
-    let Parts { config, keyring, telemetry, commands } = parts;
-    let (policy, template) = (config.policy(), config.template());
-    let authorities = config.client_ca_file.as_ref().map(read_authorities).transpose()?;
-    let journal = Journal::new(config.journal(), template.common_name.clone());
-    let pairs = PairDirectory::new(config.cert_dir.clone(), "kubelet-client");
-    telemetry.emit(Event::Started {
-        identity: template.common_name.clone(),
-        version: env!("CARGO_PKG_VERSION"),
-        backend: config.backend.clone(),
-    });
-
-    let journalled = read_journal(&journal, &config, &telemetry)?;
-    if let Err(error) = pairs.prepare() {
-        return Err(StartError {
-            detail: format!("the directory {} cannot be used: {error}", config.cert_dir.display()),
-            hint: "make it a directory that pintle may write to, or name another with --cert-dir".to_owned(),
-        });
-    }
-    let pairs_lock = lock(&config.cert_dir)?;
-    let recovery =
-        Recovery { config: &config, template: &template, keyring: &keyring, telemetry: &telemetry, pairs: &pairs };
-    let mut state = journalled.unwrap_or_default();
-    recovery.settle_held(&mut state).await?;
-    recovery.settle_keys(&mut state, &policy.key_prefix).await;
-    if let Some(reason) = kubeconfig::staleness(&config.kubeconfig, &pairs.current()) {
-        telemetry.emit(Event::KubeconfigStale { path: config.kubeconfig.display().to_string(), reason });
-    }
-
-    Ok(Agent {
-        clock: Clock::new(),
-        connections: Connections::default(),
-        reporter: super::report::Reporter::default(),
-        probe: super::look_around::Probe::default(),
-        config,
-        policy,
-        template,
-        authorities,
-        journal,
-        pairs,
-        keyring,
-        telemetry,
-        commands,
-        state,
-        _pairs_lock: pairs_lock,
-        proxy: None,
-    })
-}
-
-/// Locks the directory of pairs: agents with state directories of their own would still prune each other's pairs.
-fn lock(directory: &Path) -> Result<File, StartError> {
-    let failed = |detail: String, hint: &str| StartError { detail, hint: hint.to_owned() };
-    let opened = File::open(directory).map_err(|error| {
-        failed(format!("the directory {} cannot be read: {error}", directory.display()), "run pintle as its owner")
-    })?;
-    match opened.try_lock() {
-        Ok(()) => Ok(opened),
-        Err(TryLockError::WouldBlock) => Err(failed(
-            format!("another pintle publishes into {}", directory.display()),
-            "give each agent its own --cert-dir",
-        )),
-        // Some network file systems have no locks; two agents there are not told apart.
-        Err(TryLockError::Error(_)) => Ok(opened),
-    }
-}
-
-fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartError> {
-    let failed = |detail: String| StartError {
-        detail: format!("the authority's certificates in {} cannot be used: {detail}", path.display()),
-        hint: "name a PEM file of certificates with --client-ca-file, or leave it out".to_owned(),
-    };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    let blocks = pem::parse_many(text).map_err(|error| failed(error.to_string()))?;
-    let certificates: Vec<_> =
-        blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE").map(pem::Pem::into_contents).collect();
-    if certificates.is_empty() { Err(failed("there is none".to_owned())) } else { Ok(certificates) }
-}
-
-fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Result<Option<State>, StartError> {
-    let path = journal.path().display();
-    match journal.load() {
-        Ok(state) => Ok(state),
-        Err(JournalError::Unreadable(reason)) => {
-            // The pair and the keys still tell most of it.
-            let instead = match journal.set_aside() {
-                Ok(aside) => format!("it is kept as {}, and the state is taken from the pair on disk", aside.display()),
-                Err(error) => format!("it cannot be moved aside either: {error}"),
-            };
-            telemetry.emit(Event::DiskUnusable { path: path.to_string(), reason, instead });
-            Ok(None)
-        }
-        Err(JournalError::OtherIdentity { found, wanted }) => Err(renamed(&found, &wanted, config)),
-        Err(error @ JournalError::Version(_)) => Err(StartError {
-            detail: format!("the journal {path} cannot be used: {error}"),
-            hint: "run the pintle that wrote it, or move it aside: the state is then taken from the pair on disk"
-                .to_owned(),
-        }),
-        Err(error @ JournalError::Unreachable(_)) => Err(StartError {
-            detail: format!("the journal {path} cannot be used: {error}"),
-            hint: "run pintle as the owner of its state directory".to_owned(),
-        }),
-    }
-}
-
-/// The node's name is not the one in the credential (case C12).
-fn renamed(found: &str, wanted: &str, config: &Config) -> StartError {
-    let name = found.strip_prefix("system:node:").unwrap_or(found);
-    StartError {
-        detail: format!("the credential on this machine is of {found}, and this node is now {wanted}"),
-        hint: format!(
-            "to keep the old name: --node-name {name}; to enrol as the new one: mv {pki} {pki}.old && mv {state} \
-             {state}.old, and start with --bootstrap-kubeconfig",
-            pki = config.cert_dir.display(),
-            state = config.state_dir.display()
-        ),
-    }
-}
-
-struct Recovery<'a> {
-    config: &'a Config,
-    template: &'a Template,
-    keyring: &'a Keyring,
-    telemetry: &'a Telemetry,
-    pairs: &'a PairDirectory,
+/// What is needed to find out where an identity stands.
+pub(super) struct Recovery<'a> {
+    pub(super) config: &'a Config,
+    pub(super) template: &'a Template,
+    pub(super) keyring: &'a Keyring,
+    pub(super) telemetry: &'a Telemetry,
+    pub(super) pairs: &'a PairDirectory,
 }
 
 impl Recovery<'_> {
     /// Settles which credential is held. The current pair on disk is what everybody else uses, so it wins over the
     /// journal: a kubelet may have rotated by itself since.
-    async fn settle_held(&self, state: &mut State) -> Result<(), StartError> {
+    pub(super) async fn settle_held(&self, state: &mut State) -> Result<(), StartError> {
         let journalled = state.held.clone();
         // In the middle of publishing, the pair on disk may be the old one or the new one; the journal knows both, and
         // publishing is repeated.
@@ -316,8 +177,7 @@ impl Recovery<'_> {
         }
     }
 
-    /// Publishes the journal's credential again, where it has not ended and its key is there; whether that was so. What
-    /// cannot be written now, on a full disk for instance, is written when the agent looks around.
+    /// Publishes the journal's credential again, where it has not ended and its key is there; whether that was so.
     async fn publish_journalled(&self, state: &State) -> bool {
         let Some(held) = state.held.as_ref().filter(|held| !held.has_ended(now())) else {
             return false;
@@ -345,17 +205,12 @@ impl Recovery<'_> {
     }
 
     async fn publish(&self, held: &Credential) {
-        let Ok(content) = super::perform::pair_content(self.keyring, held).await else {
-            return;
-        };
-        if let Ok(path) = self.pairs.publish(&content) {
-            let (path, serial) = (path.display().to_string(), held.serial().to_owned());
-            self.telemetry.emit(Event::PairPublished { path, serial });
-        }
+        // What cannot be written now is written when the agent looks around.
+        let _ = write_pair(self.keyring, self.pairs, self.telemetry, held).await;
     }
 
     /// Finds what this identity has in its backends: no number is used twice, and what nobody needs is destroyed.
-    async fn settle_keys(&self, state: &mut State, prefix: &KeyPrefix) {
+    pub(super) async fn settle_keys(&self, state: &mut State, prefix: &KeyPrefix) {
         let mut orphans = Vec::new();
         for backend in self.keyring.names().map(str::to_owned).collect::<Vec<_>>() {
             let Ok(listed) = self.list(&backend).await else {
@@ -394,11 +249,9 @@ impl Recovery<'_> {
 }
 
 /// When a pair was installed: what its file says, within the certificate's validity.
-fn installed_at(pair: &FoundPair, credential: &Credential) -> pintle_agent_core::UnixTime {
-    let modified = std::fs::metadata(&pair.path).and_then(|metadata| metadata.modified()).ok();
-    let since = modified.and_then(|modified| modified.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
-    let modified = pintle_agent_core::UnixTime::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(0));
-    modified.clamp(credential.not_before(), credential.not_after())
+fn installed_at(pair: &FoundPair, credential: &Credential) -> UnixTime {
+    let installed = crate::store::pair::installed_at(&pair.path).unwrap_or(credential.not_before());
+    installed.clamp(credential.not_before(), credential.not_after())
 }
 
 fn has_private_key(pair: &str) -> bool {

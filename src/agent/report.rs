@@ -24,6 +24,8 @@ pub(super) struct Reporter {
     pub(super) pending: Option<(String, bool)>,
     /// Rotations completed by this process.
     pub(super) rotations: u64,
+    /// Failures on the way to one.
+    errors: u64,
     /// How far the API server's clock is ahead, seconds.
     pub(super) server_ahead: Option<i64>,
 }
@@ -113,6 +115,9 @@ impl Agent {
     /// every few seconds, perhaps for weeks, and told of the more rarely the longer it goes on.
     fn report_failure(&mut self) {
         let failure = self.state.back_off.as_ref().map(|back_off| (back_off.failures, back_off.until));
+        if failure.is_some() && self.reporter.failure != failure {
+            self.reporter.errors += 1;
+        }
         if let Some(back_off) = &self.state.back_off
             && self.reporter.failure != failure
             && (!back_off.local || back_off.failures.is_power_of_two())
@@ -183,9 +188,9 @@ impl Agent {
             "run with --rotate-certificates=true".clone_into(&mut status.hint);
         }
         status.rotations = self.reporter.rotations;
+        status.errors = self.reporter.errors;
         status.server_ahead_seconds = self.reporter.server_ahead;
         status.pair = self.pairs.current().display().to_string();
-        status.proxy = self.proxy.as_ref().map(crate::consumers::proxy::ProxyHandle::status);
         status
     }
 

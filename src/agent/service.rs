@@ -51,6 +51,12 @@ pub async fn serve_on(
         telemetry: Arc::clone(&telemetry),
         commands: sender,
     };
+    if let Some(address) = config.metrics_address {
+        control::metrics::serve(address, desk.clone()).await.map_err(|error| StartError {
+            detail: format!("the metrics cannot be served at {address}: {error}"),
+            hint: "choose another metrics-address, or leave it out".to_owned(),
+        })?;
+    }
     control::serve(&socket, desk).map_err(|error| StartError {
         detail: format!("the control socket {} cannot be made: {error}", socket.display()),
         hint: "a socket's path has at most 107 octets; choose a shorter --state-dir".to_owned(),

@@ -1,9 +1,10 @@
 //! `pintle config`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{CliError, Exit, print};
-use crate::config::{Config, Flags};
+use crate::config::{Config, Flags, ProxySettings};
 
 /// The commands under `pintle config`.
 #[derive(clap::Subcommand)]
@@ -23,7 +24,8 @@ impl Command {
             |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string());
         let backends: Vec<_> = config.backends.keys().map(String::as_str).collect();
         let expiration = config.expiration_seconds;
-        let lines = [
+        let address = |address: SocketAddr| address.to_string();
+        let mut lines = vec![
             ("node-name", config.node_name.clone()),
             ("kubeconfig", config.kubeconfig.display().to_string()),
             ("bootstrap-kubeconfig", path(&config.bootstrap_kubeconfig)),
@@ -40,10 +42,39 @@ impl Command {
                 "expiration-seconds",
                 expiration.map_or_else(|| "what the signer gives".to_owned(), |seconds| seconds.to_string()),
             ),
+            ("metrics-address", config.metrics_address.map_or_else(|| "none".to_owned(), address)),
         ];
+        match &config.proxy {
+            Some(proxy) => lines.extend(proxy_lines(proxy)),
+            None => lines.push(("proxy", "none".to_owned())),
+        }
         for (name, value) in lines {
-            print(&format!("{name:<22}{value}\n"));
+            print(&format!("{name:<27}{value}\n"));
         }
         Ok(Exit::Ok)
     }
+}
+
+/// The table `[proxy]`, line by line.
+fn proxy_lines(proxy: &ProxySettings) -> Vec<(&'static str, String)> {
+    let ProxySettings { configuration, kubeconfig, api_servers } = proxy;
+    let path =
+        |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+    let servers: Vec<_> = api_servers.iter().map(ToString::to_string).collect();
+    let duration = |duration: std::time::Duration| format!("{duration:?}");
+    vec![
+        ("proxy.listen", configuration.listen.to_string()),
+        ("proxy.unix-socket", path(&configuration.unix_socket)),
+        ("proxy.user", format!("uid {}, gid {}", configuration.user.uid, configuration.user.gid)),
+        ("proxy.runtime-dir", configuration.runtime_directory.display().to_string()),
+        ("proxy.kubeconfig", path(kubeconfig)),
+        ("proxy.api-servers", if servers.is_empty() { "none".to_owned() } else { servers.join(", ") }),
+        ("proxy.drain", duration(configuration.drain)),
+        ("proxy.connect-timeout", duration(configuration.connect_timeout)),
+        ("proxy.handshake-timeout", duration(configuration.handshake_timeout)),
+        ("proxy.signing-deadline", duration(configuration.signing_deadline)),
+        ("proxy.idle-timeout", duration(configuration.idle_timeout)),
+        ("proxy.maximum-connections", configuration.maximum_connections.to_string()),
+        ("proxy.maximum-handshakes", configuration.maximum_handshakes.to_string()),
+    ]
 }

@@ -11,7 +11,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
 
 use super::{CliError, Exit, print};
-use crate::agent::clock;
+use crate::clock;
 use crate::config::{Config, Flags};
 use crate::store::PairDirectory;
 

@@ -2,11 +2,13 @@
 
 mod backend;
 mod config;
+mod credential;
 mod demo;
 mod exit_code;
 mod generate;
 mod inspect;
 mod keys;
+mod kubeconfig;
 mod migrate;
 mod needs_renewal;
 mod plugin_host;
@@ -53,6 +55,10 @@ enum Command {
     Keys(keys::Command),
     /// Move an identity's key to another backend, by an ordinary rotation
     Migrate(migrate::Arguments),
+    /// Print a kubeconfig that speaks as an identity: through the credential proxy, with the pair, or as an exec plugin
+    Kubeconfig(kubeconfig::Arguments),
+    /// Hand the pair to a client, as an exec credential plugin (client.authentication.k8s.io/v1)
+    Credential(credential::Arguments),
     /// Work on the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -104,6 +110,8 @@ pub fn main() -> ExitCode {
         Command::Backend(command) => command.run(),
         Command::Keys(command) => command.run(),
         Command::Migrate(arguments) => arguments.run(),
+        Command::Kubeconfig(arguments) => arguments.run(),
+        Command::Credential(arguments) => arguments.run(),
         Command::Config(command) => command.run(),
         Command::Demo(arguments) => arguments.run(),
         Command::PluginHost(arguments) => arguments.run(),

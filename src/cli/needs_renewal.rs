@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use pintle_agent_core::UnixTime;
+use pintle_agent_core::issued::Leaf;
 
 use super::{CliError, Exit};
-use crate::agent::clock;
+use crate::clock;
 use crate::config::{Config, Flags};
 use crate::store::PairDirectory;
+use crate::store::pair::installed_at;
 
 /// The arguments of `pintle needs-renewal`.
 #[derive(clap::Args)]
@@ -41,19 +42,10 @@ impl Arguments {
             }
             Err(error) => return Err(unknown(format!("{} cannot be read: {error}", path.display()))),
         };
-        let leaf = pem::parse_many(&text).unwrap_or_default().into_iter().find(|block| block.tag() == "CERTIFICATE");
-        let leaf = leaf.ok_or_else(|| unknown(format!("{} holds no certificate", path.display())))?;
-        let (_, leaf) = x509_parser::parse_x509_certificate(leaf.contents())
-            .map_err(|error| unknown(format!("{} holds no certificate: {error}", path.display())))?;
-        let time = |at: &x509_parser::time::ASN1Time| UnixTime::from_seconds(at.timestamp());
-        let (begin, end) = (time(&leaf.validity().not_before), time(&leaf.validity().not_after));
+        let leaf = Leaf::of(&text).map_err(|rejection| unknown(format!("{}: {rejection}", path.display())))?;
         // As the agent does, the usable life counts from when the pair was written: signers set notBefore into the past.
-        let written = std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
-        let written = written.and_then(|written| written.duration_since(std::time::UNIX_EPOCH).ok());
-        let written = UnixTime::from_milliseconds(
-            written.and_then(|written| i64::try_from(written.as_millis()).ok()).unwrap_or_default(),
-        );
-        let begin = begin.max(written).min(end);
+        let written = installed_at(&path).unwrap_or(leaf.not_before);
+        let (begin, end) = (leaf.not_before.max(written).min(leaf.not_after), leaf.not_after);
         let left = end.since(clock::now());
         let due = left <= end.since(begin) * u32::from(self.expires_in) / 100;
         Ok(if due { Exit::Ok } else { Exit::Problem })

@@ -3,7 +3,8 @@
 use pintle_agent_core::UnixTime;
 
 use super::{CliError, Exit, print};
-use crate::agent::{clock, report::status_of};
+use crate::agent::report::status_of;
+use crate::clock;
 use crate::config::{Config, Flags};
 use crate::control::{self, ControlError, Request, Response};
 use crate::store::{Journal, PairDirectory};
@@ -43,7 +44,7 @@ impl Arguments {
             Output::Json => {
                 print(&(serde_json::to_string_pretty(&status).map_err(|error| broken(&error))? + "\n"));
             }
-            Output::Yaml => print(&serde_yaml::to_string(&status).map_err(|error| broken(&error))?),
+            Output::Yaml => print(&serde_saphyr::to_string(&status).map_err(|error| broken(&error))?),
         }
         let well = !status.identities.is_empty() && status.identities.iter().all(is_well);
         Ok(if well { Exit::Ok } else { Exit::Problem })
@@ -108,16 +109,9 @@ fn table(status: &Status, wide: bool) -> String {
         }
         rows.push(row);
     }
-    let columns = rows[0].len();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count().max(1)).max().unwrap_or(1);
-    let widths: Vec<_> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for (index, row) in rows.iter().enumerate() {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| {
-            let cell = if cell.is_empty() { "-" } else { cell };
-            format!("{cell:<width$}")
-        });
-        text += cells.collect::<Vec<_>>().join("   ").trim_end();
+    for (index, line) in super::table::table(&rows).lines().enumerate() {
+        text += line;
         text.push('\n');
         if let Some(identity) = index.checked_sub(1).map(|index| &status.identities[index]) {
             text += &trouble(identity);

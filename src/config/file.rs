@@ -1,6 +1,7 @@
 //! The configuration file.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use pintle_plugins_api::KeyAlgorithm;
@@ -24,6 +25,7 @@ pub struct FileConfiguration {
     pub(super) key_algorithm: Option<KeyAlgorithm>,
     pub(super) expiration_seconds: Option<i32>,
     pub(super) on_key_loss: Option<OnKeyLoss>,
+    pub(super) metrics_address: Option<SocketAddr>,
     pub(super) proxy: Option<super::proxy::ProxyTable>,
     #[serde(default)]
     pub(super) backends: BTreeMap<String, BackendConfiguration>,

@@ -3,9 +3,11 @@
 mod file;
 pub mod migration;
 mod proxy;
+mod user;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use pintle_agent_core::policy::KeyPrefix;
@@ -13,7 +15,8 @@ use pintle_agent_core::{Policy, Template};
 use pintle_plugins_api::KeyAlgorithm;
 
 pub use file::{BackendConfiguration, FileConfiguration, Isolation, PluginTable, ProcessIsolation};
-pub use proxy::ProxySettings;
+pub use proxy::{ProxyConfiguration, ProxySettings};
+pub use user::User;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/pintle/config.toml";
@@ -82,6 +85,9 @@ pub struct Flags {
     /// How many pairs to keep, the current one included [default: 2]
     #[arg(long, value_name = "NUMBER")]
     pub keep_pairs: Option<usize>,
+    /// Address that Prometheus reads the metrics from, such as 127.0.0.1:9464 [default: none]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_address: Option<SocketAddr>,
 }
 
 /// What the agent is to do.
@@ -115,6 +121,8 @@ pub struct Config {
     pub expiration_seconds: Option<i32>,
     /// Whether to enrol again by itself when the backend has lost the key in use.
     pub enrol_after_key_loss: bool,
+    /// Where Prometheus finds the metrics, if it is to.
+    pub metrics_address: Option<SocketAddr>,
     /// The credential proxy, if there is to be one.
     pub proxy: Option<ProxySettings>,
 }
@@ -176,6 +184,7 @@ impl Config {
         let proxy = file.proxy.map(proxy::ProxyTable::settings).transpose()?;
         let config = Self {
             proxy,
+            metrics_address: flags.metrics_address.or(file.metrics_address),
             kubeconfig: flags.kubeconfig.or(file.kubeconfig).unwrap_or_else(|| "/var/lib/kubelet/kubeconfig".into()),
             bootstrap_kubeconfig: flags.bootstrap_kubeconfig.or(file.bootstrap_kubeconfig),
             cert_dir: flags.cert_dir.or(file.cert_dir).unwrap_or_else(|| "/var/lib/kubelet/pki".into()),

@@ -6,8 +6,53 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::ConfigError;
-use crate::consumers::proxy::{ProxyConfiguration, User, runtime_directory};
+use super::{ConfigError, User};
+
+/// How a proxy for one identity is to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProxyConfiguration {
+    /// Where to listen: an address of loopback.
+    pub listen: SocketAddr,
+    /// Where to listen for clients of a unix socket, which speak HTTP without TLS.
+    pub unix_socket: Option<PathBuf>,
+    /// Who may use the identity, besides root.
+    pub user: User,
+    /// Where the local certificates are; must be on a file system that ends with the boot.
+    pub runtime_directory: PathBuf,
+    /// How long connections of an earlier certificate may go on.
+    pub drain: Duration,
+    /// How long an API server may take to accept a connection.
+    pub connect_timeout: Duration,
+    /// How long a handshake may take, the local one and each one with an API server.
+    pub handshake_timeout: Duration,
+    /// How long a key may take to sign.
+    pub signing_deadline: Duration,
+    /// How long a connection may be silent.
+    pub idle_timeout: Duration,
+    /// How many connections are open at once, at most.
+    pub maximum_connections: usize,
+    /// How many of them may be within their local handshake.
+    pub maximum_handshakes: usize,
+}
+
+impl Default for ProxyConfiguration {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 6444)),
+            unix_socket: None,
+            user: User { uid: 0, gid: 0 },
+            runtime_directory: PathBuf::from("/run/pintle/proxy/client"),
+            // The watches of a kubelet end by themselves within ten minutes.
+            drain: Duration::from_secs(900),
+            connect_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(10),
+            signing_deadline: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(3600),
+            maximum_connections: 8192,
+            maximum_handshakes: 512,
+        }
+    }
+}
 
 /// The table as it stands.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -73,7 +118,7 @@ impl ProxyTable {
                 listen,
                 unix_socket: self.unix_socket,
                 user,
-                runtime_directory: runtime_directory(&runtime, "client"),
+                runtime_directory: runtime.join("client"),
                 drain: duration("drain", self.drain, default.drain)?,
                 connect_timeout: duration("connect-timeout", self.connect_timeout, default.connect_timeout)?,
                 handshake_timeout: duration("handshake-timeout", self.handshake_timeout, default.handshake_timeout)?,

@@ -1,11 +1,16 @@
-//! The kubelet's kubeconfig: written where there is none, and looked at where there is one.
+//! Kubeconfig files: made for the kubelet and for the credential proxy's client, and mended where they do not follow the
+//! rotations.
+//!
+//! What belongs to others is kept: other contexts, clusters and users, the namespace, extensions, and whatever a later
+//! Kubernetes adds. Only the current context's cluster and user are touched.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use serde_yaml::{Mapping, Value};
+use serde_json::{Map, Value, json};
 
+use crate::config::User;
 use crate::store::durable;
 
 /// The names that the kubelet gives to the entries of a kubeconfig that it writes after its bootstrap.
@@ -13,109 +18,247 @@ const CLUSTER: &str = "default-cluster";
 const CONTEXT: &str = "default-context";
 const USER: &str = "default-auth";
 
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct ClientFiles<'a> {
-    client_certificate: &'a Path,
-    client_key: &'a Path,
+/// A kubeconfig with a current context whose cluster and user are there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kubeconfig {
+    config: Map<String, Value>,
+    cluster: String,
+    user: String,
 }
 
-/// Writes a kubeconfig for the cluster of the bootstrap kubeconfig whose user is this pair, as the kubelet does after
-/// its bootstrap. Everything that the cluster's entry holds is kept: the authority, proxy-url, tls-server-name (case C08).
-///
-/// # Errors
-/// If the bootstrap kubeconfig makes no sense, or the file cannot be written; nothing is half-written then.
-pub fn write_for_pair(path: &Path, bootstrap: &Path, pair: &Path) -> io::Result<()> {
-    let user = ClientFiles { client_certificate: pair, client_key: pair };
-    let user = serde_yaml::to_value(user).map_err(io::Error::other)?;
-    write(path, bootstrap, user)
+/// The credential proxy, as its client sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalServer<'a> {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What the client needs.
+    pub files: &'a ClientFiles,
 }
 
-/// Writes a kubeconfig for the cluster of the bootstrap kubeconfig without any credential.
-///
-/// # Errors
-/// Those of [`write_for_pair`].
-pub fn write_cluster(path: &Path, bootstrap: &Path) -> io::Result<()> {
-    write(path, bootstrap, Value::Mapping(Mapping::new()))
+/// What the credential proxy's client authenticates with, and what it verifies the listener by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientFiles {
+    /// The authority's certificate, PEM.
+    pub certificate_authority: PathBuf,
+    /// The client's certificate, PEM, mode 0600.
+    pub certificate: PathBuf,
+    /// The client's private key, PKCS#8 PEM, mode 0600.
+    pub key: PathBuf,
 }
 
-fn write(path: &Path, bootstrap: &Path, user: Value) -> io::Result<()> {
-    let bootstrap_text = std::fs::read_to_string(bootstrap)?;
-    let mut cluster = current_cluster(&bootstrap_text)
-        .ok_or_else(|| io::Error::other(format!("{} has no current context with a cluster", bootstrap.display())))?;
-    // A relative path counts from the file that it stands in.
-    if let Some(Value::String(authority)) = cluster.get_mut("certificate-authority")
-        && let Some(directory) = bootstrap.parent()
-    {
-        *authority = directory.join(&*authority).display().to_string();
+impl ClientFiles {
+    /// The files of the proxy with this runtime directory.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self {
+            certificate_authority: directory.join("ca.crt"),
+            certificate: directory.join("client.crt"),
+            key: directory.join("client.key"),
+        }
     }
-    let text = kubeconfig_text(Value::Mapping(cluster), user).map_err(io::Error::other)?;
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
+}
+
+impl Kubeconfig {
+    /// A kubeconfig like the one that the kubelet writes after its bootstrap, whose cluster and user are yet to be said.
+    pub fn new() -> Self {
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": CLUSTER, "cluster": {} }],
+            "contexts": [{ "name": CONTEXT, "context": { "cluster": CLUSTER, "namespace": "default", "user": USER } }],
+            "current-context": CONTEXT,
+            "preferences": {},
+            "users": [{ "name": USER, "user": {} }],
+        });
+        let Value::Object(config) = config else { unreachable!("an object was written down") };
+        Self { config, cluster: CLUSTER.to_owned(), user: USER.to_owned() }
     }
-    durable::replace(path, text.as_bytes(), 0o600)
+
+    /// A kubeconfig as it stands in a file.
+    ///
+    /// # Errors
+    /// `InvalidData` if it is none, or its current context, or that one's cluster or user, is not in it.
+    pub fn parse(text: &str) -> io::Result<Self> {
+        let wrong = |detail: String| io::Error::new(io::ErrorKind::InvalidData, detail);
+        let parsed = serde_saphyr::from_str(text).map_err(|error| wrong(one_line(&error)))?;
+        let Value::Object(mut config) = parsed else { return Err(wrong("it is no mapping".to_owned())) };
+        let current = config.get("current-context").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let context = entry(&mut config, "contexts", &current, "context")
+            .ok_or_else(|| wrong(format!("its current context {current:?} is not in it")))?;
+        let named = |key: &str| context.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (cluster, user) = (named("cluster"), named("user"));
+        for (list, name, key) in [("clusters", &cluster, "cluster"), ("users", &user, "user")] {
+            if entry(&mut config, list, name, key).is_none() {
+                return Err(wrong(format!("its {key} {name:?} is not in it")));
+            }
+        }
+        Ok(Self { config, cluster, user })
+    }
+
+    /// The kubeconfig in this file; a new one if there is none.
+    ///
+    /// # Errors
+    /// Those of [`parse`](Self::parse), and whatever the file system says.
+    pub fn read_or_new(path: &Path) -> io::Result<Self> {
+        match std::fs::read_to_string(path) {
+            Ok(text) if !text.trim().is_empty() => Self::parse(&text),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(Self::new()),
+        }
+    }
+
+    /// A new kubeconfig for the cluster of another one, and without its user. Everything that the cluster's entry holds is
+    /// kept: the authority, proxy-url, tls-server-name (case C08).
+    ///
+    /// # Errors
+    /// As [`read_or_new`](Self::read_or_new), and if there is no such file.
+    pub fn for_cluster_of(path: &Path) -> io::Result<Self> {
+        let mut other = Self::parse(&std::fs::read_to_string(path)?)?;
+        let mut new = Self::new();
+        *new.cluster() = std::mem::take(other.cluster());
+        // A relative path counts from the file that it stands in.
+        if let (Some(Value::String(authority)), Some(directory)) =
+            (new.cluster().get_mut("certificate-authority"), path.parent())
+        {
+            *authority = text(&directory.join(&*authority))?;
+        }
+        Ok(new)
+    }
+
+    fn cluster(&mut self) -> &mut Map<String, Value> {
+        entry(&mut self.config, "clusters", &self.cluster, "cluster").expect("it was there when this was parsed")
+    }
+
+    fn user(&mut self) -> &mut Map<String, Value> {
+        entry(&mut self.config, "users", &self.user, "user").expect("it was there when this was parsed")
+    }
+
+    /// Where the API server is, if it says so.
+    pub fn server(&mut self) -> Option<&str> {
+        self.cluster().get("server")?.as_str()
+    }
+
+    /// Has the user be a certificate and a key in files, which its client reads anew when they change.
+    ///
+    /// # Errors
+    /// If a path is no text.
+    pub fn use_files(&mut self, certificate: &Path, key: &Path) -> io::Result<()> {
+        let (certificate, key) = (text(certificate)?, text(key)?);
+        let user = self.without_credential();
+        user.insert("client-certificate".to_owned(), certificate.into());
+        user.insert("client-key".to_owned(), key.into());
+        Ok(())
+    }
+
+    /// Has the user be what this program prints, as an exec credential plugin (client.authentication.k8s.io/v1).
+    pub fn use_exec(&mut self, program: &str, arguments: &[String]) {
+        let exec = json!({
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": program,
+            "args": arguments,
+            "interactiveMode": "Never",
+            "provideClusterInfo": false,
+        });
+        self.without_credential().insert("exec".to_owned(), exec);
+    }
+
+    /// Has the cluster be the credential proxy, and the user its client. The path of the server's URL is kept; what would
+    /// contradict the proxy goes: the other ways of verifying a server, and a proxy-url.
+    ///
+    /// # Errors
+    /// If a path is no text.
+    pub fn use_proxy(&mut self, server: LocalServer<'_>) -> io::Result<()> {
+        let authority = text(&server.files.certificate_authority)?;
+        let path = self.server().and_then(|url| url.parse::<http::Uri>().ok());
+        let path = path.map(|url| url.path().trim_end_matches('/').to_owned()).unwrap_or_default();
+        let cluster = self.cluster();
+        for key in ["certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name", "proxy-url"] {
+            cluster.remove(key);
+        }
+        cluster.insert("server".to_owned(), format!("https://{}{path}", server.address).into());
+        cluster.insert("certificate-authority".to_owned(), authority.into());
+        self.use_files(&server.files.certificate, &server.files.key)
+    }
+
+    fn without_credential(&mut self) -> &mut Map<String, Value> {
+        let user = self.user();
+        user.retain(|key, _| key == "extensions");
+        user
+    }
+
+    /// Why the user does not follow the rotations of `pair`, if so: it holds a certificate itself, or names other files.
+    /// `path` is where this kubeconfig was read from.
+    fn staleness(&mut self, path: &Path, pair: &Path) -> Option<String> {
+        let user = self.user();
+        if user.contains_key("client-certificate-data") || user.contains_key("client-key-data") {
+            return Some("it holds a certificate itself, which nobody renews".to_owned());
+        }
+        let named = user.get("client-certificate")?.as_str()?;
+        let named = path.parent().map_or_else(|| PathBuf::from(named), |directory| directory.join(named));
+        (named != pair).then(|| format!("it uses {}, and the pair is {}", named.display(), pair.display()))
+    }
+
+    /// The kubeconfig as YAML.
+    ///
+    /// # Errors
+    /// If something in it cannot be said in YAML, which nothing that was read from YAML is.
+    pub fn to_yaml(&self) -> io::Result<String> {
+        serde_saphyr::to_string(&self.config).map_err(io::Error::other)
+    }
+
+    /// Writes it to this path, mode 0600, where it then belongs to `owner`; false if the same is there already.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the file is then as it was.
+    pub fn write(&self, path: &Path, owner: Option<User>) -> io::Result<bool> {
+        if std::fs::read_to_string(path).is_ok_and(|text| Self::parse(&text).is_ok_and(|there| there == *self)) {
+            return Ok(false);
+        }
+        std::fs::create_dir_all(durable::directory_of(path))?;
+        durable::replace(path, self.to_yaml()?.as_bytes(), 0o600)?;
+        if let Some(owner) = owner {
+            std::os::unix::fs::lchown(path, Some(owner.uid), Some(owner.gid))?;
+        }
+        Ok(true)
+    }
 }
 
-fn kubeconfig_text(cluster: Value, user: Value) -> Result<String, serde_yaml::Error> {
-    let entry = |name: &str, key: &str, value: Value| {
-        Value::Sequence(vec![Value::Mapping(Mapping::from_iter([("name".into(), name.into()), (key.into(), value)]))])
-    };
-    let context = Mapping::from_iter([
-        ("cluster".into(), CLUSTER.into()),
-        ("namespace".into(), "default".into()),
-        ("user".into(), USER.into()),
-    ]);
-    serde_yaml::to_string(&Mapping::from_iter([
-        ("apiVersion".into(), "v1".into()),
-        ("kind".into(), "Config".into()),
-        ("clusters".into(), entry(CLUSTER, "cluster", cluster)),
-        ("contexts".into(), entry(CONTEXT, "context", Value::Mapping(context))),
-        ("current-context".into(), CONTEXT.into()),
-        ("preferences".into(), Value::Mapping(Mapping::new())),
-        ("users".into(), entry(USER, "user", user)),
-    ]))
+impl Default for Kubeconfig {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
-/// Why the user of this kubeconfig does not follow the rotations of `pair`, if so: it holds a certificate itself, or
-/// names other files.
+/// Why the kubeconfig in this file does not follow the rotations of `pair`, if so; one that is not there does not matter.
 pub fn staleness(path: &Path, pair: &Path) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
-    let Some(user) = current_user(&text) else {
-        return Some("its current context names no user".to_owned());
-    };
-    if user.contains_key("client-certificate-data") || user.contains_key("client-key-data") {
-        return Some("it holds a certificate itself, which nobody renews".to_owned());
+    match Kubeconfig::parse(&text) {
+        Ok(mut kubeconfig) => kubeconfig.staleness(path, pair),
+        Err(error) => Some(format!("it makes no sense: {error}")),
     }
-    let named = user.get("client-certificate")?.as_str()?;
-    let named = path.parent().map_or_else(|| PathBuf::from(named), |directory| directory.join(named));
-    (named != pair).then(|| format!("it uses {}, and the pair is {}", named.display(), pair.display()))
 }
 
-fn current_cluster(text: &str) -> Option<Mapping> {
-    let (config, context) = current_context(text)?;
-    let cluster = entry(&config, "clusters", context.get("cluster")?.as_str()?)?;
-    cluster.get("cluster")?.as_mapping().cloned()
+/// The mapping under `key` of the entry of this name in a list.
+fn entry<'a>(
+    config: &'a mut Map<String, Value>,
+    list: &str,
+    name: &str,
+    key: &str,
+) -> Option<&'a mut Map<String, Value>> {
+    let entries = config.get_mut(list)?.as_array_mut()?;
+    let entry = entries.iter_mut().find(|entry| entry.get("name").and_then(Value::as_str) == Some(name))?;
+    let value = entry.as_object_mut()?.entry(key).or_insert_with(|| json!({}));
+    if value.is_null() {
+        *value = json!({});
+    }
+    value.as_object_mut()
 }
 
-fn current_user(text: &str) -> Option<Mapping> {
-    let (config, context) = current_context(text)?;
-    let user = entry(&config, "users", context.get("user")?.as_str()?)?;
-    user.get("user")?.as_mapping().cloned()
+fn text(path: &Path) -> io::Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| io::Error::other(format!("{} is no text", path.display())))
 }
 
-fn current_context(text: &str) -> Option<(Value, Mapping)> {
-    let config: Value = serde_yaml::from_str(text).ok()?;
-    let name = config.get("current-context").and_then(Value::as_str).filter(|name| !name.is_empty());
-    let context = match name {
-        Some(name) => entry(&config, "contexts", name)?.get("context")?.as_mapping()?.clone(),
-        None => return None,
-    };
-    Some((config, context))
-}
-
-fn entry<'a>(config: &'a Value, list: &str, name: &str) -> Option<&'a Mapping> {
-    let entries = config.get(list)?.as_sequence()?;
-    entries.iter().filter_map(Value::as_mapping).find(|entry| entry.get("name").and_then(Value::as_str) == Some(name))
+fn one_line(error: &dyn std::fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -137,39 +280,109 @@ users:
   user: {token: abcdef.0123456789abcdef}
 ";
 
+    const EXISTING: &str = "
+apiVersion: v1
+kind: Config
+current-context: mine
+clusters:
+- name: other
+  cluster: {server: 'https://other'}
+- name: c
+  cluster: {server: 'https://10.0.0.1/k8s/clusters/c-1', certificate-authority-data: eA==, proxy-url: 'http://p', extensions: [{name: e, extension: {a: b}}]}
+contexts:
+- name: mine
+  context: {cluster: c, user: u, namespace: here}
+users:
+- name: u
+  user: {client-certificate-data: eA==, client-key-data: eA==}
+- name: v
+  user: {token: secret}
+";
+
+    fn pair() -> &'static Path {
+        Path::new("/pki/current.pem")
+    }
+
     #[test]
     fn c08_the_cluster_is_kept_whole_and_the_token_is_not() {
         let directory = tempfile::tempdir().expect("a directory");
         let (bootstrap, path) = (directory.path().join("bootstrap"), directory.path().join("etc/kubeconfig"));
         std::fs::write(&bootstrap, BOOTSTRAP).expect("written");
-        write_for_pair(&path, &bootstrap, Path::new("/pki/current.pem")).expect("written");
+        let mut kubeconfig = Kubeconfig::for_cluster_of(&bootstrap).expect("a kubeconfig");
+        kubeconfig.use_files(pair(), pair()).expect("text");
+        assert!(kubeconfig.write(&path, None).expect("written"));
         let text = std::fs::read_to_string(&path).expect("readable");
-        for kept in ["proxy-url: http://p:3128", "tls-server-name: api", "client-key: /pki/current.pem"] {
+        for kept in ["http://p:3128", "tls-server-name: api", "client-key: /pki/current.pem"] {
             assert!(text.contains(kept), "{kept} in {text}");
         }
         assert!(text.contains(&directory.path().join("ca.crt").display().to_string()));
         assert!(!text.contains("abcdef"));
-        assert_eq!(staleness(&path, Path::new("/pki/current.pem")), None);
+        assert_eq!(staleness(&path, pair()), None);
+        assert!(staleness(&path, Path::new("/other.pem")).is_some());
 
         // Kept apart, and taken from there when the bootstrap kubeconfig is gone (case C23).
         let kept = directory.path().join("state/cluster.kubeconfig");
-        write_cluster(&kept, &bootstrap).expect("written");
+        Kubeconfig::for_cluster_of(&bootstrap).expect("a kubeconfig").write(&kept, None).expect("written");
         assert!(!std::fs::read_to_string(&kept).expect("readable").contains("abcdef"));
-        let again = directory.path().join("again");
-        write_for_pair(&again, &kept, Path::new("/pki/current.pem")).expect("written");
-        assert_eq!(std::fs::read_to_string(&again).expect("readable"), text);
-        assert!(staleness(&path, Path::new("/other.pem")).is_some());
+        let mut again = Kubeconfig::for_cluster_of(&kept).expect("a kubeconfig");
+        again.use_files(pair(), pair()).expect("text");
+        assert_eq!(again, kubeconfig);
+        assert!(!again.write(&path, None).expect("the same"));
     }
 
     #[test]
-    fn c08_an_inline_certificate_is_noticed() {
+    fn c08_an_inline_certificate_is_noticed_and_mended() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("kubeconfig");
-        let text = BOOTSTRAP
-            .replace("{token: abcdef.0123456789abcdef}", "{client-certificate-data: eA==, client-key-data: eA==}");
-        std::fs::write(&path, text).expect("written");
-        assert!(staleness(&path, Path::new("/pki/current.pem")).is_some_and(|reason| reason.contains("itself")));
+        std::fs::write(&path, EXISTING).expect("written");
+        assert!(staleness(&path, pair()).is_some_and(|reason| reason.contains("itself")));
+        let mut kubeconfig = Kubeconfig::read_or_new(&path).expect("a kubeconfig");
+        kubeconfig.use_files(pair(), pair()).expect("text");
+        assert!(kubeconfig.write(&path, None).expect("written"));
+        assert_eq!(staleness(&path, pair()), None);
         std::fs::write(&path, "").expect("torn");
-        assert!(staleness(&path, Path::new("/pki/current.pem")).is_some());
+        assert!(staleness(&path, pair()).is_some());
+    }
+
+    #[test]
+    fn c08_what_is_not_ours_is_kept() {
+        let mut kubeconfig = Kubeconfig::parse(EXISTING).expect("a kubeconfig");
+        let files = ClientFiles::in_directory(Path::new("/run/x"));
+        kubeconfig.use_proxy(LocalServer { address: ([127, 0, 0, 1], 6444).into(), files: &files }).expect("text");
+        let text = kubeconfig.to_yaml().expect("YAML");
+        for kept in ["https://127.0.0.1:6444/k8s/clusters/c-1", "https://other", "namespace: here", "a: b", "secret"] {
+            assert!(text.contains(kept), "{kept} in {text}");
+        }
+        for gone in ["-data", "proxy-url"] {
+            assert!(!text.contains(gone), "{gone} in {text}");
+        }
+        assert!(text.contains("/run/x/client.key"));
+        assert_eq!(Kubeconfig::parse(&text).expect("a kubeconfig"), kubeconfig);
+    }
+
+    #[test]
+    fn a_new_one_is_whole_and_one_without_its_context_is_none() {
+        let mut kubeconfig = Kubeconfig::new();
+        kubeconfig.use_exec("/usr/bin/pintle", &["credential".to_owned()]);
+        let text = kubeconfig.to_yaml().expect("YAML");
+        assert!(text.contains("current-context: default-context") && text.contains("interactiveMode: Never"), "{text}");
+        for wrong in ["current-context: x", "[]", ": {", "current-context: mine\ncontexts: [{name: mine, context: {}}]"]
+        {
+            assert!(Kubeconfig::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    /// Other YAML parsers read what is written here: Go's take the words and numbers of YAML 1.1 for what they were there.
+    #[test]
+    fn what_might_be_no_text_elsewhere_is_quoted() {
+        for word in
+            ["yes", "on", "n", "null", "~", "0123", "0x1F", "1_000", "12:30:45", "1e3", "1.5", "", "- a", "a: b"]
+        {
+            let mut kubeconfig = Kubeconfig::new();
+            kubeconfig.use_exec(word, &[]);
+            let text = kubeconfig.to_yaml().expect("YAML");
+            let line = text.lines().find(|line| line.trim_start().starts_with("command:")).expect("a line");
+            assert!(line.contains(['\'', '"']), "{line}");
+        }
     }
 }

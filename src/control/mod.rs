@@ -4,6 +4,7 @@
 //! open.
 
 mod client;
+pub mod metrics;
 mod server;
 
 use serde::{Deserialize, Serialize};

@@ -111,14 +111,15 @@ impl Desk {
         }
     }
 
-    fn status(&self) -> Status {
+    /// How things stand.
+    pub(super) fn status(&self) -> Status {
         let backends = self.keyring.health().map(|(name, error)| BackendStatus {
             name: name.to_owned(),
             up: error.is_none(),
             reason: error.as_ref().map(ToString::to_string).unwrap_or_default(),
             hint: error.and_then(|error| error.hint).unwrap_or_default(),
         });
-        Status { backends: backends.collect(), ..self.telemetry.status().borrow().clone() }
+        Status { backends: backends.collect(), ..self.telemetry.current_status() }
     }
 
     async fn migrate(&self, identity: &str, to: String, dry_run: bool, wait: bool) -> Response {

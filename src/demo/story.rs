@@ -213,7 +213,7 @@ impl Narrator {
     /// The life of the certificate from now on: when its window opens, and when it is rotated.
     fn draw(&self, opens: &str, rotates_at: &str, not_after: &str) {
         let time = |text: &str| text.parse::<jiff::Timestamp>().map_or(0, |time| time.as_millisecond());
-        let now = crate::agent::clock::now().as_milliseconds();
+        let now = crate::clock::now().as_milliseconds();
         let life = (time(not_after) - now).max(1);
         let place =
             |at: i64| usize::try_from((at - now).clamp(0, life) * WIDTH as i64 / life).unwrap_or(0).min(WIDTH - 1);

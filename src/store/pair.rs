@@ -9,14 +9,21 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
+use pintle_agent_core::UnixTime;
 use zeroize::Zeroizing;
 
 use super::durable;
+use crate::clock;
 
 /// The directory of pairs (`--cert-dir`), and what the pairs in it are called.
 pub struct PairDirectory {
     directory: PathBuf,
     prefix: String,
+}
+
+/// When the pair in this file was installed, as far as the file system says.
+pub fn installed_at(path: &Path) -> Option<UnixTime> {
+    fs::metadata(path).and_then(|metadata| metadata.modified()).ok().map(clock::unix_time)
 }
 
 /// A pair found in the directory.

@@ -277,7 +277,12 @@ impl Event {
                 format!("the API server's clock is {server_ahead_seconds} s ahead of this machine's")
             }
             Self::KubeconfigWritten { path } => format!("kubeconfig {path} written"),
-            Self::KubeconfigStale { path, reason } => format!("kubeconfig {path} does not follow rotations: {reason}"),
+            Self::KubeconfigStale { path, reason } => {
+                format!(
+                    "kubeconfig {path} does not follow rotations: {reason}; mend it with pintle kubeconfig --for file \
+                     --write {path}"
+                )
+            }
             Self::OrphansDestroyed { keys } => format!("destroyed keys that nobody needs: {}", keys.join(", ")),
             Self::BackendDown { backend, reason, hint } => {
                 let hint = if hint.is_empty() { String::new() } else { format!(" ({hint})") };

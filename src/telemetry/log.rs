@@ -57,7 +57,7 @@ impl Log {
         if self.silent {
             return;
         }
-        let time = crate::agent::clock::now().to_string();
+        let time = crate::clock::now().to_string();
         let (level, message) = (event.level(), event.sentence());
         let priority = match (self.journal, level) {
             (false, _) => "",

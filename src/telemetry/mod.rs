@@ -2,13 +2,19 @@
 
 mod event;
 mod log;
+pub mod metrics;
 mod notify;
+mod proxy;
 mod status;
 
 pub use event::{Event, Level};
 pub use log::{Format, Log};
 pub use notify::Notifier;
-pub use status::{BackendStatus, IdentityStatus, KeyStatus, ProxyStatus, State, Status};
+pub use proxy::{FailureReason, ProxyStatus, Statistics};
+pub use status::{BackendStatus, IdentityStatus, KeyStatus, State, Status};
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::{broadcast, watch};
 
@@ -21,7 +27,12 @@ pub struct Telemetry {
     events: broadcast::Sender<Event>,
     status: watch::Sender<Status>,
     notifier: Notifier,
+    /// How the credential proxy of each identity stands, by the identity's name.
+    proxies: Mutex<BTreeMap<String, ProxyGauge>>,
 }
+
+/// Tells how a credential proxy stands right now; `None` once it has ended.
+pub type ProxyGauge = Box<dyn Fn() -> Option<ProxyStatus> + Send>;
 
 impl Telemetry {
     /// Events go to this log, and to the service manager where there is one.
@@ -31,6 +42,7 @@ impl Telemetry {
             events: broadcast::Sender::new(BACKLOG),
             status: watch::Sender::new(Status::default()),
             notifier: Notifier::from_environment(),
+            proxies: Mutex::default(),
         }
     }
 
@@ -55,6 +67,21 @@ impl Telemetry {
                 None => status.identities.push(identity),
             }
         });
+    }
+
+    /// Has this tell how the credential proxy of an identity stands whenever somebody wants to know.
+    pub fn watch_proxy(&self, identity: &str, gauge: ProxyGauge) {
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner).insert(identity.to_owned(), gauge);
+    }
+
+    /// The status as of now, with what changes too often to be told of each time.
+    pub fn current_status(&self) -> Status {
+        let mut status = self.status.borrow().clone();
+        let proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        for identity in &mut status.identities {
+            identity.proxy = proxies.get(&identity.identity).and_then(|gauge| gauge());
+        }
+        status
     }
 
     /// The status, as it is and as it changes.

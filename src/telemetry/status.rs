@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::consumers::proxy::Statistics;
+use super::ProxyStatus;
 
 /// The status of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -118,6 +118,9 @@ pub struct IdentityStatus {
     pub failures: u32,
     /// Rotations that this process has completed.
     pub rotations: u64,
+    /// Failures on the way to one, as of this process.
+    #[serde(default)]
+    pub errors: u64,
     /// How many seconds the API server's clock is ahead of this machine's, as of its last answer.
     pub server_ahead_seconds: Option<i64>,
     /// The current pair.
@@ -137,18 +140,6 @@ pub struct KeyStatus {
     pub id: String,
     /// Its algorithm.
     pub algorithm: String,
-}
-
-/// The credential proxy of an identity.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ProxyStatus {
-    /// Where it listens.
-    pub address: String,
-    /// The serial number of the certificate that new connections speak as; empty while there is none.
-    pub serial: String,
-    /// What it has done since it was started.
-    pub statistics: Statistics,
 }
 
 impl IdentityStatus {

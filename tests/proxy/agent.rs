@@ -86,7 +86,7 @@ impl Node {
 }
 
 fn kubectl(kubeconfig: &Path, arguments: &[&str]) -> Output {
-    Command::new("kubectl").arg("--kubeconfig").arg(kubeconfig).args(arguments).output().unwrap()
+    pintle_test_support::kubectl().arg("--kubeconfig").arg(kubeconfig).args(arguments).output().unwrap()
 }
 
 fn text(output: &Output) -> String {
@@ -105,7 +105,7 @@ async fn c18_kubectl_is_the_node_over_rotations_and_old_keys_go_with_their_last_
     let node = Node::start(&control_plane);
     node.ready().await;
     let kubeconfig = node.kubeconfig();
-    let watch = Command::new("kubectl")
+    let watch = pintle_test_support::kubectl()
         .arg("--kubeconfig")
         .arg(&kubeconfig)
         .args(["get", "csr", "--watch", "--no-headers"])

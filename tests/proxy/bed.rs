@@ -17,11 +17,10 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use pintle::agent::clock::now;
-use pintle::consumers::proxy::{
-    Activated, Endpoints, Generation, Proxy, ProxyConfiguration, ProxyHandle, Statistics, Upstream, User,
-};
-use pintle::telemetry::{Log, Telemetry};
+use pintle::clock::now;
+use pintle::config::{ProxyConfiguration, User};
+use pintle::consumers::proxy::{Activated, Endpoints, Generation, Proxy, ProxyHandle, Upstream};
+use pintle::telemetry::{Log, Statistics, Telemetry};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};

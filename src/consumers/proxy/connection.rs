@@ -26,8 +26,9 @@ use super::Shared;
 use super::conversation::Conversation;
 use super::generation::{Lease, Protocols, Stage};
 use super::relay::{Endpoint, Relay};
-use super::session::{HandshakeError, Session, Socket};
-use super::statistics::FailureReason;
+use super::session::{HandshakeError, Session};
+use super::socket::Socket;
+use crate::telemetry::FailureReason;
 
 /// Once a client knows that it is to use another connection, or has nothing under way, this much silence is enough to
 /// close the one it has.

@@ -12,7 +12,7 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
 use super::upstream::Upstream;
-use crate::agent::clock::{Clock, now};
+use crate::clock::{Clock, now};
 use crate::keys::{HeldCertificate, Keyring, certified_key_within};
 
 /// A certificate that connections to the API server speak as, and where that server is.

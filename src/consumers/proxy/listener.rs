@@ -11,10 +11,10 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection;
-use super::local_authority::User;
-use super::session::Socket;
-use super::statistics::FailureReason;
+use super::socket::Socket;
 use super::{Shared, local_authority};
+use crate::config::User;
+use crate::telemetry::FailureReason;
 
 /// How many connections the system keeps for us while we are busy, or restarting behind a socket of the service manager.
 const BACKLOG: u32 = 4096;

@@ -15,67 +15,18 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
+use crate::config::User;
+use crate::consumers::kubeconfig::ClientFiles;
 use crate::store::durable;
 
 /// A new identifier at each boot (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// What the local client authenticates with, and what it verifies the listener by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientFiles {
-    /// The authority's certificate, PEM.
-    pub certificate_authority: PathBuf,
-    /// The client's certificate, PEM, mode 0600.
-    pub certificate: PathBuf,
-    /// The client's private key, PKCS#8 PEM, mode 0600.
-    pub key: PathBuf,
-}
-
-impl ClientFiles {
-    /// The files of the proxy with this runtime directory.
-    pub fn in_directory(directory: &Path) -> Self {
-        Self {
-            certificate_authority: directory.join("ca.crt"),
-            certificate: directory.join("client.crt"),
-            key: directory.join("client.key"),
-        }
-    }
-}
 
 /// The listener's credential, and the one certificate that it accepts.
 pub(super) struct LocalAuthority {
     pub(super) server_certificate: CertificateDer<'static>,
     pub(super) server_key: PrivateKeyDer<'static>,
     pub(super) client_certificate: CertificateDer<'static>,
-}
-
-/// A user who may use the identity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct User {
-    /// The user's number.
-    pub uid: u32,
-    /// The user's primary group.
-    pub gid: u32,
-}
-
-impl User {
-    /// The user of this name or number in /etc/passwd; a number need not be there.
-    ///
-    /// # Errors
-    /// If there is no such user, or the file cannot be read.
-    pub fn named(name: &str) -> io::Result<Self> {
-        if name == "root" {
-            return Ok(Self { uid: 0, gid: 0 });
-        }
-        let passwd = std::fs::read_to_string("/etc/passwd")?;
-        let found = passwd.lines().find_map(|line| {
-            let fields: Vec<_> = line.split(':').collect();
-            let [login, _, uid, gid, ..] = fields[..] else { return None };
-            (login == name || uid == name).then(|| Some(Self { uid: uid.parse().ok()?, gid: gid.parse().ok()? }))?
-        });
-        let number = || name.parse().ok().map(|uid| Self { uid, gid: uid });
-        found.or_else(number).ok_or_else(|| io::Error::other(format!("there is no user {name:?}")))
-    }
 }
 
 impl LocalAuthority {
@@ -223,13 +174,5 @@ mod tests {
         std::fs::remove_file(directory.join("client.key")).expect("removed");
         let after = LocalAuthority::of_boot(&directory, user, "two").expect("made anew");
         assert_ne!(next.client_certificate, after.client_certificate);
-    }
-
-    #[test]
-    fn users_have_names_or_numbers() {
-        assert_eq!(User::named("root").expect("there").uid, 0);
-        assert_eq!(User::named("nobody").expect("there"), User::named("65534").expect("there"));
-        assert_eq!(User::named("4000000000").expect("a number").uid, 4_000_000_000);
-        assert!(User::named("no-such-user").is_err());
     }
 }

@@ -23,37 +23,35 @@
 mod admission;
 mod connection;
 mod conversation;
+mod counters;
 mod generation;
-mod kubeconfig;
 mod listener;
 mod local_authority;
 mod local_tls;
 mod relay;
 mod session;
-mod statistics;
+mod socket;
 mod upstream;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::telemetry::{Event, ProxyStatus, Telemetry};
+use crate::config::ProxyConfiguration;
+use crate::consumers::kubeconfig::{ClientFiles, LocalServer};
+use crate::telemetry::{Event, ProxyGauge, ProxyStatus, Statistics, Telemetry};
 use admission::Admission;
+use counters::Counters;
 use generation::{Generations, Protocols};
 use local_authority::LocalAuthority;
 use local_tls::LocalTls;
-use statistics::Counters;
 
 pub use generation::Generation;
-pub use kubeconfig::{LocalServer, kubeconfig, write_kubeconfig};
 pub use listener::Activated;
-pub use local_authority::{ClientFiles, User};
-pub use statistics::{FailureReason, Statistics};
 pub use upstream::{Endpoints, Upstream};
 
 /// At most this many handshakes wait for a key at once, each on a thread: a device signs one after the other anyway.
@@ -62,52 +60,6 @@ const SIGNING_AT_ONCE: usize = 16;
 const REMEMBERED_OFFERS: usize = 16;
 /// Descriptors that are not for connections.
 const OTHER_DESCRIPTORS: u64 = 64;
-
-/// How a proxy for one identity is to run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ProxyConfiguration {
-    /// Where to listen: an address of loopback.
-    pub listen: SocketAddr,
-    /// Where to listen for clients of a unix socket, which speak HTTP without TLS.
-    pub unix_socket: Option<PathBuf>,
-    /// Who may use the identity, besides root.
-    pub user: User,
-    /// Where the local certificates are; must be on a file system that ends with the boot.
-    pub runtime_directory: PathBuf,
-    /// How long connections of an earlier certificate may go on.
-    pub drain: Duration,
-    /// How long an API server may take to accept a connection.
-    pub connect_timeout: Duration,
-    /// How long a handshake may take, the local one and each one with an API server.
-    pub handshake_timeout: Duration,
-    /// How long a key may take to sign.
-    pub signing_deadline: Duration,
-    /// How long a connection may be silent.
-    pub idle_timeout: Duration,
-    /// How many connections are open at once, at most.
-    pub maximum_connections: usize,
-    /// How many of them may be within their local handshake.
-    pub maximum_handshakes: usize,
-}
-
-impl Default for ProxyConfiguration {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 6444)),
-            unix_socket: None,
-            user: User { uid: 0, gid: 0 },
-            runtime_directory: PathBuf::from("/run/pintle/proxy/client"),
-            // The watches of a kubelet end by themselves within ten minutes.
-            drain: Duration::from_secs(900),
-            connect_timeout: Duration::from_secs(5),
-            handshake_timeout: Duration::from_secs(10),
-            signing_deadline: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(3600),
-            maximum_connections: 8192,
-            maximum_handshakes: 512,
-        }
-    }
-}
 
 /// What all connections share.
 struct Shared {
@@ -142,6 +94,10 @@ impl Shared {
 
     fn forget_protocol(&self, offer: &Protocols) {
         self.protocols.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| known != offer);
+    }
+
+    fn statistics(&self) -> Statistics {
+        self.counters.snapshot(self.generations.open_connections())
     }
 
     /// How long one handshake with an API server may take, the wait for the key included.
@@ -238,18 +194,22 @@ impl ProxyHandle {
         self.shared.generations.serial()
     }
 
-    /// How it stands, for the status of its identity.
-    pub fn status(&self) -> ProxyStatus {
-        ProxyStatus {
-            address: self.address.to_string(),
-            serial: self.serial().unwrap_or_default(),
-            statistics: self.statistics(),
-        }
+    /// Tells how it stands, for the status of its identity.
+    pub fn gauge(&self) -> ProxyGauge {
+        let (address, shared) = (self.address, Arc::downgrade(&self.shared));
+        Box::new(move || {
+            let shared = shared.upgrade()?;
+            Some(ProxyStatus {
+                address: address.to_string(),
+                serial: shared.generations.serial().unwrap_or_default(),
+                statistics: shared.statistics(),
+            })
+        })
     }
 
     /// What the proxy has done, and its open connections.
     pub fn statistics(&self) -> Statistics {
-        self.shared.counters.snapshot(self.shared.generations.open_connections())
+        self.shared.statistics()
     }
 
     /// Where it listens.
@@ -290,9 +250,4 @@ fn connection_limit(wanted: usize) -> usize {
     }
     let descriptors = limit.current.unwrap_or(u64::MAX).saturating_sub(OTHER_DESCRIPTORS) / 2;
     wanted.min(usize::try_from(descriptors).unwrap_or(usize::MAX)).max(1)
-}
-
-/// The runtime directory of an identity's proxy below `parent`.
-pub fn runtime_directory(parent: &Path, identity: &str) -> PathBuf {
-    parent.join(identity)
 }

@@ -12,7 +12,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conversation::Conversation;
-use super::session::{Outbox, Session, Socket};
+use super::session::Session;
+use super::socket::{Outbox, Socket};
 
 /// What is read at once from a connection that has something to say now and then.
 const SMALLEST_READ: usize = 16 << 10;

@@ -4,9 +4,7 @@
 //! borrows the buffers of the thread it runs on (see [`super::relay`]).
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
@@ -14,99 +12,10 @@ use rustls::pki_types::ServerName;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus};
 use rustls::{ClientConfig, CommonState, ServerConfig};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
-/// A stream socket of either family.
-pub(super) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
-
-/// Octets on their way to a socket.
-#[derive(Default)]
-pub(super) struct Outbox {
-    buffer: Vec<u8>,
-    sent: usize,
-    filled: usize,
-}
-
-impl Outbox {
-    pub(super) fn is_empty(&self) -> bool {
-        self.sent == self.filled
-    }
-
-    /// Room for `count` octets, of which [`fill`](Self::fill) says how many were put there.
-    fn room(&mut self, count: usize) -> &mut [u8] {
-        let end = self.filled + count;
-        if self.buffer.len() < end {
-            self.buffer.resize(end, 0);
-        }
-        &mut self.buffer[self.filled..end]
-    }
-
-    fn fill(&mut self, count: usize) {
-        self.filled += count;
-    }
-
-    fn extend(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
-        self.fill(bytes.len());
-    }
-
-    /// Writes until all is written or the socket takes no more.
-    pub(super) fn poll_write_to(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.is_empty() {
-            let rest = &self.buffer[self.sent..self.filled];
-            match ready!(Pin::new(&mut *socket).poll_write(cx, rest))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.sent += written,
-            }
-        }
-        (self.sent, self.filled) = (0, 0);
-        Poll::Ready(Ok(()))
-    }
-
-    pub(super) fn clear(&mut self) {
-        (self.sent, self.filled) = (0, 0);
-    }
-
-    /// Moves what is left over to `other`, and keeps the memory.
-    pub(super) fn spill(&mut self, other: &mut Self) {
-        other.extend(&self.buffer[self.sent..self.filled]);
-        (self.sent, self.filled) = (0, 0);
-    }
-}
+use super::socket::{Outbox, Socket};
 
 enum Tls {
     Server(Box<UnbufferedServerConnection>),
@@ -207,7 +116,7 @@ impl Session {
             };
             // What there is to say is said even if the handshake has failed: an alert.
             let done = std::mem::take(&mut self.outgoing);
-            let written = socket.write_all(&done.buffer[done.sent..done.filled]).await;
+            let written = socket.write_all(done.unsent()).await;
             result.map_err(HandshakeError::Tls)?;
             written?;
             if self.common().is_none_or(|common| !common.is_handshaking()) {
@@ -433,7 +342,7 @@ fn put<E: Into<Refused>>(
     out: &mut Outbox,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, E>,
 ) -> Result<(), rustls::Error> {
-    let mut room = out.buffer.len() - out.filled;
+    let mut room = out.spare();
     loop {
         match write(out.room(room)).map_err(Into::into) {
             Ok(written) => {

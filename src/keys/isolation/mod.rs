@@ -20,7 +20,6 @@
 pub(crate) mod host;
 mod process;
 mod protocol;
-mod user;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -31,10 +30,9 @@ use pintle_plugins_api::{
 
 use super::module::{ModuleConfiguration, PinOrigin};
 use super::refused::{self, PinState};
-use crate::config::ProcessIsolation;
+use crate::config::{ProcessIsolation, User};
 use process::{ChildProcess, Silence};
 use protocol::{Answer, Octets, Request, Response};
-use user::Credentials;
 
 /// A child that ran for this long before it ended had nothing to do with how the one before it ended.
 const MEMORY: Duration = Duration::from_secs(60);
@@ -65,7 +63,7 @@ pub struct IsolatedBackend {
     module: ModuleConfiguration,
     pin: PinOrigin,
     isolation: ProcessIsolation,
-    credentials: Option<Credentials>,
+    user: Option<User>,
     program: PathBuf,
     deadlines: Deadlines,
     child: Option<Running>,
@@ -100,16 +98,21 @@ impl IsolatedBackend {
         module: ModuleConfiguration,
         isolation: ProcessIsolation,
     ) -> Result<Self, BackendError> {
-        let credentials = match &isolation.user {
-            Some(user) => Some(Credentials::of(user, isolation.group.as_deref())?),
-            None => None,
+        let user = match (&isolation.user, &isolation.group) {
+            (Some(user), Some(group)) => Some(User::with_group(user, group)),
+            (Some(user), None) => Some(User::named(user)),
+            (None, _) => None,
         };
+        let user = user.transpose().map_err(|error| {
+            BackendError::new(BackendErrorKind::Unsupported, format!("{error} to run the backend as"))
+                .with_hint("name a user and a group of /etc/passwd and /etc/group, or their numbers")
+        })?;
         Ok(Self {
             name: name.into(),
             pin: module.pin(),
             module,
             isolation,
-            credentials,
+            user,
             // Also after an upgrade has replaced the file: both ends must be the same program.
             program: "/proc/self/exe".into(),
             deadlines: Deadlines::default(),
@@ -191,7 +194,7 @@ impl IsolatedBackend {
             return Err(unavailable(format!("{}; another one is started in {seconds} s", trouble.cause)));
         }
         let environment = self.isolation.environment.clone();
-        match ChildProcess::start(&self.program, &self.name, self.credentials.as_ref(), environment) {
+        match ChildProcess::start(&self.program, &self.name, self.user, environment) {
             Ok(process) => Ok(Running { process, opened: false }),
             Err(error) => {
                 let cause = format!("a backend child cannot be started: {error}");

@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::protocol::{Request, Response, read_frame, write_frame};
-use super::user::Credentials;
+use crate::config::User;
 
 /// Of what the module writes to standard error, the end is kept, octets.
 const LAST_WORDS: usize = 1024;
@@ -52,7 +52,7 @@ impl ChildProcess {
     pub(super) fn start(
         program: &Path,
         name: &str,
-        credentials: Option<&Credentials>,
+        user: Option<User>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
@@ -72,8 +72,8 @@ impl ChildProcess {
         for variable in AGENTS_OWN {
             command.env_remove(variable);
         }
-        if let Some(credentials) = credentials {
-            command.uid(credentials.user).gid(credentials.group);
+        if let Some(user) = user {
+            command.uid(user.uid).gid(user.gid);
         }
         let child = command.spawn()?;
         let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok();

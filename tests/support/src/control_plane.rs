@@ -260,15 +260,12 @@ impl ControlPlane {
     /// # Errors
     /// What kubectl printed to standard error, when it fails.
     pub fn try_kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
-        let output = Command::new(cluster_binary())
-            .arg("kubectl")
+        let output = kubectl()
             .args(arguments)
             .arg("--request-timeout=20s")
             .arg(flag("kubeconfig", kubeconfig))
             .arg(flag("cache-dir", self.scratch.join("kubectl-cache")))
             .env("HOME", self.scratch.path())
-            .env_remove("KUBECONFIG")
-            .stdin(Stdio::null())
             .output()
             .unwrap_or_else(|error| panic!("cannot start kubectl: {error}"));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -380,6 +377,14 @@ pub fn cluster_binary() -> PathBuf {
             "PINTLE_TEST_CLUSTER is not set\nhint: run ./tests/run, or eval \"$(./tests/run --environment)\" before cargo test"
         ),
     }
+}
+
+/// kubectl, the one of the test bed, without the configuration of whoever runs the tests.
+#[must_use]
+pub fn kubectl() -> Command {
+    let mut command = Command::new(cluster_binary());
+    command.arg("kubectl").env_remove("KUBECONFIG").stdin(Stdio::null());
+    command
 }
 
 fn flag(name: &str, path: impl AsRef<Path>) -> String {

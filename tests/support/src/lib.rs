@@ -45,7 +45,7 @@ pub use authority::{Authority, CertificatePair};
 pub use bootstrap::BootstrapCredential;
 pub use clock::MovableClock;
 pub use condition::{eventually, holds_within};
-pub use control_plane::{ControlPlane, Identity, Options, StaticToken, cluster_binary};
+pub use control_plane::{ControlPlane, Identity, Options, StaticToken, cluster_binary, kubectl};
 pub use kubelet::{Kubelet, KubeletOptions};
 pub use node::{Answer, Node, Pair, serial_text};
 pub use ports::ReservedPorts;

@@ -15,7 +15,12 @@ const STEP: Duration = Duration::from_secs(1);
 
 /// What time it is: the only place that asks.
 pub fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    unix_time(SystemTime::now())
+}
+
+/// A time as a file system tells it.
+pub fn unix_time(time: SystemTime) -> UnixTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixTime::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
@@ -68,7 +73,7 @@ impl Default for Clock {
 }
 
 /// Whether the wall clock was set, or the machine slept, since both clocks were read.
-pub(super) fn stepped(started: Instant, wall: UnixTime, current: UnixTime) -> bool {
+pub(crate) fn stepped(started: Instant, wall: UnixTime, current: UnixTime) -> bool {
     let expected = wall + started.elapsed();
     current.since(expected) > STEP || expected.since(current) > STEP
 }

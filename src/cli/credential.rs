@@ -1,0 +1,173 @@
+//! `pintle credential`: an exec credential plugin (client.authentication.k8s.io/v1), for clients that take a key from one.
+
+use pintle_agent_core::UnixTime;
+use pintle_agent_core::issued::Leaf;
+use pintle_agent_core::policy::Window;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{CliError, Exit, print};
+use crate::clock;
+use crate::config::{Config, Flags};
+use crate::store::PairDirectory;
+use crate::store::pair::installed_at;
+
+/// What client-go says to a plugin in `KUBERNETES_EXEC_INFO`, of which only the version matters here.
+#[derive(Deserialize)]
+struct ExecInfo {
+    #[serde(rename = "apiVersion")]
+    api_version: String,
+}
+
+/// What a plugin answers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ExecCredential<'a> {
+    api_version: &'a str,
+    kind: &'a str,
+    status: ExecStatus<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ExecStatus<'a> {
+    expiration_timestamp: String,
+    client_certificate_data: &'a str,
+    client_key_data: &'a str,
+}
+
+/// The versions of the protocol, which are the same for what is said here.
+const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
+
+/// The arguments of `pintle credential`.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    /// The identity
+    #[arg(default_value = "client", value_parser = ["client"])]
+    identity: String,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let version = version(std::env::var("KUBERNETES_EXEC_INFO").ok().as_deref())?;
+        let config = Config::load(&self.flags)?;
+        let current = PairDirectory::new(config.cert_dir, "kubelet-client").current();
+        let pair = match std::fs::read_to_string(&current) {
+            Ok(pair) => Zeroizing::new(pair),
+            Err(error) => {
+                let detail = format!("there is no pair to use: {}: {error}", current.display());
+                return Err(CliError::new(Exit::Usage, detail, "pintle run gets one; read it as its owner"));
+            }
+        };
+        let parts = Parts::of(&pair).ok_or_else(|| {
+            CliError::new(
+                Exit::Problem,
+                format!(
+                    "{} holds no private key: it is in a device, which no exec plugin can hand out",
+                    current.display()
+                ),
+                "use the credential proxy: pintle kubeconfig --for proxy",
+            )
+        })?;
+        let unusable = |detail: String| {
+            CliError::new(Exit::Problem, format!("{}: {detail}", current.display()), "see pintle status")
+        };
+        let leaf = Leaf::of(&pair).map_err(|rejection| unusable(rejection.to_string()))?;
+        let now = clock::now();
+        if now >= leaf.not_after {
+            return Err(unusable(format!("the certificate ended at {}", leaf.not_after)));
+        }
+        let installed = installed_at(&current).unwrap_or(leaf.not_before);
+        let window = Window::new(leaf.not_before, leaf.not_after, installed, &leaf.fingerprint);
+        let credential = ExecCredential {
+            api_version: version,
+            kind: "ExecCredential",
+            status: ExecStatus {
+                expiration_timestamp: expiration(now, window.closes, leaf.not_after).to_string(),
+                client_certificate_data: &parts.chain,
+                client_key_data: &parts.key,
+            },
+        };
+        print(&Zeroizing::new(super::json(&credential)?));
+        Ok(Exit::Ok)
+    }
+}
+
+/// Until when the client may go on without asking again: by the end of the window there is a new certificate. Where that
+/// is late, it asks ever more often, and never goes on beyond notAfter.
+fn expiration(now: UnixTime, closes: UnixTime, not_after: UnixTime) -> UnixTime {
+    if now < closes { closes } else { now + not_after.since(now) / 2 }
+}
+
+/// The version that the client speaks; the newest where it does not say, as at a terminal.
+fn version(info: Option<&str>) -> Result<&'static str, CliError> {
+    let Some(info) = info else { return Ok(VERSIONS[0]) };
+    let asked = serde_json::from_str::<ExecInfo>(info).map(|info| info.api_version).unwrap_or_default();
+    VERSIONS.into_iter().find(|version| *version == asked).ok_or_else(|| {
+        CliError::new(
+            Exit::Usage,
+            format!("the client speaks {asked:?} in KUBERNETES_EXEC_INFO, and not {}", VERSIONS.join(" or ")),
+            "set apiVersion: client.authentication.k8s.io/v1 in the kubeconfig's exec",
+        )
+    })
+}
+
+/// The halves of a pair.
+struct Parts {
+    chain: String,
+    key: Zeroizing<String>,
+}
+
+impl Parts {
+    /// `None` if the pair does not hold its key.
+    fn of(pair: &str) -> Option<Self> {
+        let begin = pair.match_indices("-----BEGIN ").map(|(place, _)| place);
+        let key = begin.into_iter().find(|place| {
+            let label = pair[*place..].trim_start_matches("-----BEGIN ").split("-----").next().unwrap_or_default();
+            matches!(label, "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY")
+        })?;
+        let end = pair[key..].find("-----END ").and_then(|end| Some(key + end + pair[key + end..].find('\n')? + 1));
+        let end = end.unwrap_or(pair.len());
+        let chain = format!("{}{}", &pair[..key], &pair[end..]);
+        Some(Self { chain, key: Zeroizing::new(pair[key..end].to_owned()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n";
+
+    #[test]
+    fn a_pair_is_taken_apart_wherever_its_key_stands() {
+        for pair in [format!("{CERTIFICATE}{CERTIFICATE}{KEY}"), format!("{KEY}{CERTIFICATE}{CERTIFICATE}")] {
+            let parts = Parts::of(&pair).expect("a key");
+            assert_eq!((parts.chain, parts.key.as_str()), (format!("{CERTIFICATE}{CERTIFICATE}"), KEY));
+        }
+        assert!(Parts::of(CERTIFICATE).is_none());
+        assert!(Parts::of(&format!("{CERTIFICATE}{}", KEY.replace("PRIVATE", "TSS2 PRIVATE"))).is_none());
+    }
+
+    #[test]
+    fn the_client_asks_again_when_there_should_be_a_new_certificate() {
+        let at = UnixTime::from_seconds;
+        assert_eq!(expiration(at(10), at(90), at(100)), at(90));
+        assert_eq!(expiration(at(92), at(90), at(100)), at(96));
+    }
+
+    #[test]
+    fn the_clients_version_is_spoken_and_others_are_refused() {
+        let info = |version: &str| format!(r#"{{"apiVersion":"{version}","kind":"ExecCredential","spec":{{}}}}"#);
+        for known in VERSIONS {
+            assert_eq!(version(Some(&info(known))).expect("known"), known);
+        }
+        assert_eq!(version(None).expect("the newest"), VERSIONS[0]);
+        for other in [info("client.authentication.k8s.io/v1alpha1"), "nonsense".to_owned()] {
+            assert!(version(Some(&other)).expect_err("refused").detail.contains("KUBERNETES_EXEC_INFO"));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! `pintle kubeconfig`: a kubeconfig that speaks as an identity.
+
+use std::path::{Path, PathBuf};
+
+use super::{CliError, Exit, print};
+use crate::config::{Config, Flags, User};
+use crate::consumers::kubeconfig::{ClientFiles, Kubeconfig, LocalServer};
+use crate::control::{self, Request, Response};
+use crate::store::PairDirectory;
+
+/// How a client comes to speak as an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Consumer {
+    /// Through the credential proxy: the key may be anywhere
+    Proxy,
+    /// With the pair's file: the key must be in a file, and a rotation is noticed within five minutes
+    File,
+    /// With `pintle credential` as its exec plugin: the key must be in a file, and a rotation is noticed at once
+    Exec,
+}
+
+/// The arguments of `pintle kubeconfig`.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    /// The identity
+    #[arg(default_value = "client", value_parser = ["client"])]
+    identity: String,
+    /// How the client comes to speak as the identity [default: proxy if the configuration has one, file otherwise]
+    #[arg(long = "for", value_enum)]
+    consumer: Option<Consumer>,
+    /// Write it to this file instead: of a kubeconfig that is there, only the current context's server and user change
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let config = Config::load(&self.flags)?;
+        let consumer = self.consumer.unwrap_or(if config.proxy.is_some() { Consumer::Proxy } else { Consumer::File });
+        let mut kubeconfig = match &self.write {
+            Some(path) if path.exists() => Kubeconfig::read_or_new(path).map_err(|error| unusable(path, &error))?,
+            _ => of_cluster(&config)?,
+        };
+        match consumer {
+            Consumer::Proxy => use_proxy(&config, &mut kubeconfig, self.write.as_deref())?,
+            Consumer::File => {
+                let pair = PairDirectory::new(config.cert_dir.clone(), "kubelet-client").current();
+                kubeconfig.use_files(&pair, &pair).map_err(|error| unusable(&pair, &error))?;
+            }
+            Consumer::Exec => {
+                let program = std::env::current_exe().map_err(|error| CliError::new(Exit::Problem, error, ""))?;
+                kubeconfig.use_exec(&program.display().to_string(), &self.credential_arguments());
+            }
+        }
+        let Some(path) = &self.write else {
+            print(&kubeconfig.to_yaml().map_err(|error| CliError::new(Exit::Problem, error, ""))?);
+            return Ok(Exit::Ok);
+        };
+        let owner = config.proxy.as_ref().filter(|_| consumer == Consumer::Proxy).map(|proxy| proxy.configuration.user);
+        let owner = owner.filter(|user| *user != User { uid: 0, gid: 0 });
+        match kubeconfig.write(path, owner) {
+            Ok(true) => print(&format!("written: {}\n", path.display())),
+            Ok(false) => print(&format!("as it should be already: {}\n", path.display())),
+            Err(error) => {
+                let detail = format!("{} cannot be written: {error}", path.display());
+                return Err(CliError::new(Exit::Problem, detail, "run it as the file's owner"));
+            }
+        }
+        Ok(Exit::Ok)
+    }
+
+    /// What `pintle credential` is to be called with, so that it finds the same identity.
+    fn credential_arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["credential".to_owned()];
+        arguments.extend(self.flags.node_name.iter().map(|name| format!("--node-name={name}")));
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        for (flag, path) in [("config", &self.flags.config), ("cert-dir", &self.flags.cert_dir)] {
+            arguments.extend(path.iter().map(|path| format!("--{flag}={}", absolute(path).display())));
+        }
+        arguments
+    }
+}
+
+/// A kubeconfig for the API server, from wherever the agent knows it.
+fn of_cluster(config: &Config) -> Result<Kubeconfig, CliError> {
+    let kept = config.cluster_kubeconfig();
+    let sources = [&config.kubeconfig].into_iter().chain(&config.bootstrap_kubeconfig).chain([&kept]);
+    let Some(path) = sources.clone().find(|path| path.exists()) else {
+        let names: Vec<_> = sources.map(|path| path.display().to_string()).collect();
+        let detail = format!("nothing says where the API server is: there is none of {}", names.join(", "));
+        return Err(CliError::new(Exit::Usage, detail, "name one with --kubeconfig or --bootstrap-kubeconfig"));
+    };
+    Kubeconfig::for_cluster_of(path).map_err(|error| unusable(path, &error))
+}
+
+fn use_proxy(config: &Config, kubeconfig: &mut Kubeconfig, target: Option<&Path>) -> Result<(), CliError> {
+    let Some(settings) = &config.proxy else {
+        let hint = "add the table [proxy] to the configuration file, or say --for file";
+        return Err(CliError::new(Exit::Usage, "there is no credential proxy", hint));
+    };
+    if target.is_some_and(|target| *target == config.kubeconfig) {
+        let detail = format!("{} tells the agent where the API server is", config.kubeconfig.display());
+        return Err(CliError::new(Exit::Usage, detail, "give the proxy's client another file"));
+    }
+    // A socket of the service manager may be another than the configured one; only the running agent knows.
+    let listening = match control::ask(&config.control_socket(), Request::Status) {
+        Ok(Response::Status { status }) => {
+            status.identities.into_iter().find_map(|identity| identity.proxy?.address.parse().ok())
+        }
+        _ => None,
+    };
+    let files = ClientFiles::in_directory(&settings.configuration.runtime_directory);
+    let server = LocalServer { address: listening.unwrap_or(settings.configuration.listen), files: &files };
+    kubeconfig.use_proxy(server).map_err(|error| unusable(&files.key, &error))
+}
+
+fn unusable(path: &Path, error: &std::io::Error) -> CliError {
+    CliError::new(
+        Exit::Problem,
+        format!("{} cannot be used: {error}", path.display()),
+        "name another file, or remove this one",
+    )
+}

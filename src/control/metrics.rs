@@ -1,0 +1,64 @@
+//! The page that Prometheus asks for: `GET /metrics`, where the configuration says so.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+use super::Desk;
+use crate::clock::now;
+use crate::telemetry::metrics;
+
+/// Who has not asked by then is sent away.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many may ask at once.
+const AT_ONCE: usize = 16;
+
+/// Listens at this address and answers until the runtime ends.
+///
+/// # Errors
+/// If the address cannot be listened on.
+pub async fn serve(address: SocketAddr, desk: Desk) -> io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    tokio::spawn(async move {
+        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+        while let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await {
+            let Ok((stream, _)) = listener.accept().await else {
+                // Out of descriptors, most likely: others will be closed.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let desk = desk.clone();
+            tokio::spawn(async move {
+                let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &desk))));
+                let mut connection = hyper::server::conn::http1::Builder::new();
+                connection.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
+                // Who asked may have gone away.
+                let _ = connection.serve_connection(TokioIo::new(stream), answer).await;
+                drop(place);
+            });
+        }
+    });
+    Ok(())
+}
+
+fn answer(request: &Request<Incoming>, desk: &Desk) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => {
+            let content_type = header::HeaderValue::from_static(metrics::MEDIA_TYPE);
+            response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+            *response.body_mut() = Full::from(metrics::text(&desk.status(), now()));
+        }
+        (_, "/metrics") => *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED,
+        _ => *response.status_mut() = StatusCode::NOT_FOUND,
+    }
+    response
+}

@@ -1,0 +1,256 @@
+//! The metrics: what Prometheus reads, made from the status each time it asks.
+//!
+//! The kubelet's own names come first, so that alerts which were written for a kubelet's rotation keep working; the rest
+//! is pintle's. Names and labels are an interface. Labels have few values: never a serial number, never a path.
+
+use pintle_agent_core::UnixTime;
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, TextEncoder};
+
+use super::{FailureReason, IdentityStatus, ProxyStatus, State, Status};
+
+/// The media type of [`text`]: Prometheus' text exposition format.
+pub const MEDIA_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// The metrics as Prometheus reads them.
+pub fn text(status: &Status, now: UnixTime) -> String {
+    let mut page = Page::default();
+    for identity in &status.identities {
+        page.identity(identity, now);
+    }
+    for backend in &status.backends {
+        page.gauge(
+            "pintle_backend_up",
+            "Whether a key backend's device answered the last call",
+            &[("backend", &backend.name)],
+            f64::from(u8::from(backend.up)),
+        );
+    }
+    let mut text = Vec::new();
+    // It fails for a family without metrics, and there is none.
+    let _ = TextEncoder::new().encode(&page.families, &mut text);
+    String::from_utf8(text).unwrap_or_default()
+}
+
+/// The families so far, in the order of their first metric.
+#[derive(Default)]
+struct Page {
+    families: Vec<MetricFamily>,
+}
+
+impl Page {
+    fn identity(&mut self, identity: &IdentityStatus, now: UnixTime) {
+        let of_identity = [("identity", identity.identity.as_str())];
+        let now = now.as_milliseconds() as f64 / 1000.0;
+        let (end, due) = (seconds(&identity.not_after), seconds(&identity.rotates_at));
+        if let Some(end) = end {
+            self.gauge(
+                "kubelet_certificate_manager_client_ttl_seconds",
+                "Time until the client certificate ends; negative afterwards",
+                &[],
+                (end - now).floor(),
+            );
+        }
+        self.counter(
+            "kubelet_certificate_manager_client_expiration_renew_errors",
+            "Failures in renewing the client certificate",
+            &[],
+            identity.errors,
+        );
+        if let Some(end) = end {
+            self.gauge(
+                "pintle_certificate_not_after_timestamp_seconds",
+                "When the certificate ends, Unix time",
+                &of_identity,
+                end,
+            );
+        }
+        if let Some(due) = due {
+            self.gauge(
+                "pintle_certificate_renewal_timestamp_seconds",
+                "When the certificate is rotated, Unix time",
+                &of_identity,
+                due,
+            );
+        }
+        let good = end.is_some_and(|end| end > now) && identity.state != State::KeyLost;
+        self.gauge(
+            "pintle_certificate_ready_status",
+            "Whether a certificate that has not ended is in use, with a key that is there",
+            &of_identity,
+            f64::from(u8::from(good)),
+        );
+        self.gauge(
+            "pintle_rotation_overdue_seconds",
+            "How long ago the certificate should have been rotated, whether or not anything was tried",
+            &of_identity,
+            due.map_or(0.0, |due| now - due).max(0.0).floor(),
+        );
+        for (result, count) in [("success", identity.rotations), ("failure", identity.errors)] {
+            self.counter(
+                "pintle_rotations_total",
+                "Rotations completed, and failures on the way to one",
+                &[of_identity[0], ("result", result)],
+                count,
+            );
+        }
+        if let Some(proxy) = &identity.proxy {
+            self.proxy(of_identity[0], proxy);
+        }
+    }
+
+    fn proxy(&mut self, identity: (&str, &str), proxy: &ProxyStatus) {
+        let statistics = &proxy.statistics;
+        let current = statistics.open_connections.get(&proxy.serial).copied().unwrap_or_default();
+        let earlier = statistics.open_connections.values().sum::<u64>() - current;
+        for (certificate, count) in [("current", current), ("earlier", earlier)] {
+            self.gauge(
+                "pintle_proxy_connections",
+                "Open connections through the credential proxy, by the certificate that they speak as",
+                &[identity, ("certificate", certificate)],
+                count as f64,
+            );
+        }
+        self.counter(
+            "pintle_proxy_accepted_total",
+            "Local connections accepted by the credential proxy",
+            &[identity],
+            statistics.accepted,
+        );
+        for (side, count) in [("local", statistics.local_handshakes), ("server", statistics.server_handshakes)] {
+            self.counter(
+                "pintle_proxy_handshakes_total",
+                "Handshakes of the credential proxy with local clients and with API servers",
+                &[identity, ("side", side)],
+                count,
+            );
+        }
+        for (to, count) in [("server", statistics.bytes_to_server), ("client", statistics.bytes_to_client)] {
+            self.counter(
+                "pintle_proxy_bytes_total",
+                "Octets copied by the credential proxy, by where they went",
+                &[identity, ("to", to)],
+                count,
+            );
+        }
+        // All of them from the start, so that a rate can be taken of the first one.
+        for reason in FailureReason::ALL {
+            self.counter(
+                "pintle_proxy_failures_total",
+                "Connections through the credential proxy that failed, by reason",
+                &[identity, ("reason", reason.word())],
+                statistics.failures.get(reason.word()).copied().unwrap_or_default(),
+            );
+        }
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, labels: &[(&str, &str)], value: f64) {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        let mut metric = Metric::default();
+        metric.set_gauge(gauge);
+        self.add(name, help, MetricType::GAUGE, labels, metric);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, labels: &[(&str, &str)], value: u64) {
+        let mut counter = Counter::default();
+        counter.set_value(value as f64);
+        let mut metric = Metric::default();
+        metric.set_counter(counter);
+        self.add(name, help, MetricType::COUNTER, labels, metric);
+    }
+
+    fn add(&mut self, name: &str, help: &str, kind: MetricType, labels: &[(&str, &str)], mut metric: Metric) {
+        let label = |(name, value): &(&str, &str)| {
+            let mut label = LabelPair::default();
+            label.set_name((*name).to_owned());
+            label.set_value((*value).to_owned());
+            label
+        };
+        metric.set_label(labels.iter().map(label).collect());
+        if let Some(family) = self.families.iter_mut().find(|family| family.name() == name) {
+            return family.mut_metric().push(metric);
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        family.set_field_type(kind);
+        family.set_metric(vec![metric]);
+        self.families.push(family);
+    }
+}
+
+/// The time of a status, seconds since 1970; `None` where there is no certificate.
+fn seconds(text: &str) -> Option<f64> {
+    text.parse::<jiff::Timestamp>().ok().map(|time| time.as_second() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::{BackendStatus, Statistics};
+
+    fn status() -> Status {
+        let statistics = Statistics {
+            open_connections: [("A1".to_owned(), 2), ("B2".to_owned(), 5)].into(),
+            failures: [("cut-at-end".to_owned(), 1)].into(),
+            ..Statistics::default()
+        };
+        let proxy = ProxyStatus { serial: "B2".to_owned(), statistics, ..ProxyStatus::default() };
+        let identity = IdentityStatus {
+            identity: "client".to_owned(),
+            not_after: "1970-01-01T00:01:40Z".to_owned(),
+            rotates_at: "1970-01-01T00:01:20Z".to_owned(),
+            rotations: 3,
+            errors: 2,
+            proxy: Some(proxy),
+            ..IdentityStatus::default()
+        };
+        let backends = vec![BackendStatus { name: "token".to_owned(), ..BackendStatus::default() }];
+        Status { identities: vec![identity], backends }
+    }
+
+    /// The names are an interface: whoever changes one, changes this list and docs/operators.md.
+    #[test]
+    fn the_names_and_labels_are_these() {
+        let text = text(&status(), UnixTime::from_seconds(110));
+        for line in [
+            "kubelet_certificate_manager_client_ttl_seconds -10",
+            "kubelet_certificate_manager_client_expiration_renew_errors 2",
+            "pintle_certificate_not_after_timestamp_seconds{identity=\"client\"} 100",
+            "pintle_certificate_renewal_timestamp_seconds{identity=\"client\"} 80",
+            "pintle_certificate_ready_status{identity=\"client\"} 0",
+            "pintle_rotation_overdue_seconds{identity=\"client\"} 30",
+            "pintle_rotations_total{identity=\"client\",result=\"success\"} 3",
+            "pintle_rotations_total{identity=\"client\",result=\"failure\"} 2",
+            "pintle_proxy_connections{identity=\"client\",certificate=\"current\"} 5",
+            "pintle_proxy_connections{identity=\"client\",certificate=\"earlier\"} 2",
+            "pintle_proxy_accepted_total{identity=\"client\"} 0",
+            "pintle_proxy_handshakes_total{identity=\"client\",side=\"server\"} 0",
+            "pintle_proxy_bytes_total{identity=\"client\",to=\"client\"} 0",
+            "pintle_proxy_failures_total{identity=\"client\",reason=\"cut-at-end\"} 1",
+            "pintle_backend_up{backend=\"token\"} 0",
+        ] {
+            assert!(text.lines().any(|there| there == line), "{line} in {text}");
+        }
+        assert!(!text.contains("A1") && !text.contains("B2"), "no serial numbers: {text}");
+        let names: std::collections::BTreeSet<_> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split([' ', '{']).next())
+            .collect();
+        let documentation = include_str!("../../docs/operators.md");
+        for name in names {
+            assert!(documentation.contains(&format!("`{name}`")), "{name} is not in docs/operators.md");
+        }
+    }
+
+    #[test]
+    fn before_the_first_certificate_there_is_no_end_to_tell() {
+        let identity = IdentityStatus { identity: "client".to_owned(), ..IdentityStatus::default() };
+        let text = text(&Status { identities: vec![identity], backends: Vec::new() }, UnixTime::from_seconds(0));
+        assert!(
+            !text.contains("ttl_seconds") && text.contains("pintle_certificate_ready_status{identity=\"client\"} 0")
+        );
+    }
+}
