@@ -10,7 +10,7 @@ mod embedded;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use device::{DEADLINE, Node, build_module, certified_key, children, events, tpm_plugin};
+use device::{DEADLINE, Node, certified_key, children, events, tpm_plugin};
 use embedded::Embedded;
 use pintle_test_support::{Agent, Swtpm, Token, TokenModule, eventually};
 
@@ -18,10 +18,7 @@ const HOUR: u64 = 3600;
 
 /// A module that crashes and hangs when it is told to, in front of SoftHSM.
 fn faulty_module() -> PathBuf {
-    // Each test process builds it once; two at a time would be the same file.
-    static MODULE: std::sync::LazyLock<PathBuf> =
-        std::sync::LazyLock::new(|| build_module("faulty_pkcs11", include_str!("device/faulty_module.c")));
-    MODULE.clone()
+    pintle_test_support::faulty_module(Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
 /// A node whose keys are in a SoftHSM token, and its control plane.
@@ -87,7 +84,7 @@ fn kill(process: u32) {
 fn module_that_crashes_takes_only_its_own_process_along() {
     let node = TokenNode::new(Some(faulty_module()));
     let (mut agent, serial) = node.enrol();
-    node.token.fault("segfault-in-sign");
+    node.token.fault("sign-in-use segfault");
     node.node.rotate();
     node.node.reason(&mut agent, &["SIGSEGV"]);
     let (healthy, text) = node.node.pintle(&["status"]);
@@ -101,7 +98,7 @@ fn module_that_crashes_takes_only_its_own_process_along() {
 fn module_that_hangs_is_ended_at_its_deadline() {
     let node = TokenNode::new(Some(faulty_module()));
     let (mut agent, serial) = node.enrol();
-    node.token.fault("hang-in-sign");
+    node.token.fault("sign-in-use hang");
     let before = module_process(&mut agent);
     node.node.rotate();
     node.node.reason(&mut agent, &["did not answer sign"]);
@@ -117,7 +114,7 @@ fn module_process_killed_in_the_middle_of_a_generate_leaves_no_key_behind() {
     let node = TokenNode::new(Some(faulty_module()));
     let (mut agent, serial) = node.enrol();
     for _ in 0..2 {
-        node.token.fault("hang-in-generate");
+        node.token.fault("after-generate hang");
         let serial = node.node.status().expect("a status")["serial"].as_str().expect("a serial").to_owned();
         node.node.rotate();
         eventually("the key is made", DEADLINE, || (node.token.keys().len() == 2).then_some(()));

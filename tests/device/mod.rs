@@ -21,20 +21,6 @@ pub(crate) fn tpm_plugin() -> PathBuf {
     plugin
 }
 
-/// Builds a shared object from C source text, where nobody else can write.
-pub(crate) fn build_module(name: &str, source: &str) -> PathBuf {
-    let module = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lib{name}.so"));
-    let unfinished = module.with_extension(format!("{}.so", std::process::id()));
-    let source_file = unfinished.with_extension("c");
-    std::fs::write(&source_file, source).expect("the source is written");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(&unfinished).arg(&source_file);
-    assert!(compiler.status().expect("a C compiler is installed").success());
-    std::fs::rename(&unfinished, &module).expect("the module is in its place");
-    let _ = std::fs::remove_file(source_file);
-    module
-}
-
 /// A node: its directories, its configuration, and how its agent is started.
 pub(crate) struct Node {
     pub(crate) name: String,

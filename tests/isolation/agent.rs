@@ -46,7 +46,7 @@ impl Node {
                 state = scratch.join("state"),
                 pki = scratch.join("pki"),
                 kubeconfig = scratch.join("kubeconfig"),
-                module = Token::treacherous(),
+                module = Token::faulty_module(),
                 pin = token.path("pin"),
                 environment = environment.join(", "),
             ),
@@ -192,7 +192,7 @@ fn an_operators_own_device_is_checked_and_left_as_it_was() {
     let content = std::fs::read_to_string(&node.configuration).expect("the configuration");
     std::fs::write(
         &node.configuration,
-        content.replace(&*Token::treacherous().to_string_lossy(), &module.to_string_lossy()),
+        content.replace(&*Token::faulty_module().to_string_lossy(), &module.to_string_lossy()),
     )
     .expect("written");
     let words = node.fail(&["backend", "check", "token"]);

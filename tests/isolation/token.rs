@@ -5,7 +5,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use pintle::config::ProcessIsolation;
@@ -14,21 +13,6 @@ use pintle::keys::isolation::{Deadlines, IsolatedBackend};
 use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) const PIN: &str = "31415926";
-
-/// The module, built once for this test binary.
-static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/isolation/treacherous_module.c");
-    let module = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("treacherous-{}.so", std::process::id()));
-    let status = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-w", "-o"])
-        .arg(&module)
-        .arg(source)
-        .arg("-ldl")
-        .status()
-        .expect("cc starts");
-    assert!(status.success());
-    module
-});
 
 pub(crate) struct Token {
     directory: tempfile::TempDir,
@@ -70,8 +54,8 @@ impl Token {
     }
 
     /// The module that fails on request.
-    pub(crate) fn treacherous() -> &'static Path {
-        &MODULE
+    pub(crate) fn faulty_module() -> PathBuf {
+        pintle_test_support::faulty_module(Path::new(env!("CARGO_TARGET_TMPDIR")))
     }
 
     pub(crate) fn environment(&self) -> BTreeMap<String, String> {
@@ -90,7 +74,7 @@ impl Token {
     pub(crate) fn module(&self) -> ModuleConfiguration {
         ModuleConfiguration::Pkcs11 {
             uri: "pkcs11:token=isolated".to_owned(),
-            module: Some(Self::treacherous().to_owned()),
+            module: Some(Self::faulty_module()),
             pin_file: Some(self.path("pin")),
         }
     }

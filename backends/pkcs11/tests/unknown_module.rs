@@ -2,9 +2,7 @@
 
 mod support;
 
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
 
 use pintle_backend_pkcs11::Pkcs11Backend;
 use pintle_plugins_api::{BackendErrorKind, KeyAlgorithm, KeyBackend, PublicKey, SignatureScheme};
@@ -12,20 +10,8 @@ use support::{Kind, TestToken, id, refused, when_available};
 
 const SCHEME: SignatureScheme = SignatureScheme::EcdsaP256Sha256;
 
-/// Not in the temporary directory: the backend does not trust a module that everybody could replace.
 fn faulty_module() -> PathBuf {
-    static MODULE: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/faulty_module.c");
-        let module = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("libfaulty_module.so");
-        let unfinished = module.with_extension(std::process::id().to_string());
-        let arguments = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", source, "-o"];
-        let status = Command::new("cc").args(arguments).arg(&unfinished).arg("-ldl").status();
-        assert!(status.expect("a C compiler").success());
-        std::fs::rename(unfinished, &module).expect("the module in its place");
-        module
-    };
-    MODULE.get_or_init(build).clone()
+    pintle_test_support::faulty_module(Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
 fn run(test: &str, scenario: fn(&TestToken)) {
@@ -94,7 +80,7 @@ fn a_code_that_a_new_session_does_not_mend_is_not_repeated() {
 fn a_key_whose_generation_was_answered_with_an_error_is_found() {
     run("a_key_whose_generation_was_answered_with_an_error_is_found", |token| {
         let mut backend = token.open();
-        token.fault("generated", 0x30, 1);
+        token.fault("after-generate", 0x30, 1);
         let public_key = backend.generate(&id("key"), KeyAlgorithm::EcdsaP256).expect("a key");
         assert_eq!(backend.public_key(&id("key")), Ok(public_key), "one key, not two");
     });
