@@ -9,6 +9,31 @@ pub(crate) enum Fault {
     Device(Error),
     /// The answer for the caller, whatever a new session would say.
     Final(BackendError),
+    /// Another program may be writing to the token just now: the operation is to be repeated after a moment. Once that
+    /// has not helped often enough, it is this.
+    Busy(Box<Fault>),
+}
+
+impl Fault {
+    /// What may be nothing but another program that is writing to the token.
+    pub(crate) fn busy(fault: impl Into<Self>) -> Self {
+        Self::Busy(Box::new(fault.into()))
+    }
+
+    /// A write that the module refused. Kryoptic does not wait for another process that writes, and says
+    /// CKR_DEVICE_MEMORY, as does a token that is full.
+    pub(crate) fn of_writing(error: Error) -> Self {
+        if return_value(&error) == Some(RvError::DeviceMemory) { Self::busy(error) } else { error.into() }
+    }
+
+    /// What it is when there is no more waiting: the module's error, or the answer for the caller.
+    pub(crate) fn settled(self) -> Result<Error, BackendError> {
+        match self {
+            Self::Device(error) => Ok(error),
+            Self::Final(error) => Err(error),
+            Self::Busy(fault) => fault.settled(),
+        }
+    }
 }
 
 impl From<Error> for Fault {
@@ -50,8 +75,15 @@ pub(crate) fn is_recoverable(error: &Error) -> bool {
                 | TokenNotPresent
                 | TokenNotRecognized
                 | UserNotLoggedIn
+                | UserPinNotInitialized
         )
     )
+}
+
+/// Whether it says that the token is not there.
+pub(crate) fn is_absence(error: &Error) -> bool {
+    use RvError::*;
+    matches!(return_value(error), Some(DeviceRemoved | SlotIdInvalid | TokenNotPresent | TokenNotRecognized))
 }
 
 /// Whether the module says that it has not got this mechanism, or not for this key.

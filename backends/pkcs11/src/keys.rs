@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use cryptoki::error::{Error, RvError};
-use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyId, PublicKey, SignatureScheme};
 
 use crate::encoding;
-use crate::fault::{Fault, is_mechanism_missing, is_template_refused, return_value};
+use crate::fault::{Fault, is_mechanism_missing, return_value};
+use crate::generation::generate_pair;
 use crate::session::LoggedInSession;
 use crate::signature;
 
@@ -125,7 +125,7 @@ fn destroy(session: &LoggedInSession, id: &KeyId) -> Result<(), Fault> {
             match session.raw().destroy_object(object) {
                 // Somebody was faster.
                 Err(error) if return_value(&error) == Some(RvError::ObjectHandleInvalid) => {}
-                outcome => outcome?,
+                outcome => outcome.map_err(Fault::of_writing)?,
             }
         }
     }
@@ -133,7 +133,7 @@ fn destroy(session: &LoggedInSession, id: &KeyId) -> Result<(), Fault> {
     for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
         if !own(session, id, objects(session, class, id)?)?.is_empty() {
             let detail = format!("the token still holds key {id}, which it said it had destroyed");
-            return Err(BackendError::new(BackendErrorKind::Unavailable, detail).into());
+            return Err(Fault::busy(BackendError::new(BackendErrorKind::Unavailable, detail)));
         }
     }
     Ok(())
@@ -143,12 +143,15 @@ fn destroy(session: &LoggedInSession, id: &KeyId) -> Result<(), Fault> {
 pub(crate) fn list(session: &mut LoggedInSession) -> Result<Vec<KeyId>, Fault> {
     let mut ids = BTreeSet::new();
     for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
-        for object in session.raw().find_objects(&[Attribute::Class(class), Attribute::Token(true)])? {
+        let all = [Attribute::Class(class), Attribute::Token(true)];
+        for object in session.raw().find_objects(&all)? {
             let attributes = match session.raw().get_attributes(object, &[AttributeType::Id, AttributeType::Label]) {
                 Ok(attributes) => attributes,
-                // Destroyed by another program since it was found, or the token is gone, which is asked below.
-                Err(error) if return_value(&error) == Some(RvError::ObjectHandleInvalid) => continue,
-                Err(error) => return Err(error.into()),
+                // Another program is still writing it.
+                Err(error) if session.raw().find_objects(&all)?.contains(&object) => return Err(Fault::busy(error)),
+                // Destroyed by another program since it was found, which each module says in its own way (kryoptic by
+                // CKR_GENERAL_ERROR); or the token is gone, which is asked below.
+                Err(_) => continue,
             };
             let id = attributes.iter().find_map(|attribute| match attribute {
                 Attribute::Id(octets) => KeyId::new(octets.clone()).ok(),
@@ -162,7 +165,8 @@ pub(crate) fn list(session: &mut LoggedInSession) -> Result<Vec<KeyId>, Fault> {
     Ok(ids.into_iter().collect())
 }
 
-fn label(id: &KeyId) -> Vec<u8> {
+/// The CKA_LABEL of a key's objects.
+pub(crate) fn label(id: &KeyId) -> Vec<u8> {
     format!("{LABEL_PREFIX}{id}").into_bytes()
 }
 
@@ -258,84 +262,6 @@ fn subject_public_key_info(attributes: &[Attribute]) -> Option<Vec<u8>> {
     }
     let curve = curve?;
     encoding::point_subject_public_key_info(curve, encoding::point(point?, curve)?)
-}
-
-/// C_GenerateKeyPair, in the words that this module understands.
-fn generate_pair(
-    session: &LoggedInSession,
-    id: &KeyId,
-    algorithm: KeyAlgorithm,
-) -> Result<(ObjectHandle, ObjectHandle), Fault> {
-    let (mechanism, kind) = match algorithm {
-        KeyAlgorithm::EcdsaP256 | KeyAlgorithm::EcdsaP384 => {
-            (Mechanism::EccKeyPairGen, MechanismType::ECC_KEY_PAIR_GEN)
-        }
-        KeyAlgorithm::Ed25519 => (Mechanism::EccEdwardsKeyPairGen, MechanismType::ECC_EDWARDS_KEY_PAIR_GEN),
-        KeyAlgorithm::Rsa2048 | KeyAlgorithm::Rsa3072 | KeyAlgorithm::Rsa4096 => {
-            (Mechanism::RsaPkcsKeyPairGen, MechanismType::RSA_PKCS_KEY_PAIR_GEN)
-        }
-    };
-    if let Err(error) = session.pkcs11().get_mechanism_info(session.slot(), kind)
-        && is_mechanism_missing(&error)
-    {
-        let detail = format!("the token generates no {algorithm} keys");
-        return Err(BackendError::new(BackendErrorKind::Unsupported, detail).into());
-    }
-    let mut refusal = None;
-    for sizes in sizes(algorithm) {
-        // First a key that can do nothing but sign. Some modules refuse to be told what a key is not for.
-        for sign_only in [true, false] {
-            let (public, private) = templates(id, &sizes, sign_only);
-            match session.raw().generate_key_pair(&mechanism, &public, &private) {
-                Ok(pair) => return Ok(pair),
-                Err(error) if is_template_refused(&error) => refusal = Some(error),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    let error = refusal.unwrap_or(Error::InvalidValue);
-    Err(BackendError::new(
-        BackendErrorKind::Unsupported,
-        format!("the token generates no {algorithm} keys: {}", crate::fault::describe(&error)),
-    )
-    .into())
-}
-
-/// The public template's attributes that say which key is wanted, in each spelling.
-fn sizes(algorithm: KeyAlgorithm) -> Vec<Vec<Attribute>> {
-    let rsa = |bits: u64| {
-        // 65537, as every signer accepts it.
-        vec![vec![Attribute::ModulusBits(bits.into()), Attribute::PublicExponent(vec![1, 0, 1])]]
-    };
-    match algorithm {
-        KeyAlgorithm::Rsa2048 => rsa(2048),
-        KeyAlgorithm::Rsa3072 => rsa(3072),
-        KeyAlgorithm::Rsa4096 => rsa(4096),
-        KeyAlgorithm::EcdsaP256 | KeyAlgorithm::EcdsaP384 | KeyAlgorithm::Ed25519 => {
-            let spellings = encoding::curve_parameters(algorithm);
-            spellings.iter().map(|parameters| vec![Attribute::EcParams(parameters.to_vec())]).collect()
-        }
-    }
-}
-
-fn templates(id: &KeyId, sizes: &[Attribute], sign_only: bool) -> (Vec<Attribute>, Vec<Attribute>) {
-    let name = [Attribute::Id(id.as_bytes().to_vec()), Attribute::Label(label(id))];
-    let mut public = vec![Attribute::Token(true), Attribute::Private(false), Attribute::Verify(true)];
-    public.extend_from_slice(sizes);
-    public.extend_from_slice(&name);
-    let mut private = vec![
-        Attribute::Token(true),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
-        Attribute::Sign(true),
-    ];
-    private.extend_from_slice(&name);
-    if sign_only {
-        public.extend([Attribute::Encrypt(false), Attribute::Wrap(false)]);
-        private.extend([Attribute::Decrypt(false), Attribute::Unwrap(false), Attribute::Derive(false)]);
-    }
-    (public, private)
 }
 
 /// Whether the token has finished generating the key. SoftHSM stores a private object first and its value, with

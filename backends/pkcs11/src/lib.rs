@@ -6,19 +6,25 @@
 //! - `uri`: which token, which module, which PIN: a `pkcs11:` URI (RFC 7512)
 //! - `pin`: the PIN's file, and the memory of the PINs that were refused
 //! - `module`: loading a module once in a process, and initialising it anew when its token went away
-//! - `session`: a session that is logged in, however often the token is logged out, removed and put back
+//! - `token`: a session that is logged in, however often the token is logged out, removed and put back
+//! - `turn`: whose turn it is, of several processes that use a token at once
+//! - `session`: what such a session was opened on, and whether it still sees everything
 //! - `keys`: what a key pair is in a token
+//! - `generation`: how a new one is asked for
 //! - `signature`: how a scheme becomes a mechanism
 //! - `encoding`: the few DER structures that stand between PKCS#11's attributes and X.509's
 //! - `fault`: PKCS#11's return values, sorted by what to do next
 
 mod encoding;
 mod fault;
+mod generation;
 mod keys;
 mod module;
 mod pin;
 mod session;
 mod signature;
+mod token;
+mod turn;
 mod uri;
 
 use std::path::{Path, PathBuf};
@@ -30,7 +36,7 @@ use pintle_plugins_api::{
 
 use crate::fault::Fault;
 use crate::pin::{PinSource, credentials_directory};
-use crate::session::Token;
+use crate::token::Token;
 use crate::uri::TokenUri;
 
 /// Which token holds the keys, and how to log in to it.

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -80,6 +81,13 @@ pub(crate) fn credentials_directory() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
+/// Opens a PIN's file, and nothing that a link there leads to.
+pub(crate) fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
+    // NONBLOCK: a FIFO put there instead must not stop the agent.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
 fn read_pin(path: &Path, forbidden: u32) -> Result<Zeroizing<Vec<u8>>, BackendError> {
     let locked =
         |what: String| BackendError::new(BackendErrorKind::Locked, format!("the PIN's file {} {what}", path.display()));
@@ -87,9 +95,7 @@ fn read_pin(path: &Path, forbidden: u32) -> Result<Zeroizing<Vec<u8>>, BackendEr
     let user = rustix::process::geteuid().as_raw();
     let hint =
         format!("write the PIN to {} with mode 0400, owned by user {user}, as whom the module runs", path.display());
-    // NONBLOCK: a FIFO put there instead must not stop the agent.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let descriptor = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+    let descriptor = open(path).map_err(|error| match error {
         rustix::io::Errno::LOOP => locked("is a symbolic link".into()).with_hint(hint.clone()),
         error => locked(format!("cannot be opened: {error}")).with_hint(hint.clone()),
     })?;

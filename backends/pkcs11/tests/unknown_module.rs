@@ -3,8 +3,9 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use pintle_backend_pkcs11::Pkcs11Backend;
+use pintle_backend_pkcs11::{Configuration, Pkcs11Backend};
 use pintle_plugins_api::{BackendErrorKind, KeyAlgorithm, KeyBackend, PublicKey, SignatureScheme};
 use support::{Kind, TestToken, id, refused, when_available};
 
@@ -135,5 +136,84 @@ fn c27_a_login_refused_by_an_unknown_code_is_not_repeated_at_once() {
             refused(backend.list(), BackendErrorKind::Locked);
         }
         assert_eq!(token.faults_left(), 99);
+    });
+}
+
+/// A backend that has its module initialised anew once, and then not again.
+fn without_reloads(token: &TestToken) -> Pkcs11Backend {
+    let configuration = Configuration { reload_interval: Duration::from_secs(3600), ..token.configuration() };
+    Pkcs11Backend::open(configuration).expect("a backend")
+}
+
+#[test]
+fn a_token_that_another_program_writes_to_is_not_absent() {
+    run("a_token_that_another_program_writes_to_is_not_absent", |token| {
+        let (mut open, _) = with_a_key(token);
+        for (name, code) in [
+            ("CKR_GENERAL_ERROR", 0x05),
+            ("CKR_DEVICE_ERROR", 0x30),
+            ("CKR_DEVICE_MEMORY", 0x31),
+            ("CKR_TOKEN_NOT_PRESENT", 0xE0),
+        ] {
+            for backend in [&mut open, &mut without_reloads(token)] {
+                token.fault("token-info", code, 3);
+                assert_eq!(backend.list(), Ok(vec![id("key")]), "{name}");
+                assert_eq!(token.faults_left(), 0, "{name}");
+            }
+        }
+        // One that stays away is reported as such, and soon.
+        token.fault("token-info", 0xE0, 100_000);
+        for backend in [&mut open, &mut without_reloads(token)] {
+            let started = Instant::now();
+            let error = refused(backend.list(), BackendErrorKind::Unavailable);
+            assert!(error.detail.contains("is not present"), "{error}");
+            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        }
+    });
+}
+
+#[test]
+fn a_write_that_another_program_is_in_the_way_of_is_repeated() {
+    run("a_write_that_another_program_is_in_the_way_of_is_repeated", |token| {
+        let mut backend = token.open();
+        let generate = |backend: &mut Pkcs11Backend| backend.generate(&id("key"), KeyAlgorithm::EcdsaP256).map(|_| ());
+        let delete = |backend: &mut Pkcs11Backend| backend.delete(&id("key"));
+        type Call<'a> = &'a dyn Fn(&mut Pkcs11Backend) -> Result<(), pintle_plugins_api::BackendError>;
+        let calls: [(&str, Call<'_>); 2] = [("before-generate", &generate), ("destroy", &delete)];
+        for (place, call) in calls {
+            // CKR_DEVICE_MEMORY.
+            token.fault(place, 0x31, 100);
+            let error = refused(call(&mut backend), BackendErrorKind::Unavailable);
+            assert!(error.hint.is_some_and(|hint| hint.contains("another program is writing")), "{place}");
+            assert!(token.faults_left() > 90, "{place}");
+            token.fault(place, 0x31, 3);
+            assert_eq!(call(&mut backend), Ok(()), "{place}");
+            assert_eq!(token.faults_left(), 0, "{place}");
+        }
+        assert_eq!(backend.list(), Ok(vec![]));
+    });
+}
+
+#[test]
+fn a_token_that_has_a_pin_and_says_that_it_has_none_is_not_locked() {
+    run("a_token_that_has_a_pin_and_says_that_it_has_none_is_not_locked", |token| {
+        // CKR_USER_PIN_NOT_INITIALIZED.
+        token.fault("login", 0x102, 1);
+        assert_eq!(token.open().list(), Ok(vec![]));
+        token.fault("login", 0x102, 100);
+        let mut backend = without_reloads(token);
+        let error = refused(backend.list(), BackendErrorKind::Unavailable);
+        assert!(error.detail.contains("CKR_USER_PIN_NOT_INITIALIZED"), "{error}");
+        token.fault("none", 0, 0);
+        assert_eq!(backend.list(), Ok(vec![]));
+    });
+}
+
+#[test]
+fn a_token_without_a_pin_is_locked() {
+    run("a_token_without_a_pin_is_locked", |token| {
+        token.forget_pin();
+        let error = refused(token.open().list(), BackendErrorKind::Locked);
+        assert!(error.detail.contains("has no user PIN yet"), "{error}");
     });
 }

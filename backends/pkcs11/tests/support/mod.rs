@@ -174,6 +174,12 @@ impl TestToken {
         self.create();
     }
 
+    /// Initialises the token anew, which takes its user's PIN away.
+    pub(crate) fn forget_pin(&self) {
+        let token = ["--token-label", LABEL, "--so-pin", SECURITY_OFFICER_PIN];
+        self.pkcs11_tool(&[&token[..], &["--init-token", "--label", LABEL]].concat());
+    }
+
     /// Writes the PIN's file.
     pub(crate) fn write_pin(&self, pin: &str) {
         let path = self.pin_file();
