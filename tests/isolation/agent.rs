@@ -182,8 +182,7 @@ fn c25_the_agent_outlives_its_module_and_says_why_it_is_down() {
 #[test]
 fn an_operators_own_device_is_checked_and_left_as_it_was() {
     let node = Node::new();
-    // One caller: each is a process of its own, and of several one was sometimes told that the token is not present.
-    let report = node.succeed(&["backend", "check", "token", "--callers", "1"]);
+    let report = node.succeed(&["backend", "check", "token"]);
     assert!(report.contains("LATENCY") && report.contains(" 0 failed"), "{report}");
     assert!(node.token.open().list().expect("listed").is_empty());
     assert!(node.fail(&["backend", "check", "nothing"]).contains("nothing"));

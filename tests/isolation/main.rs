@@ -61,12 +61,6 @@ impl Harness for Isolated<'_> {
     fn pin_attempts(&mut self) -> Option<u64> {
         Some(self.token.logins())
     }
-
-    /// Of four processes at once, one was sometimes told that the token is not present; why is not known yet, so callers
-    /// at once are not tested here. Within one process they are, in the PKCS#11 backend's own tests.
-    fn callers(&self) -> usize {
-        1
-    }
 }
 
 #[test]
