@@ -15,7 +15,7 @@ use crate::agent::{Command, Migration};
 use crate::config::{self, Config};
 use crate::keys::{Keyring, inventory};
 use crate::store::Journal;
-use crate::telemetry::{BackendStatus, State, Status, Telemetry};
+use crate::telemetry::{BackendStatus, IdentityStatus, ProxyStatus, State, Status, Telemetry};
 
 /// A request is shorter than this, octets.
 const MAXIMUM_REQUEST: u64 = 4096;
@@ -88,7 +88,7 @@ impl Desk {
                 let mut status = self.telemetry.status();
                 let before = status.borrow_and_update().clone();
                 match self.commands.send(Command::Rotate).await {
-                    Ok(()) if wait => rotated(status, &before).await,
+                    Ok(()) if wait => self.rotated(status, &before).await,
                     Ok(()) => Response::Accepted,
                     Err(_) => ending(),
                 }
@@ -136,13 +136,35 @@ impl Desk {
         match self.command(|reply| Command::Migrate { to: backend, dry_run, reply }).await {
             Some(Ok(Migration { from, algorithm, moves })) => {
                 if wait && moves && !dry_run {
-                    return rotated(status, &before).await;
+                    return self.rotated(status, &before).await;
                 }
                 let from = from.map(|key| key.to_string()).unwrap_or_default();
                 Response::Migration { from, to, algorithm: algorithm.to_string(), moves }
             }
             Some(Err(error)) => Response::Failed { reason: error.to_string(), hint: error.hint.unwrap_or_default() },
             None => ending(),
+        }
+    }
+
+    /// Waits until an identity has been rotated since `before`, or has failed to. What changed since then is in `status`.
+    async fn rotated(&self, mut status: watch::Receiver<Status>, before: &Status) -> Response {
+        let known = |identity: &str| before.identities.iter().find(|known| known.identity == identity);
+        loop {
+            if status.changed().await.is_err() {
+                return ending();
+            }
+            let current = self.telemetry.current_status();
+            for identity in &current.identities {
+                let rotations = known(&identity.identity).map_or(0, |known| known.rotations);
+                if identity.rotations > rotations && is_in_use(identity) {
+                    return Response::Status { status: current };
+                }
+                // One that was told before is none of this rotation's.
+                let told = known(&identity.identity).is_some_and(|known| known.retry_at == identity.retry_at);
+                if (identity.failures > 0 && !told) || identity.state == State::KeyLost {
+                    return Response::Failed { reason: identity.reason.clone(), hint: identity.hint.clone() };
+                }
+            }
         }
     }
 
@@ -154,26 +176,12 @@ impl Desk {
     }
 }
 
-/// Waits until an identity has been rotated since `before`, or has failed to. What changed since then is in `status`.
-async fn rotated(mut status: watch::Receiver<Status>, before: &Status) -> Response {
-    let known = |identity: &str| before.identities.iter().find(|known| known.identity == identity);
-    loop {
-        if status.changed().await.is_err() {
-            return ending();
-        }
-        let current = status.borrow_and_update().clone();
-        for identity in &current.identities {
-            let rotations = known(&identity.identity).map_or(0, |known| known.rotations);
-            if identity.rotations > rotations && identity.phase == "holding" {
-                return Response::Status { status: current };
-            }
-            // One that was told before is none of this rotation's.
-            let told = known(&identity.identity).is_some_and(|known| known.retry_at == identity.retry_at);
-            if (identity.failures > 0 && !told) || identity.state == State::KeyLost {
-                return Response::Failed { reason: identity.reason.clone(), hint: identity.hint.clone() };
-            }
-        }
-    }
+/// Whether its certificate is in use for good: nothing is left to do, or nothing but to destroy old keys once the last
+/// connections that use them have ended, for which nobody waits.
+fn is_in_use(identity: &IdentityStatus) -> bool {
+    let drains =
+        |proxy: &ProxyStatus| proxy.statistics.open_connections.keys().any(|serial| *serial != identity.serial);
+    identity.phase == "holding" || (identity.phase == "retiring" && identity.proxy.as_ref().is_some_and(drains))
 }
 
 fn ending() -> Response {
