@@ -23,8 +23,8 @@ impl Arguments {
             Response::Accepted => print("rotation requested; see pintle status\n"),
             Response::Status { status } => {
                 for identity in &status.identities {
-                    let drains = identity.phase != "holding";
-                    let then = if drains { "; the old key goes with the last connections that use it" } else { "" };
+                    let then =
+                        if identity.drains() { "; the old key goes with the last connections that use it" } else { "" };
                     print(&format!("rotated: serial {}, good until {}{then}\n", identity.serial, identity.not_after));
                 }
             }

@@ -15,7 +15,7 @@ use crate::agent::{Command, Migration};
 use crate::config::{self, Config};
 use crate::keys::{Keyring, inventory};
 use crate::store::Journal;
-use crate::telemetry::{BackendStatus, IdentityStatus, ProxyStatus, State, Status, Telemetry};
+use crate::telemetry::{BackendStatus, State, Status, Telemetry};
 
 /// A request is shorter than this, octets.
 const MAXIMUM_REQUEST: u64 = 4096;
@@ -156,7 +156,7 @@ impl Desk {
             let current = self.telemetry.current_status();
             for identity in &current.identities {
                 let rotations = known(&identity.identity).map_or(0, |known| known.rotations);
-                if identity.rotations > rotations && is_in_use(identity) {
+                if identity.rotations > rotations && (identity.phase == "holding" || identity.drains()) {
                     return Response::Status { status: current };
                 }
                 // One that was told before is none of this rotation's.
@@ -174,14 +174,6 @@ impl Desk {
         self.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
     }
-}
-
-/// Whether its certificate is in use for good: nothing is left to do, or nothing but to destroy old keys once the last
-/// connections that use them have ended, for which nobody waits.
-fn is_in_use(identity: &IdentityStatus) -> bool {
-    let drains =
-        |proxy: &ProxyStatus| proxy.statistics.open_connections.keys().any(|serial| *serial != identity.serial);
-    identity.phase == "holding" || (identity.phase == "retiring" && identity.proxy.as_ref().is_some_and(drains))
 }
 
 fn ending() -> Response {
