@@ -93,7 +93,7 @@ fn commands_of_the_kubelet_page_work() {
     let cluster = ControlPlane::start(Options::default());
     let scratch = ScratchDirectory::new();
     let swtpm = Swtpm::new(scratch.join("tpm"));
-    let machine = Machine::boot(Debian::new(), "worker-1", &[kubeadm::programs()]);
+    let mut machine = Machine::boot(Debian::new(), "worker-1", &[kubeadm::programs()]);
     kubeadm::join(&machine, &cluster);
     for port in swtpm.ports() {
         machine.network().reach(port);
@@ -136,6 +136,15 @@ fn commands_of_the_kubelet_page_work() {
     }
     kubeadm::wait_ready(&cluster, node);
     assert_eq!(machine.property("kubelet.service", "MainPID"), process, "it has not noticed");
+
+    // At a boot everything comes by itself, the kubelet after pintle.
+    machine.reboot();
+    kubeadm::wait_ready(&cluster, node);
+    let started = ["pintle.service", "kubelet.service"].map(|unit| {
+        machine.property(unit, "ActiveEnterTimestampMonotonic").parse::<u64>().expect("a number of microseconds")
+    });
+    assert!(started[0] <= started[1], "{started:?}");
+    eventually("the kubelet speaks as the certificate that it had", DEADLINE, || is_in_use(&machine).then_some(()));
     let requests = cluster.requests();
     assert!(requests.iter().filter(|request| !request.name.starts_with("pintle-")).count() == 1, "{requests:?}");
 

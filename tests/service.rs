@@ -181,8 +181,8 @@ fn key_is_in(machine: &Machine, backend: &str) {
     assert!(said.starts_with("rotated: "), "{said}");
 }
 
-/// As docs/operators.md has it: the service gets the PIN from systemd, encrypted on the disk, and the token's files by
-/// the group that they belong to; or a user of its own has all of it, in the process that holds the module.
+/// As docs/operators.md has it: the service gets the PIN from systemd, perhaps encrypted on the disk, and the token's files
+/// by the group that they belong to; or a user of its own has all of it, in the process that holds the module.
 #[test]
 fn a_token_in_the_service_by_its_group_and_by_its_user() {
     let control_plane = Embedded::signing_for(3600);
@@ -212,9 +212,12 @@ fn a_token_in_the_service_by_its_group_and_by_its_user() {
         machine.write("/etc/systemd/system/pintle.service.d/token.conf", 0o644, text);
         machine.run(&["systemctl", "daemon-reload"]);
     };
-    drop_in("SupplementaryGroups=softhsm\nLoadCredentialEncrypted=pin:/etc/pintle/pin.cred\n");
-    machine.run(&["systemctl", "enable", "--now", SERVICE]);
-    key_is_in(&machine, "shared");
+    machine.run(&["systemctl", "enable", SERVICE]);
+    for pin in ["LoadCredential=pin:/root/shared", "LoadCredentialEncrypted=pin:/etc/pintle/pin.cred"] {
+        drop_in(&format!("SupplementaryGroups=softhsm\n{pin}\n"));
+        machine.run(&["systemctl", "restart", SERVICE]);
+        key_is_in(&machine, "shared");
+    }
 
     let by_user = token("own", "pin-file = \"/etc/pintle/own-pin\"\nisolation = { user = \"hsm\" }");
     machine.run(&["sed", "-i", "s/^backend = .*/backend = \"own\"/", "/etc/pintle/config.toml"]);

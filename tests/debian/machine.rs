@@ -1,7 +1,9 @@
 //! A Debian that has booted: systemd is its process 1.
 
+use std::ffi::{OsStr, OsString};
 use std::ops::Deref;
-use std::path::{Path, PathBuf};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -17,40 +19,50 @@ const BOOT: Duration = Duration::from_secs(60);
 /// A machine with the kernel of this one and everything else of its own. Switched off on drop, as by a power cut.
 pub(crate) struct Machine {
     // In this order: first what runs in it, last the directories that it was in.
-    processes: TestProcess,
-    network: Network,
-    init: u32,
+    running: Running,
     name: String,
-    _groups: Sweeper,
+    files: Vec<(PathBuf, &'static str)>,
+    groups: Sweeper,
     debian: Debian,
+}
+
+/// A machine that is on.
+struct Running {
+    processes: TestProcess,
+    /// Its process 1, as this machine numbers it.
+    init: u32,
+    network: Network,
 }
 
 impl Machine {
     /// Boots a Debian under this name. Each of `files` is a file of this machine, and where it is in there.
-    pub(crate) fn boot(debian: Debian, name: &str, files: &[(PathBuf, &str)]) -> Self {
-        let script = repository().join("tests/debian/boot");
-        let group = debian.root().file_name().expect("the directory has a name").to_owned();
-        let sweeper = Sweeper::new(&script, Path::new(&group));
-        let mut processes = ProcessCommand::new(script, debian.path("/var/log/boot.log"))
-            .private_mounts()
-            .argument(debian.root())
-            .argument(group)
-            .argument(name)
-            .arguments(files.iter().map(|(file, path)| format!("{}={path}", file.display())))
-            .start();
-        let init = eventually("systemd is process 1", BOOT, || {
-            processes.assert_running();
-            child(processes.id()).filter(|child| name_of(*child).as_deref() == Some("systemd"))
-        });
-        let machine =
-            Self { processes, network: Network::of(init), init, name: name.to_owned(), _groups: sweeper, debian };
+    pub(crate) fn boot(debian: Debian, name: &str, files: &[(PathBuf, &'static str)]) -> Self {
+        let groups = Sweeper::new(debian.root().file_name().expect("the directory has a name"));
+        let running = start(&debian, &groups, name, files);
+        let machine = Self { running, name: name.to_owned(), files: files.to_vec(), groups, debian };
+        machine.wait_until_booted();
+        machine
+    }
+
+    /// Stops all that runs in it, in order, and boots it again.
+    pub(crate) fn reboot(&mut self) {
+        self.run(&["systemctl", "--no-block", "poweroff"]);
+        self.running.processes.wait(BOOT);
+        let ports = self.running.network.ports();
+        self.running = start(&self.debian, &self.groups, &self.name, &self.files);
+        for port in ports {
+            self.running.network.reach(port);
+        }
+        self.wait_until_booted();
+    }
+
+    fn wait_until_booted(&self) {
         let state = eventually("it has booted", BOOT, || {
-            let output = machine.output(&["systemctl", "is-system-running", "--wait"]);
+            let output = self.output(&["systemctl", "is-system-running", "--wait"]);
             // Until systemd answers, nothing is said but that.
             Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|state| !state.is_empty())
         });
-        assert_eq!(state, "running", "{}", machine.run(&["systemctl", "--failed", "--no-pager"]));
-        machine
+        assert_eq!(state, "running", "{}", self.run(&["systemctl", "--failed", "--no-pager"]));
     }
 
     /// Its host name.
@@ -63,7 +75,7 @@ impl Machine {
         let mut command = Command::new("timeout");
         command
             .args(["--kill-after=5", PATIENCE_SECONDS, "nsenter", "--mount", "--uts", "--ipc", "--net", "--pid"])
-            .args(["--cgroup", "--target", &self.init.to_string(), "--"])
+            .args(["--cgroup", "--target", &self.running.init.to_string(), "--"])
             .args(words)
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -103,7 +115,7 @@ impl Machine {
 
     /// Its network.
     pub(crate) fn network(&self) -> &Network {
-        &self.network
+        &self.running.network
     }
 }
 
@@ -117,11 +129,31 @@ impl Deref for Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if std::thread::panicking() && self.processes.is_running() {
+        if std::thread::panicking() && self.running.processes.is_running() {
             let log = self.output(&["journalctl", "--no-pager", "--output=short-precise", "--lines=80"]);
             println!("--- the end of the machine's log:\n{}\n---", text(&log));
         }
     }
+}
+
+/// Switches a machine on.
+fn start(debian: &Debian, groups: &Sweeper, name: &str, files: &[(PathBuf, &str)]) -> Running {
+    let mut processes = ProcessCommand::new(script(), debian.path("/var/log/boot.log"))
+        .private_mounts()
+        .argument(debian.root())
+        .argument(&groups.name)
+        .argument(name)
+        .arguments(files.iter().map(|(file, path)| format!("{}={path}", file.display())))
+        .start();
+    let init = eventually("systemd is process 1", BOOT, || {
+        processes.assert_running();
+        child(processes.id()).filter(|child| name_of(*child).as_deref() == Some("systemd"))
+    });
+    Running { processes, init, network: Network::of(init) }
+}
+
+fn script() -> PathBuf {
+    repository().join("tests/debian/boot")
 }
 
 /// The only child of a process.
@@ -134,26 +166,30 @@ fn name_of(process: u32) -> Option<String> {
 }
 
 /// Removes the control groups once the machine is off, also when nothing of this process is dropped.
-struct Sweeper(Child);
+struct Sweeper {
+    name: OsString,
+    process: Child,
+}
 
 impl Sweeper {
-    fn new(script: &Path, group: &Path) -> Self {
-        use std::os::unix::process::CommandExt as _;
-        let sweeper = Command::new("unshare")
+    /// Of the machine's control group, which is named so.
+    fn new(name: &OsStr) -> Self {
+        let process = Command::new("unshare")
             .args(["--mount", "--propagation", "private"])
-            .arg(script)
+            .arg(script())
             .arg("sweep")
-            .arg(group)
+            .arg(name)
             .stdin(Stdio::piped())
             .process_group(0) // an interrupt from the terminal must not stop the sweeping
-            .spawn();
-        Self(sweeper.expect("unshare starts"))
+            .spawn()
+            .expect("unshare starts");
+        Self { name: name.to_owned(), process }
     }
 }
 
 impl Drop for Sweeper {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
     }
 }

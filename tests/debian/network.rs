@@ -34,6 +34,12 @@ impl Network {
         })
     }
 
+    /// The ports that [`Network::reach`] was called for.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        let relays = self.relays.lock().expect("nobody panics with it");
+        relays.iter().filter_map(|listener| listener.local_addr().ok()).map(|address| address.port()).collect()
+    }
+
     /// Has a port of loopback in there lead to the one of the same number out here.
     pub(crate) fn reach(&self, port: u16) {
         let listener = self.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).expect("the port is free in there");
