@@ -1,17 +1,26 @@
-//! The operators' pages tell the truth: every command of docs/hardware.md is run, in order, as it stands there.
+//! The operators' pages tell the truth: every command of docs/hardware.md and docs/kubelet.md is run, in order, as it
+//! stands there.
 
+mod debian;
 mod device;
 mod embedded;
 
 use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use debian::machine::Machine;
+use debian::packages::PACKAGES;
+use debian::{Debian, kubeadm};
 use device::tpm_plugin;
 use embedded::Embedded;
-use pintle_test_support::{ScratchDirectory, Swtpm, TokenModule};
+use pintle_test_support::{ControlPlane, Options, ScratchDirectory, Swtpm, TokenModule, eventually};
 
-const PAGE: &str = include_str!("../docs/hardware.md");
+const HARDWARE: &str = include_str!("../docs/hardware.md");
+const KUBELET: &str = include_str!("../docs/kubelet.md");
+/// For what takes seconds.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The commands of the page as one script that says which line of the page it is at.
 fn script(page: &str) -> String {
@@ -47,7 +56,7 @@ fn commands_of_the_hardware_page_work() {
     let plugins = tpm_plugin().parent().expect("the plugin is in a directory").to_owned();
 
     let output = Command::new("bash")
-        .args(["-c", &script(PAGE)])
+        .args(["-c", &script(HARDWARE)])
         .env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default()))
         .env("SOFTHSM2_CONF", scratch.write("softhsm2.conf", tokens))
         .env("ETC", scratch.join("etc"))
@@ -69,6 +78,85 @@ fn commands_of_the_hardware_page_work() {
     {
         assert!(said.contains(words), "nothing says {words:?}:\n{said}");
     }
+}
+
+/// Runs a part of docs/kubelet.md on the machine.
+#[track_caller]
+fn run_part(machine: &Machine, part: &str, tcti: &str) -> String {
+    let said = debian::succeed(machine.command(&["bash", "-c", &script(part)]).env("TCTI", tcti));
+    println!("{said}");
+    said
+}
+
+#[test]
+fn commands_of_the_kubelet_page_work() {
+    let cluster = ControlPlane::start(Options::default());
+    let scratch = ScratchDirectory::new();
+    let swtpm = Swtpm::new(scratch.join("tpm"));
+    let mut machine = Machine::boot(Debian::new(), "worker-1", &[kubeadm::programs()]);
+    kubeadm::join(&machine, &cluster);
+    for port in swtpm.ports() {
+        machine.network().reach(port);
+    }
+    let packages = ["pintle", "pintle-tpm"].map(|name| PACKAGES.put(&machine, name, "1"));
+    machine.run(&["apt-get", "install", "--yes", "--no-install-recommends", &packages[0], &packages[1]]);
+    let (node, user) = ("worker-1", "system:node:worker-1");
+    let (to, back) = KUBELET.split_at(KUBELET.find("\n## Back\n").expect("the page has a way back"));
+    // On the lines where it stands on the page.
+    let back = "\n".repeat(to.matches('\n').count()) + back;
+
+    let said = run_part(&machine, to, &swtpm.tcti());
+    for words in
+        ["tpm/ecdsa-p256   Ready", "tpm       worker-1_client_2   ecdsa-p256   in use", user, "rotated: serial"]
+    {
+        assert!(said.contains(words), "nothing says {words:?}");
+    }
+    kubeadm::wait_ready(&cluster, node);
+    // The kubelet speaks as what pintle holds, whatever is in its own files, and does not renew that itself.
+    let is_in_use = |machine: &Machine| {
+        let status = machine.run(&["pintle", "status", "-o", "json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        let fingerprint = status["identities"][0]["fingerprint"].as_str().expect("there is a certificate").to_owned();
+        let mut kubelets = cluster.audit_events().into_iter().filter(|event| {
+            event.username == user && event.user_agent.starts_with("kubelet/") && event.resource == "nodes"
+        });
+        kubelets.next_back().is_some_and(|event| event.certificate_sha256 == Some(fingerprint))
+    };
+    eventually("the kubelet speaks as the certificate that was rotated last", DEADLINE, || {
+        is_in_use(&machine).then_some(())
+    });
+    // Old connections end sooner than after a quarter of an hour, so that there is more than one rotation to see; the
+    // kubelet does not notice that pintle is restarted either.
+    let process = machine.property("kubelet.service", "MainPID");
+    machine.run(&["sed", "-i", "s/^\\[proxy\\]$/&\\ndrain = \"2s\"/", "/etc/pintle/config.toml"]);
+    machine.run(&["systemctl", "restart", "pintle.service"]);
+    for _ in 0..2 {
+        machine.run(&["pintle", "rotate", "--wait"]);
+        eventually("the kubelet follows", DEADLINE, || is_in_use(&machine).then_some(()));
+    }
+    kubeadm::wait_ready(&cluster, node);
+    assert_eq!(machine.property("kubelet.service", "MainPID"), process, "it has not noticed");
+
+    // At a boot everything comes by itself, the kubelet after pintle.
+    machine.reboot();
+    kubeadm::wait_ready(&cluster, node);
+    let started = ["pintle.service", "kubelet.service"].map(|unit| {
+        machine.property(unit, "ActiveEnterTimestampMonotonic").parse::<u64>().expect("a number of microseconds")
+    });
+    assert!(started[0] <= started[1], "{started:?}");
+    eventually("the kubelet speaks as the certificate that it had", DEADLINE, || is_in_use(&machine).then_some(()));
+    let requests = cluster.requests();
+    assert!(requests.iter().filter(|request| !request.name.starts_with("pintle-")).count() == 1, "{requests:?}");
+
+    run_part(&machine, &back, "");
+    kubeadm::wait_ready(&cluster, node);
+    let current = machine.path("/var/lib/kubelet/pki/kubelet-client-current.pem");
+    let current = std::fs::read_to_string(current).expect("there is a pair");
+    assert!(current.contains("BEGIN PRIVATE KEY"), "its key is in it");
+    let left = machine.files(&["/var/lib/pintle/tpm"]);
+    assert_eq!(left.len(), 1, "no key is left in the TPM: {:?}", left.keys());
+    assert!(machine.run(&["kubectl", "--kubeconfig=/etc/kubernetes/kubelet.conf", "auth", "whoami"]).contains(user));
+    machine.run(&["systemctl", "is-system-running"]);
 }
 
 #[test]

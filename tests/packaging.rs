@@ -2,76 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
-#[path = "packaging/debian.rs"]
 mod debian;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use debian::packages::{PACKAGES, PINTLE, PLUGIN, Packages, repository};
 use debian::{Debian, output, succeed, text};
 use pintle::demo::control_plane::{self, ControlPlane, Options};
 use pintle_test_support::ScratchDirectory;
 
-const PINTLE: &str = env!("CARGO_BIN_EXE_pintle");
-const PLUGIN: &str = "libpintle_backend_tpm.so";
 /// Where keys, journal and certificates are, in an installation with defaults.
 const KEPT: [&str; 2] = ["/var/lib/pintle", "/var/lib/kubelet"];
-
-/// The packages of this build, as version 1 and version 2.
-struct Packages {
-    scratch: ScratchDirectory,
-}
-
-static PACKAGES: LazyLock<Packages> = LazyLock::new(|| {
-    let packages = Packages { scratch: ScratchDirectory::new() };
-    for version in ["1", "2"] {
-        build(packages.scratch.path(), version, "022");
-    }
-    packages
-});
-
-impl Packages {
-    fn file(&self, name: &str, version: &str) -> PathBuf {
-        let architecture = succeed(Command::new("dpkg").arg("--print-architecture"));
-        self.scratch.join(format!("{name}_{version}_{}.deb", architecture.trim()))
-    }
-
-    /// Copies a package into a Debian, and returns its path there.
-    fn put(&self, debian: &Debian, name: &str, version: &str) -> String {
-        let path = format!("/tmp/{name}-{version}.deb");
-        debian.put(&self.file(name, version), &path);
-        path
-    }
-
-    /// What is in a package, unpacked.
-    fn unpacked(&self, name: &str) -> ScratchDirectory {
-        let scratch = ScratchDirectory::new();
-        succeed(Command::new("dpkg-deb").arg("--extract").arg(self.file(name, "1")).arg(scratch.path()));
-        scratch
-    }
-}
-
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn build(directory: &Path, version: &str, umask: &str) {
-    // Cargo puts the plugin, a member of the workspace, beside the binary; ./tests/run builds the workspace first.
-    let plugin = Path::new(PINTLE).with_file_name(PLUGIN);
-    succeed(
-        Command::new("sh")
-            .args(["-c", r#"umask "$0" && exec "$@""#, umask])
-            .arg(repository().join("packaging/deb/build"))
-            .args(["--version", version, "--compression", "zstd", "--output"])
-            .arg(directory)
-            .arg(PINTLE)
-            .arg(plugin)
-            .env("SOURCE_DATE_EPOCH", "1700000000"),
-    );
-}
 
 /// Runs a command with what is in both packages laid over this machine's files, in a mount namespace of its own.
 fn as_if_installed(words: &[&str]) -> Command {
@@ -154,7 +98,7 @@ fn the_configuration_names_every_key_with_its_default() {
 #[test]
 fn the_same_binaries_give_the_same_packages() {
     let again = ScratchDirectory::new();
-    build(again.path(), "1", "077");
+    Packages::build(again.path(), "1", "077");
     for name in ["pintle", "pintle-tpm"] {
         let first = PACKAGES.file(name, "1");
         let second = again.join(first.file_name().unwrap());
@@ -167,7 +111,7 @@ fn the_agent_needs_no_library_of_a_token_or_tpm() {
     let debian = Debian::new();
     let package = PACKAGES.put(&debian, "pintle", "1");
     debian.run(&["dpkg", "--install", &package]);
-    for library in ["libtss2*", "*pkcs11*", "*softhsm*"] {
+    for library in ["libtss2*", "*softhsm*", "*opensc*", "p11-kit-*.so"] {
         let found = debian.run(&["find", "/usr/lib", "-name", library]);
         assert_eq!(found, "", "a clean Debian has none");
     }
@@ -255,31 +199,6 @@ async fn keys_and_certificates_stay_through_upgrade_removal_and_purge() {
     debian.run(&["dpkg", "--install", &second]);
     enrol(&debian, &control_plane).await;
     assert_eq!(control_plane.certificate_signing_requests().len(), requests);
-}
-
-/// What the packages ask of systemd, recorded by a systemctl that does nothing else.
-#[test]
-fn a_running_agent_is_restarted_and_one_that_does_not_run_is_not_started() {
-    let debian = Debian::new();
-    std::fs::create_dir_all(debian.path("/run/systemd/system")).unwrap();
-    // is-enabled and is-active, of deb-systemd-invoke, are answered by yes.
-    let recorder = "#!/bin/sh\necho \"$*\" >>/tmp/asked\n";
-    std::fs::write(debian.path("/usr/bin/systemctl"), recorder).unwrap();
-    debian.run(&["chmod", "755", "/usr/bin/systemctl"]);
-    let asked = |words: &[&str]| {
-        let _ = std::fs::remove_file(debian.path("/tmp/asked"));
-        debian.run(words);
-        let asked = std::fs::read_to_string(debian.path("/tmp/asked")).unwrap_or_default();
-        let verbs = ["start", "restart", "try-restart", "stop", "enable", "disable"];
-        let acts = |line: &&str| line.split(' ').any(|word| verbs.contains(&word));
-        asked.lines().filter(acts).map(str::to_owned).collect::<Vec<_>>()
-    };
-    let [first, second] = ["1", "2"].map(|version| PACKAGES.put(&debian, "pintle", version));
-    assert_eq!(asked(&["dpkg", "--install", &first]), [""; 0]);
-    let upgrade = asked(&["dpkg", "--install", &second]);
-    assert!(upgrade.len() == 1 && upgrade[0].ends_with("try-restart pintle.service"), "{upgrade:?}");
-    let removal = asked(&["dpkg", "--remove", "pintle"]);
-    assert!(removal.len() == 1 && removal[0].contains("stop pintle-proxy.socket pintle.service"), "{removal:?}");
 }
 
 #[test]

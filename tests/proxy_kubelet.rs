@@ -10,17 +10,23 @@ use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use device::{DEADLINE, Node, events, tpm_plugin};
+use jiff::Timestamp;
 use pintle_test_support::{
-    Agent, AuditEvent, BootstrapCredential, ControlPlane, Kubelet, KubeletOptions, Options, ReservedPorts,
-    ScratchDirectory, Swtpm, Token, TokenModule, eventually,
+    AuditEvent, BootstrapCredential, ControlPlane, Kubelet, KubeletOptions, Options, ReservedPorts, ScratchDirectory,
+    Swtpm, TestProcess, Token, TokenModule, eventually,
 };
 
-/// Of a certificate. A rotation takes place in the last third of it.
-const LIFE: &str = "20s";
-/// Short beside that, so that each certificate has most of its life to itself.
+/// Of a certificate: over long before the test is, so that whatever still speaks as an old one is refused.
+const LIFE: &str = "40s";
+/// From one rotation to the next. None comes by itself, at 70 % of a life; and since a kubelet renews its Lease every
+/// 10 s, the rotations fall on every point between two renewals.
+const PACE: Duration = Duration::from_secs(8);
+/// Short beside that, so that each certificate has most of its time to itself.
 const DRAIN: &str = "4s";
-/// A kubelet renews its Lease every 10 s; this is a late one, and still less than half of the 40 s that a Lease lasts.
+/// A Lease that is not renewed for this long was renewed late, and still in less than half of the 40 s that it lasts.
 const LATE: Duration = Duration::from_secs(18);
+/// The rotation that a watch goes on through.
+const WATCHED: usize = 3;
 /// Of the kubelet's log, in lower case: the words of client-go's Lease controller, and of an API server that does not know
 /// the certificate.
 const COMPLAINTS: [&str; 5] =
@@ -28,7 +34,7 @@ const COMPLAINTS: [&str; 5] =
 
 /// How many rotations a kubelet is watched through.
 fn rotations() -> usize {
-    std::env::var("PINTLE_TEST_ROTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+    std::env::var("PINTLE_TEST_ROTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
 }
 
 /// A node whose agent runs the proxy. The configuration of the device comes from the caller.
@@ -83,30 +89,28 @@ fn issued(cluster: &ControlPlane) -> BTreeSet<String> {
     requests.map(digest).collect()
 }
 
-/// kubectl with the kubelet's kubeconfig: what it may get, and a watch that began before a rotation and goes on after it.
-fn kubectl_is_the_node(cluster: &ControlPlane, served: &Served, agent: &mut Agent) {
+/// kubectl with the kubelet's kubeconfig: it is the node, and may what the node may.
+fn kubectl_is_the_node(cluster: &ControlPlane, served: &Served) {
     let (kubeconfig, name) = (served.kubeconfig(), served.node.name.clone());
     let who = cluster.who_is_in(&kubeconfig).expect("known");
     assert_eq!(who.username, format!("system:node:{name}"));
     let got = cluster.try_kubectl_as(&kubeconfig, &["get", "node", &name, "-o", "name"]).expect("its own node");
     assert_eq!(got.trim(), format!("node/{name}"));
     assert!(cluster.try_kubectl_as(&kubeconfig, &["get", "secrets", "-A"]).is_err(), "a node may not");
+}
 
-    // A fresh certificate first, so that nothing but the rotation below falls into the watch.
-    let swapped = events(agent, "proxy_swapped");
-    served.node.rotate();
-    agent.wait_for("a fresh certificate", DEADLINE, |agent| {
-        (events(agent, "proxy_swapped") > swapped && agent.log().last()?["event"] == "holding").then_some(())
-    });
+/// A watch with the kubelet's kubeconfig, under way.
+fn watch_node(cluster: &ControlPlane, served: &Served) -> TestProcess {
     let columns = "jsonpath=<{.metadata.annotations.watched}>{\"\\n\"}";
-    let mut watch = cluster.kubectl_command(&kubeconfig, &["get", "node", &name, "--watch", "-o", columns]).start();
+    let arguments = ["get", "node", &served.node.name, "--watch", "-o", columns];
+    let watch = cluster.kubectl_command(&served.kubeconfig(), &arguments).start();
     eventually("kubectl watches", DEADLINE, || watch.output().contains("<>").then_some(()));
-    let swapped = events(agent, "proxy_swapped");
-    served.node.rotate();
-    agent.wait_for("a rotation during the watch", DEADLINE, |agent| {
-        (events(agent, "proxy_swapped") > swapped).then_some(())
-    });
-    cluster.kubectl(&["annotate", "node", &name, "watched=across"]);
+    watch
+}
+
+/// The watch began before a rotation and goes on after it.
+fn watch_goes_on(cluster: &ControlPlane, served: &Served, watch: &mut TestProcess) {
+    cluster.kubectl(&["annotate", "node", &served.node.name, "watched=across"]);
     eventually("the watch shows what came after the rotation", DEADLINE, || {
         watch.output().contains("<across>").then_some(())
     });
@@ -123,34 +127,29 @@ fn a_kubelet_lives_through_rotations(cluster: &ControlPlane, served: &Served) {
     let mut kubelet = Kubelet::start(cluster, &KubeletOptions::new(served.node.name.as_str(), served.kubeconfig()));
     kubelet.wait_ready(DEADLINE);
     eventually("it has a Lease", DEADLINE, || kubelet.lease_renew_time());
+    kubectl_is_the_node(cluster, served);
 
     // From here on nothing may fail.
-    let quiet = kubelet.process().output().len();
-    let audited = cluster.audit_events().len();
-    let began = events(&agent, "proxy_swapped");
-    let end = Instant::now() + Duration::from_secs(60 + 40 * rotations as u64);
-    let (mut renewed, mut renewals, mut longest) = (kubelet.lease_renew_time(), 0, Duration::ZERO);
-    let mut since = Instant::now();
-    let mut watched_with_kubectl = false;
-    while events(&agent, "proxy_swapped") < began + rotations || renewals < 2 {
-        assert!(Instant::now() < end, "{} rotations\n{}", events(&agent, "proxy_swapped") - began, agent.output());
+    let (quiet, began) = (kubelet.process().output().len(), Timestamp::now());
+    let (swapped, start) = (events(&agent, "proxy_swapped"), Instant::now());
+    for rotation in 1..=rotations {
+        std::thread::sleep((PACE * rotation as u32).saturating_sub(start.elapsed()));
+        let mut watch = (rotation == WATCHED).then(|| watch_node(cluster, served));
+        let (rotated, said) = served.node.pintle(&["rotate", "--wait"]);
+        assert!(rotated, "{said}\n{}", agent.output());
+        assert!(kubelet.is_ready(), "{}", kubelet.last_lines());
+        if let Some(watch) = &mut watch {
+            watch_goes_on(cluster, served, watch);
+        }
         agent.process().assert_running();
         kubelet.process().assert_running();
-        assert!(kubelet.is_ready(), "{}", kubelet.last_lines());
-        let now = kubelet.lease_renew_time();
-        if now > renewed {
-            (renewed, renewals) = (now, renewals + 1);
-            since = Instant::now();
-        }
-        longest = longest.max(since.elapsed());
-        assert!(since.elapsed() < LATE, "the Lease was not renewed in {:?}\n{}", since.elapsed(), kubelet.last_lines());
-        if renewals == 1 && !watched_with_kubectl {
-            watched_with_kubectl = true;
-            kubectl_is_the_node(cluster, served, &mut agent);
-            since = Instant::now();
-        }
-        std::thread::sleep(Duration::from_millis(500));
     }
+    eventually("the kubelet has spoken as the last certificate", DEADLINE, || {
+        let held = served.node.status()?["fingerprint"].as_str()?.to_owned();
+        requests_by_certificate(&cluster.audit_events(), &user(served)).contains_key(&held).then_some(())
+    });
+    assert!(kubelet.is_ready(), "{}", kubelet.last_lines());
+    assert_eq!(events(&agent, "proxy_swapped") - swapped, rotations, "none comes by itself");
 
     let said = kubelet.process().output()[quiet..].to_owned();
     let complaints: Vec<&str> = said
@@ -158,37 +157,50 @@ fn a_kubelet_lives_through_rotations(cluster: &ControlPlane, served: &Served) {
         .filter(|line| COMPLAINTS.iter().any(|complaint| line.to_lowercase().contains(complaint)))
         .collect();
     assert_eq!(complaints, Vec::<&str>::new());
-
-    audit_shows_the_node_alone(cluster, &served.node.name, audited, rotations);
-    println!("{rotations} rotations, {renewals} Lease renewals seen, at most {longest:?} apart");
+    audit_shows_the_node_alone(cluster, served, began, rotations);
     let status = served.node.status().expect("the agent answers");
     println!("{:#}", status["proxy"]);
 }
 
-/// What the API server saw from its `audited`th request on.
-fn audit_shows_the_node_alone(cluster: &ControlPlane, name: &str, audited: usize, rotations: usize) {
-    let user = format!("system:node:{name}");
+/// What the API server saw, and from this time on without a failure.
+fn audit_shows_the_node_alone(cluster: &ControlPlane, served: &Served, began: Timestamp, rotations: usize) {
+    let user = user(served);
     let log = cluster.audit_events();
     let by_certificate = requests_by_certificate(&log, &user);
     println!("certificate: Lease renewals, other requests through the proxy: {by_certificate:#?}");
-    // Each certificate that was issued has carried requests; the newest one may not have come to it yet.
+    // Each certificate that was issued has carried requests.
+    let renewing = by_certificate.values().filter(|(leases, _)| *leases > 0).count();
     let (issued, used) = (issued(cluster), by_certificate.into_keys().collect::<BTreeSet<_>>());
-    assert!(used.is_subset(&issued), "{:?}", used.difference(&issued));
-    assert!(issued.difference(&used).count() <= 1, "{:?}", issued.difference(&used));
-    assert!(used.len() >= rotations, "{} certificates", used.len());
+    assert_eq!(used, issued);
+    assert!(used.len() > rotations && renewing > rotations / 2, "{} certificates, {renewing} with a Lease", used.len());
 
-    let log = &log[audited..];
+    let log: Vec<_> = log.iter().filter(|event| received(event) >= began).collect();
     let refused: Vec<_> = log.iter().filter(|event| event.code == 401 || event.code >= 500).collect();
     assert!(refused.is_empty(), "{refused:#?}");
     // The API server has a Lease of its own.
-    let written = log.iter().filter(|event| event.resource == "leases" && event.name == name && event.verb != "get");
-    let written: Vec<_> = written.collect();
-    assert!(!written.is_empty());
-    assert!(written.iter().all(|event| event.username == user && event.code == 200), "{written:#?}");
+    let is_renewal =
+        |event: &&&AuditEvent| event.resource == "leases" && event.name == served.node.name && event.verb != "get";
+    let renewals: Vec<_> = log.iter().filter(is_renewal).collect();
+    assert!(renewals.iter().all(|event| event.username == user && event.code == 200), "{renewals:#?}");
+    let times = std::iter::once(began).chain(renewals.iter().map(|event| received(event))).chain([Timestamp::now()]);
+    let times: Vec<_> = times.collect();
+    let apart: Vec<_> = times.windows(2).map(|pair| pair[1].duration_since(pair[0]).unsigned_abs()).collect();
+    println!("{rotations} rotations, {} Lease renewals: {apart:.1?} apart", renewals.len());
+    assert!(apart.iter().all(|apart| *apart < LATE), "{apart:?}");
     // Whatever did not come from the node came from the administrator, or from the control plane itself.
     let users: BTreeSet<&str> = log.iter().map(|event| event.username.as_str()).collect();
     let known = BTreeSet::from([user.as_str(), "administrator", "system:apiserver"]);
     assert!(users.is_subset(&known), "{users:?}");
+}
+
+/// When the API server received the request.
+fn received(event: &AuditEvent) -> Timestamp {
+    let text = event.object["requestReceivedTimestamp"].as_str().expect("each event has its time");
+    text.parse().expect("RFC 3339")
+}
+
+fn user(served: &Served) -> String {
+    format!("system:node:{}", served.node.name)
 }
 
 fn control_plane() -> ControlPlane {

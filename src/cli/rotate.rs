@@ -23,7 +23,9 @@ impl Arguments {
             Response::Accepted => print("rotation requested; see pintle status\n"),
             Response::Status { status } => {
                 for identity in &status.identities {
-                    print(&format!("rotated: serial {}, good until {}\n", identity.serial, identity.not_after));
+                    let then =
+                        if identity.drains() { "; the old key goes with the last connections that use it" } else { "" };
+                    print(&format!("rotated: serial {}, good until {}{then}\n", identity.serial, identity.not_after));
                 }
             }
             Response::Failed { reason, hint } => return Err(CliError::new(Exit::Problem, reason, hint)),

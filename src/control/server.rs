@@ -88,7 +88,7 @@ impl Desk {
                 let mut status = self.telemetry.status();
                 let before = status.borrow_and_update().clone();
                 match self.commands.send(Command::Rotate).await {
-                    Ok(()) if wait => rotated(status, &before).await,
+                    Ok(()) if wait => self.rotated(status, &before).await,
                     Ok(()) => Response::Accepted,
                     Err(_) => ending(),
                 }
@@ -136,7 +136,7 @@ impl Desk {
         match self.command(|reply| Command::Migrate { to: backend, dry_run, reply }).await {
             Some(Ok(Migration { from, algorithm, moves })) => {
                 if wait && moves && !dry_run {
-                    return rotated(status, &before).await;
+                    return self.rotated(status, &before).await;
                 }
                 let from = from.map(|key| key.to_string()).unwrap_or_default();
                 Response::Migration { from, to, algorithm: algorithm.to_string(), moves }
@@ -146,33 +146,33 @@ impl Desk {
         }
     }
 
+    /// Waits until an identity has been rotated since `before`, or has failed to. What changed since then is in `status`.
+    async fn rotated(&self, mut status: watch::Receiver<Status>, before: &Status) -> Response {
+        let known = |identity: &str| before.identities.iter().find(|known| known.identity == identity);
+        loop {
+            if status.changed().await.is_err() {
+                return ending();
+            }
+            let current = self.telemetry.current_status();
+            for identity in &current.identities {
+                let rotations = known(&identity.identity).map_or(0, |known| known.rotations);
+                if identity.rotations > rotations && (identity.phase == "holding" || identity.drains()) {
+                    return Response::Status { status: current };
+                }
+                // One that was told before is none of this rotation's.
+                let told = known(&identity.identity).is_some_and(|known| known.retry_at == identity.retry_at);
+                if (identity.failures > 0 && !told) || identity.state == State::KeyLost {
+                    return Response::Failed { reason: identity.reason.clone(), hint: identity.hint.clone() };
+                }
+            }
+        }
+    }
+
     /// Has the agent do something; `None` if it ends before it has.
     async fn command<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
-    }
-}
-
-/// Waits until an identity has been rotated since `before`, or has failed to. What changed since then is in `status`.
-async fn rotated(mut status: watch::Receiver<Status>, before: &Status) -> Response {
-    let known = |identity: &str| before.identities.iter().find(|known| known.identity == identity);
-    loop {
-        if status.changed().await.is_err() {
-            return ending();
-        }
-        let current = status.borrow_and_update().clone();
-        for identity in &current.identities {
-            let rotations = known(&identity.identity).map_or(0, |known| known.rotations);
-            if identity.rotations > rotations && identity.phase == "holding" {
-                return Response::Status { status: current };
-            }
-            // One that was told before is none of this rotation's.
-            let told = known(&identity.identity).is_some_and(|known| known.retry_at == identity.retry_at);
-            if (identity.failures > 0 && !told) || identity.state == State::KeyLost {
-                return Response::Failed { reason: identity.reason.clone(), hint: identity.hint.clone() };
-            }
-        }
     }
 }
 

@@ -60,7 +60,7 @@ impl Telemetry {
 
     /// Replaces the status of one identity.
     pub fn set_status(&self, identity: IdentityStatus) {
-        self.notifier.status(&identity);
+        self.notifier.status(&self.with_proxy(identity.clone()));
         self.status.send_modify(|status| {
             match status.identities.iter_mut().find(|known| known.identity == identity.identity) {
                 Some(known) => *known = identity,
@@ -77,11 +77,13 @@ impl Telemetry {
     /// The status as of now, with what changes too often to be told of each time.
     pub fn current_status(&self) -> Status {
         let mut status = self.status.borrow().clone();
-        let proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
-        for identity in &mut status.identities {
-            identity.proxy = proxies.get(&identity.identity).and_then(|gauge| gauge());
-        }
+        status.identities = status.identities.into_iter().map(|identity| self.with_proxy(identity)).collect();
         status
+    }
+
+    fn with_proxy(&self, identity: IdentityStatus) -> IdentityStatus {
+        let proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        IdentityStatus { proxy: proxies.get(&identity.identity).and_then(|gauge| gauge()), ..identity }
     }
 
     /// The status, as it is and as it changes.

@@ -69,11 +69,12 @@ impl Notifier {
 }
 
 fn is_ready(identity: &IdentityStatus, waited: bool) -> bool {
-    identity.state == State::Ready || !identity.reason.is_empty() || waited
+    identity.state == State::Ready || identity.drains() || !identity.reason.is_empty() || waited
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{ProxyStatus, Statistics};
     use super::*;
 
     #[test]
@@ -83,5 +84,22 @@ mod tests {
         assert!(is_ready(&of(State::Failing, "the API server cannot be reached"), false));
         assert!(!is_ready(&of(State::WaitingForApproval, ""), false));
         assert!(is_ready(&of(State::WaitingForApproval, ""), true));
+    }
+
+    /// A start that rotates, while a kubelet that was connected before comes back at once.
+    #[test]
+    fn c18_a_start_does_not_wait_for_connections_that_may_take_a_quarter_of_an_hour_to_end() {
+        let open = |serial: &str| IdentityStatus {
+            state: State::Rotating,
+            phase: "retiring".to_owned(),
+            serial: "2".to_owned(),
+            proxy: Some(ProxyStatus {
+                statistics: Statistics { open_connections: [(serial.to_owned(), 1)].into(), ..Statistics::default() },
+                ..ProxyStatus::default()
+            }),
+            ..IdentityStatus::default()
+        };
+        assert!(is_ready(&open("1"), false));
+        assert!(!is_ready(&open("2"), false), "it is a moment until the old key is destroyed");
     }
 }

@@ -143,6 +143,14 @@ pub struct KeyStatus {
 }
 
 impl IdentityStatus {
+    /// Whether nothing is left of a rotation but to destroy old keys, once the last connections through the proxy that use
+    /// them have ended: the new certificate is in use.
+    pub fn drains(&self) -> bool {
+        let earlier = |serial: &String| *serial != self.serial;
+        let open = self.proxy.iter().flat_map(|proxy| proxy.statistics.open_connections.keys()).any(earlier);
+        self.phase == "retiring" && open
+    }
+
     /// The status in one line.
     pub fn line(&self) -> String {
         let mut line = format!("{}: {}", self.subject, self.state.word());

@@ -1,10 +1,11 @@
-// Command cluster is a Kubernetes control plane, a kubelet and kubectl in one binary, so that the tests of pintle
+// Command cluster is a Kubernetes control plane, a kubelet, kubeadm and kubectl in one binary, so that the tests of pintle
 // run against the real thing. The first argument names the program to be; the rest are its own flags:
 //
 //	cluster etcd --data-dir DIR …
 //	cluster kube-apiserver --etcd-servers URL …
 //	cluster kube-controller-manager --kubeconfig FILE …
 //	cluster kubelet --config FILE …
+//	cluster kubeadm join …
 //	cluster kubectl get csr
 //	cluster fake-runtime unix:///run/fake.sock
 package main
@@ -25,12 +26,13 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	kubeadm "k8s.io/kubernetes/cmd/kubeadm/app/cmd"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: cluster etcd|kube-apiserver|kube-controller-manager|kubelet|kubectl|fake-runtime [FLAGS]")
+		fmt.Fprintln(os.Stderr, "usage: cluster etcd|kube-apiserver|kube-controller-manager|kubelet|kubeadm|kubectl|fake-runtime [FLAGS]")
 		os.Exit(2)
 	}
 	program := os.Args[1]
@@ -46,6 +48,8 @@ func main() {
 		os.Exit(cli.Run(controllermanager.NewControllerManagerCommand()))
 	case "kubelet":
 		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
+	case "kubeadm":
+		os.Exit(cli.Run(kubeadm.NewKubeadmCommand(os.Stdin, os.Stdout, os.Stderr)))
 	case "kubectl":
 		os.Exit(cli.Run(kubectl.NewDefaultKubectlCommand()))
 	case "fake-runtime":

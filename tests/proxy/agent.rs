@@ -80,6 +80,33 @@ impl Node {
         Command::new(env!("CARGO_BIN_EXE_pintle")).args(arguments).arg("--config").arg(config).output().unwrap()
     }
 
+    /// kubectl with a watch through the proxy, which has begun: it needs its key for as long as it goes on.
+    async fn watch(&self) -> Child {
+        let output = self.directory.path().join("watched");
+        let watch = pintle_test_support::kubectl()
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .args(["get", "csr", "--watch", "--no-headers"])
+            .stdout(std::fs::File::create(&output).unwrap())
+            .spawn();
+        until("kubectl watches", || std::fs::metadata(&output).is_ok_and(|file| file.len() > 0)).await;
+        watch.unwrap()
+    }
+
+    fn watched(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("watched")).unwrap()
+    }
+
+    /// How many keys there are in the file backend.
+    fn keys(&self) -> usize {
+        std::fs::read_dir(self.directory.path().join("state/keys")).unwrap().count()
+    }
+
+    /// How often the proxy has come to speak as another certificate.
+    fn swaps(&self) -> usize {
+        self.log().matches("proxy_swapped").count()
+    }
+
     async fn ready(&self) {
         until("the proxy speaks as a certificate", || self.log().contains("proxy_swapped")).await;
     }
@@ -105,39 +132,51 @@ async fn c18_kubectl_is_the_node_over_rotations_and_old_keys_go_with_their_last_
     let node = Node::start(&control_plane);
     node.ready().await;
     let kubeconfig = node.kubeconfig();
-    let watch = pintle_test_support::kubectl()
-        .arg("--kubeconfig")
-        .arg(&kubeconfig)
-        .args(["get", "csr", "--watch", "--no-headers"])
-        .stdout(std::fs::File::create(node.directory.path().join("watched")).unwrap())
-        .spawn();
-    let mut watch = watch.unwrap();
-    let watched = || std::fs::read_to_string(node.directory.path().join("watched")).unwrap();
-    until("kubectl watches", || !watched().is_empty()).await;
-    let keys = || std::fs::read_dir(node.directory.path().join("state/keys")).unwrap().count();
+    let mut watch = node.watch().await;
     let whoami = || text(&kubectl(&kubeconfig, &["auth", "whoami", "-o", "yaml"]));
     let mut identities = std::collections::BTreeSet::from([whoami()]);
     for rotation in 1..=3 {
         assert!(node.pintle(&["rotate"]).status.success());
-        until("the proxy speaks as the next certificate", || node.log().matches("proxy_swapped").count() > rotation)
-            .await;
+        until("the proxy speaks as the next certificate", || node.swaps() > rotation).await;
         let identity = whoami();
         assert!(identity.contains("username: system:node:worker"), "{identity}");
         identities.insert(identity);
         if rotation == 1 {
             // The watch began before the rotation and goes on; it needs its key.
-            until("the watch shows the new request", || watched().lines().count() >= 2).await;
+            until("the watch shows the new request", || node.watched().lines().count() >= 2).await;
             assert!(watch.try_wait().unwrap().is_none(), "kubectl goes on watching");
             tokio::time::sleep(Duration::from_secs(1)).await;
             let status = text(&node.pintle(&["status", "-o", "wide"]));
             assert!(status.contains("proxy 127.0.0.1:"), "{status}");
-            assert_eq!((keys(), node.log().matches("keys_retired").count()), (2, 0));
+            assert_eq!((node.keys(), node.log().matches("keys_retired").count()), (2, 0));
             watch.kill().unwrap();
             watch.wait().unwrap();
         }
-        until("the old key is destroyed", || keys() == 1).await;
+        until("the old key is destroyed", || node.keys() == 1).await;
     }
     assert_eq!(identities.len(), 4, "{identities:?}");
+}
+
+#[allow(clippy::zombie_processes, reason = "it is waited for before the end")]
+#[tokio::test(flavor = "multi_thread")]
+async fn rotate_waits_for_the_certificate_and_not_for_old_connections_and_is_not_forgotten_meanwhile() {
+    let control_plane = control_plane().await;
+    let node = Node::start(&control_plane);
+    node.ready().await;
+    let mut watch = node.watch().await;
+    // The connections have a quarter of an hour to end by themselves.
+    let said = text(&node.pintle(&["rotate", "--wait"]));
+    assert!(said.starts_with("rotated: serial ") && said.contains("old key"), "{said}");
+    assert_eq!((node.swaps(), node.keys(), node.log().matches("keys_retired").count()), (2, 2, 0));
+    text(&node.pintle(&["rotate"]));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((node.swaps(), node.keys()), (2, 2), "there are never more than two keys");
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    until("the rotation that was asked for meanwhile", || node.swaps() == 3).await;
+    until("the old keys are destroyed", || node.keys() == 1).await;
+    let said = text(&node.pintle(&["rotate", "--wait"]));
+    assert!(said.starts_with("rotated: serial ") && !said.contains("old key"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -39,8 +39,10 @@ pub fn step(mut state: State, event: Event, now: UnixTime, policy: &Policy) -> (
 /// Lets the event change the state, if it belongs to the phase.
 fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
     match (event, &state.phase) {
-        (Event::RotationRequested, phase) => {
-            state.rotation_requested |= *phase == Phase::Holding;
+        (Event::RotationRequested, _) => {
+            // Until the next certificate is in use. One that is in use already, while old keys are still to be destroyed,
+            // is what somebody wants to be rid of.
+            state.rotation_requested = true;
             // Somebody asks for it now: whatever is being waited out is tried at once.
             state.back_off = None;
         }

@@ -309,7 +309,30 @@ fn requested_rotation_begins_at_once_and_ends_a_back_off() {
     let (state, _) = now(awaiting(), held_failed(ApiFailure::Server("500".to_owned())));
     let (state, action) = now(state, Event::RotationRequested);
     assert_eq!(action, Action::Observe { next: candidate(2, 1), request: request(), authority: Authority::Held });
-    assert!(!state.rotation_requested, "the rotation that goes on is the one that was asked for");
+    let (state, _) = now(state, Event::Observed(Observation::Issued(Ok(credential(2)))));
+    let (state, _) = now(state, Event::Published);
+    assert!(!state.rotation_requested, "the rotation that went on is the one that was asked for");
+}
+
+/// Old keys wait for the last connections that use them, which takes as long as the proxy lets these drain.
+#[test]
+fn rotation_requested_while_old_keys_wait_follows_when_they_are_destroyed() {
+    let retiring = vec![Event::Retired];
+    let proving = vec![Event::Proven, Event::Retired];
+    for (phase, then) in [(Phase::Retiring, retiring), (Phase::Proving, proving)] {
+        let (mut state, mut action) = now(in_phase(phase.clone()), Event::RotationRequested);
+        assert_eq!(action, now(in_phase(phase), Event::Woke).1, "what is under way is ended first");
+        for event in then {
+            // Also after a restart in between.
+            (state, _) = now(state, Event::Woke);
+            (state, action) = now(state, event);
+        }
+        assert_eq!(action, Action::Generate { key: key(3), algorithm: policy().algorithm });
+        let publishing = Phase::Publishing { next: candidate(3, 1), issued: credential(3) };
+        let publishing = State { phase: publishing, ..state };
+        let (state, _) = now(publishing, Event::Published);
+        assert!(!state.rotation_requested, "and one rotation is enough");
+    }
 }
 
 #[test]
@@ -403,7 +426,7 @@ fn events() -> Vec<(Event, &'static [usize])> {
     let text = String::new;
     let mut events: Vec<(Event, &[usize])> = vec![
         (Event::Woke, &[]),
-        (Event::RotationRequested, &[0]),
+        (Event::RotationRequested, ALL),
         (Event::LocalChange, &[]),
         (Event::HeldKeyFound, &[]),
         (Event::HeldRefused { key_lost: false }, ALL),

@@ -53,6 +53,12 @@ impl Swtpm {
         format!("swtpm:host=127.0.0.1,port={}", self.ports.port(0))
     }
 
+    /// The ports of loopback that it listens on, to which [`Swtpm::tcti`] leads.
+    #[must_use]
+    pub fn ports(&self) -> [u16; 2] {
+        [self.ports.port(0), self.ports.port(1)]
+    }
+
     /// The fields of a backend's table in pintle's configuration; `plugin` is `libpintle_backend_tpm.so`.
     #[must_use]
     pub fn table(&self, plugin: &Path) -> String {

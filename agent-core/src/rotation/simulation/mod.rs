@@ -75,11 +75,21 @@ fn live(
     let mut event = Event::Woke;
     // What is in memory is what is in the journal: a crash loses what happened after it was written, and no more.
     let mut state = State::default();
+    // The certificate that was in use when a rotation was asked for last.
+    let mut unwanted = None;
     for steps in 0..rotations * STEPS_OF_A_ROTATION {
         trace(&world, &event, &state);
+        if event == Event::RotationRequested {
+            unwanted = state.held.as_ref().map(|held| held.serial().to_owned());
+        }
         let (next, action) = step(state, event, world.clock(), &policy);
         state = next;
         world.check_action(&state, &action)?;
+        if let (Action::Wait { waiting: Waiting::UntilRotation, .. }, Some(held)) = (&action, &state.held)
+            && unwanted.as_deref() == Some(held.serial())
+        {
+            return Err(format!("a rotation was asked for and forgotten: {state:?}"));
+        }
         // A crash after the journal is written and before the action is performed, or after that and before the next
         // journal is written: then what happened is forgotten.
         let crash = world.random.below(40);

@@ -7,7 +7,7 @@ use super::*;
 /// Each is `step` with one thing wrong; the simulation must notice all of them.
 #[test]
 fn every_mutation_of_step_is_caught() {
-    let mutations: [(&str, Step); 12] = [
+    let mutations: [(&str, Step); 13] = [
         ("retires the key in use", |state, event, now, policy| {
             let (mut state, action) = step(state, event, now, policy);
             match action {
@@ -95,6 +95,11 @@ fn every_mutation_of_step_is_caught() {
                 step(state, Event::GenerateFailed(unavailable), now, policy)
             }
             (event, _) => step(state, event, now, policy),
+        }),
+        ("forgets what is asked for while old keys wait", |state, event, now, policy| {
+            let waits = matches!(state.phase, Phase::Proving | Phase::Retiring);
+            let event = if waits && event == Event::RotationRequested { Event::Woke } else { event };
+            step(state, event, now, policy)
         }),
         ("destroys somebody else's key", |mut state, event, now, policy| {
             if let (Event::GenerateFailed(error), Phase::Generating { key }) = (&event, &state.phase)

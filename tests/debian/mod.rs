@@ -1,7 +1,15 @@
 //! A clean Debian that packages are installed in: no libtss2, no PKCS#11 module, nothing of this machine.
 
+#![allow(dead_code, reason = "each test file uses a part of this room")]
+
+pub(crate) mod kubeadm;
+pub(crate) mod machine;
+mod network;
+pub(crate) mod packages;
+
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -12,23 +20,23 @@ const PATIENCE_SECONDS: &str = "180";
 
 /// A file as it must stay: mode, owner, group, time of change, and what is in it (of a link, where it points).
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct File(u32, u32, u32, i64, Vec<u8>);
+pub(crate) struct File(u32, u32, u32, i64, Vec<u8>);
 
 impl File {
     /// What is in the file, or where the link points.
-    pub(super) fn content(&self) -> &[u8] {
+    pub(crate) fn content(&self) -> &[u8] {
         &self.4
     }
 }
 
 /// A Debian in a directory, gone after the test.
-pub(super) struct Debian {
+pub(crate) struct Debian {
     scratch: ScratchDirectory,
 }
 
 impl Debian {
     /// Unpacks the archive that `./tests/run` made.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let archive = std::env::var_os("PINTLE_TEST_DEBIAN").expect("./tests/run sets PINTLE_TEST_DEBIAN");
         let scratch = ScratchDirectory::new();
         succeed(Command::new("tar").arg("-C").arg(scratch.path()).arg("-xf").arg(archive));
@@ -36,12 +44,17 @@ impl Debian {
     }
 
     /// The path, outside of it, of `path` in it.
-    pub(super) fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.scratch.path().join(path.trim_start_matches('/'))
     }
 
+    /// The directory, outside of it, that it is in.
+    fn root(&self) -> &Path {
+        self.scratch.path()
+    }
+
     /// Runs a command in it, with a mount namespace that ends with the command.
-    pub(super) fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
             .args(["--kill-after=5", PATIENCE_SECONDS, "unshare", "--mount", "--propagation", "private", "sh", "-c"])
@@ -57,17 +70,25 @@ impl Debian {
 
     /// Runs a command that must succeed, and returns what it prints.
     #[track_caller]
-    pub(super) fn run(&self, words: &[&str]) -> String {
+    pub(crate) fn run(&self, words: &[&str]) -> String {
         succeed(&mut self.command(words))
     }
 
     /// Copies a file of this machine to a path in it.
-    pub(super) fn put(&self, file: &Path, path: &str) {
+    pub(crate) fn put(&self, file: &Path, path: &str) {
         std::fs::copy(file, self.path(path)).expect("the file can be copied");
     }
 
+    /// Writes a file in it, and the directories that it needs.
+    pub(crate) fn write(&self, path: &str, mode: u32, content: impl AsRef<[u8]>) {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().expect("a file is in a directory")).expect("the directory is made");
+        std::fs::write(&path, content).expect("the file is written");
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("its mode is set");
+    }
+
     /// Everything below these directories in it.
-    pub(super) fn files(&self, directories: &[&str]) -> BTreeMap<PathBuf, File> {
+    pub(crate) fn files(&self, directories: &[&str]) -> BTreeMap<PathBuf, File> {
         let mut files = BTreeMap::new();
         let mut left: Vec<PathBuf> = directories.iter().map(|directory| self.path(directory)).collect();
         while let Some(path) = left.pop() {
@@ -89,18 +110,18 @@ impl Debian {
 
 /// Runs a command that must succeed, and returns what it prints, standard error last.
 #[track_caller]
-pub(super) fn succeed(command: &mut Command) -> String {
+pub(crate) fn succeed(command: &mut Command) -> String {
     let output = output(command);
     assert!(output.status.success(), "{command:?} ended with {}\n{}", output.status, text(&output));
     text(&output)
 }
 
 /// Runs a command to its end.
-pub(super) fn output(command: &mut Command) -> Output {
+pub(crate) fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 /// What it printed, standard error last.
-pub(super) fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

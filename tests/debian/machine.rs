@@ -1,0 +1,195 @@
+//! A Debian that has booted: systemd is its process 1.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::Deref;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use pintle_test_support::{ProcessCommand, TestProcess, eventually};
+
+use super::network::Network;
+use super::packages::repository;
+use super::{Debian, PATIENCE_SECONDS, output, succeed, text};
+
+/// A boot takes a second; a busy machine needs many times that.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// A machine with the kernel of this one and everything else of its own. Switched off on drop, as by a power cut.
+pub(crate) struct Machine {
+    // In this order: first what runs in it, last the directories that it was in.
+    running: Running,
+    name: String,
+    files: Vec<(PathBuf, &'static str)>,
+    groups: Sweeper,
+    debian: Debian,
+}
+
+/// A machine that is on.
+struct Running {
+    processes: TestProcess,
+    /// Its process 1, as this machine numbers it.
+    init: u32,
+    network: Network,
+}
+
+impl Machine {
+    /// Boots a Debian under this name. Each of `files` is a file of this machine, and where it is in there.
+    pub(crate) fn boot(debian: Debian, name: &str, files: &[(PathBuf, &'static str)]) -> Self {
+        let groups = Sweeper::new(debian.root().file_name().expect("the directory has a name"));
+        let running = start(&debian, &groups, name, files);
+        let machine = Self { running, name: name.to_owned(), files: files.to_vec(), groups, debian };
+        machine.wait_until_booted();
+        machine
+    }
+
+    /// Stops all that runs in it, in order, and boots it again.
+    pub(crate) fn reboot(&mut self) {
+        self.run(&["systemctl", "--no-block", "poweroff"]);
+        self.running.processes.wait(BOOT);
+        let ports = self.running.network.ports();
+        self.running = start(&self.debian, &self.groups, &self.name, &self.files);
+        for port in ports {
+            self.running.network.reach(port);
+        }
+        self.wait_until_booted();
+    }
+
+    fn wait_until_booted(&self) {
+        let state = eventually("it has booted", BOOT, || {
+            let output = self.output(&["systemctl", "is-system-running", "--wait"]);
+            // Until systemd answers, nothing is said but that.
+            Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|state| !state.is_empty())
+        });
+        assert_eq!(state, "running", "{}", self.run(&["systemctl", "--failed", "--no-pager"]));
+    }
+
+    /// Its host name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A command in it.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command
+            .args(["--kill-after=5", PATIENCE_SECONDS, "nsenter", "--mount", "--uts", "--ipc", "--net", "--pid"])
+            .args(["--cgroup", "--target", &self.running.init.to_string(), "--"])
+            .args(words)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("HOME", "/root")
+            .current_dir("/");
+        command
+    }
+
+    /// Runs a command that must succeed, and returns what it prints.
+    #[track_caller]
+    pub(crate) fn run(&self, words: &[&str]) -> String {
+        succeed(&mut self.command(words))
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn output(&self, words: &[&str]) -> Output {
+        output(&mut self.command(words))
+    }
+
+    /// Runs a script of bash, which ends with the first command that fails; none may.
+    #[track_caller]
+    pub(crate) fn script(&self, script: &str) -> String {
+        self.run(&["bash", "-euo", "pipefail", "-c", script])
+    }
+
+    /// A property of a unit, as `systemctl show` has it.
+    #[track_caller]
+    pub(crate) fn property(&self, unit: &str, name: &str) -> String {
+        self.run(&["systemctl", "show", "--value", "--property", name, unit]).trim_end().to_owned()
+    }
+
+    /// What a unit has logged.
+    pub(crate) fn journal(&self, unit: &str) -> String {
+        text(&self.output(&["journalctl", "--no-pager", "--output=cat", "--unit", unit]))
+    }
+
+    /// Its network.
+    pub(crate) fn network(&self) -> &Network {
+        &self.running.network
+    }
+}
+
+impl Deref for Machine {
+    type Target = Debian;
+
+    fn deref(&self) -> &Debian {
+        &self.debian
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.running.processes.is_running() {
+            let log = self.output(&["journalctl", "--no-pager", "--output=short-precise", "--lines=80"]);
+            println!("--- the end of the machine's log:\n{}\n---", text(&log));
+        }
+    }
+}
+
+/// Switches a machine on.
+fn start(debian: &Debian, groups: &Sweeper, name: &str, files: &[(PathBuf, &str)]) -> Running {
+    let mut processes = ProcessCommand::new(script(), debian.path("/var/log/boot.log"))
+        .private_mounts()
+        .argument(debian.root())
+        .argument(&groups.name)
+        .argument(name)
+        .arguments(files.iter().map(|(file, path)| format!("{}={path}", file.display())))
+        .start();
+    let init = eventually("systemd is process 1", BOOT, || {
+        processes.assert_running();
+        child(processes.id()).filter(|child| name_of(*child).as_deref() == Some("systemd"))
+    });
+    Running { processes, init, network: Network::of(init) }
+}
+
+fn script() -> PathBuf {
+    repository().join("tests/debian/boot")
+}
+
+/// The only child of a process.
+fn child(process: u32) -> Option<u32> {
+    std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?.trim().parse().ok()
+}
+
+fn name_of(process: u32) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/{process}/comm")).ok().map(|name| name.trim_end().to_owned())
+}
+
+/// Removes the control groups once the machine is off, also when nothing of this process is dropped.
+struct Sweeper {
+    name: OsString,
+    process: Child,
+}
+
+impl Sweeper {
+    /// Of the machine's control group, which is named so.
+    fn new(name: &OsStr) -> Self {
+        let process = Command::new("unshare")
+            .args(["--mount", "--propagation", "private"])
+            .arg(script())
+            .arg("sweep")
+            .arg(name)
+            .stdin(Stdio::piped())
+            .process_group(0) // an interrupt from the terminal must not stop the sweeping
+            .spawn()
+            .expect("unshare starts");
+        Self { name: name.to_owned(), process }
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
