@@ -208,6 +208,38 @@ async fn c19_idle_connections_are_closed_when_they_are_quiet_and_draining_ends()
     assert_eq!(bed.failures("cut-at-end"), 0, "nothing was under way");
 }
 
+/// A GET of `/` on stream 1, as a client begins with it: preface, SETTINGS, HEADERS with three fields of HPACK's static
+/// table (RFC 7541, appendix A).
+const HTTP2_GET: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x05\0\0\0\x01\x82\x87\x84";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c19_a_quiet_connection_is_closed_only_under_a_client_that_was_told() {
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let upstream = authority.upstream(&[server.address]);
+    let bed = Bed::start(Some(authority.generation("old", &upstream)), |_, _| {}).await;
+    let mut untold = bed.connect("http/1.1").await.unwrap();
+    let mut ask = async || {
+        untold.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        let mut answer = [0; 1000];
+        let count = untold.read(&mut answer).await.unwrap();
+        String::from_utf8(answer[..count].to_vec()).unwrap()
+    };
+    assert!(!ask().await.contains("Connection: close"));
+    // It hears of the GOAWAY, and does nothing about it.
+    let mut told = bed.connect("h2").await.unwrap();
+    told.write_all(HTTP2_GET).await.unwrap();
+    until("it is answered", || server.requests_of("old") == 2).await;
+    bed.proxy.swap(authority.generation("new", &upstream));
+    told.read_to_end(&mut Vec::new()).await.expect("a clean end, after a while");
+    // The other one was quiet for as long, and would be closed by now.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(bed.statistics().open_connections.get("old"), Some(&1));
+    // It may have been about to ask, and nobody could tell it not to.
+    let answer = ask().await;
+    assert!(answer.contains("Connection: close") && answer.ends_with("old"), "{answer}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_waits_for_the_first_certificate() {
     let authority = Authority::new();

@@ -30,9 +30,12 @@ use super::session::{HandshakeError, Session};
 use super::socket::Socket;
 use crate::telemetry::FailureReason;
 
-/// Once a client knows that it is to use another connection, or has nothing under way, this much silence is enough to
-/// close the one it has.
+/// Once a client knows that it is to use another connection, this much silence is enough to close the one it has.
 const QUIET: Duration = Duration::from_secs(5);
+/// HTTP/1.1 has no words for a client that asks for nothing, and it may be about to. client-go closes a connection that
+/// was silent for 90 s by itself (net/http's IdleConnTimeout); whoever closes it earlier may do so at the very moment at
+/// which a request is on its way, and a POST is lost then (RFC 9112, section 9.5).
+const UNTOLD_QUIET: Duration = Duration::from_secs(100);
 /// With one side at its end and nothing coming from the other, a connection is over.
 const LINGER: Duration = Duration::from_secs(60);
 /// A client of a unix socket that speaks HTTP/2 begins with these (RFC 9113, section 3.4).
@@ -299,13 +302,16 @@ async fn run(shared: &Shared, mut relay: Box<Relay>, lease: Lease) -> Result<(),
         tokio::select! {
             biased;
             result = poll_fn(|cx| relay.poll(cx, &shared.counters.volume)) => {
-                return result.map_err(|error| failure(FailureReason::Broken, error));
+                // A client that has taken its leave may be gone before it is told that the server has, too.
+                let over = relay.is_idle() && relay.client_has_closed();
+                return if over { Ok(()) } else { result.map_err(|error| failure(FailureReason::Broken, error)) };
             }
             _ = stage.changed() => {}
             () = tokio::time::sleep_until(next_look) => {
                 let (moved_over, half_closed) = (drained && relay.is_idle(), relay.is_half_closed());
                 let patience = match (moved_over, half_closed) {
-                    (true, _) => QUIET,
+                    (true, gone) if gone || relay.is_told() => QUIET,
+                    (true, _) => UNTOLD_QUIET.min(shared.idle_timeout),
                     (_, true) => LINGER.min(shared.idle_timeout),
                     _ => shared.idle_timeout,
                 };

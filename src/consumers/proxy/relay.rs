@@ -102,6 +102,16 @@ impl Relay {
         self.conversation.is_idle()
     }
 
+    /// Whether the client knows that it is to use another connection.
+    pub(super) fn is_told(&self) -> bool {
+        self.conversation.is_announced()
+    }
+
+    /// Whether the client has said that it sends no more.
+    pub(super) fn client_has_closed(&self) -> bool {
+        self.client.session.peer_closed
+    }
+
     /// Whether one side has ended, and the other goes on.
     pub(super) fn is_half_closed(&self) -> bool {
         (self.to_server.progress == Progress::Ended) != (self.to_client.progress == Progress::Ended)

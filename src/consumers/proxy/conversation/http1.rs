@@ -236,8 +236,7 @@ impl Http1 {
         CLOSE
     }
 
-    #[cfg(test)]
-    fn is_announced(&self) -> bool {
+    pub(super) fn is_announced(&self) -> bool {
         self.announced
     }
 

@@ -80,8 +80,7 @@ impl Http2 {
         &GOAWAY
     }
 
-    #[cfg(test)]
-    fn is_announced(&self) -> bool {
+    pub(super) fn is_announced(&self) -> bool {
         self.going_away
     }
 

@@ -9,7 +9,8 @@
 //!
 //! * HTTP/2: a GOAWAY that refuses no stream. Requests that are under way end where they are, watches included; new
 //!   ones go to a new connection. Go's and hyper's clients close the connection after its last stream.
-//! * HTTP/1.1: `Connection: close` in the next answer.
+//! * HTTP/1.1: `Connection: close` in the next answer. While none is due, nothing can be said, and the connection is left
+//!   to the client for longer than Go's keep one that they do not use.
 //! * After an upgrade (exec, attach, port-forward) there are no words for it, and the connection is left to its end.
 //!
 //! An API server accepts the old certificate until its notAfter, so there is time for all of this.
@@ -67,6 +68,14 @@ impl Conversation {
         match self {
             Self::Http2(_) => Http2::announcement(),
             Self::Http1(_) => Http1::announcement(),
+        }
+    }
+
+    /// Whether [`announcement`](Self::announcement) has been sent, or the server has said the same by itself.
+    pub(super) fn is_announced(&self) -> bool {
+        match self {
+            Self::Http2(http2) => http2.is_announced(),
+            Self::Http1(http1) => http1.is_announced(),
         }
     }
 
