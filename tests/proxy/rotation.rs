@@ -253,3 +253,11 @@ async fn a_client_waits_for_the_first_certificate() {
     let (answer, ()) = tokio::join!(bed.get("/whoami"), swap);
     assert_eq!(answer.unwrap(), "first");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waits_for_a_certificate_in_vain_is_counted() {
+    let bed = Bed::start(None, |configuration, _| configuration.handshake_timeout = Duration::from_millis(500)).await;
+    assert!(bed.get("/whoami").await.is_err());
+    until("it is counted", || !bed.statistics().failures.is_empty()).await;
+    assert_eq!(bed.statistics().failures, [("no-certificate".to_owned(), 1)].into());
+}

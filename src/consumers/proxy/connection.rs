@@ -20,6 +20,7 @@ use rustls::pki_types::ServerName;
 use rustls::server::Acceptor;
 use rustls::{AlertDescription, HandshakeKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
@@ -77,11 +78,8 @@ async fn open(shared: &Shared, socket: Socket) -> Result<(Box<Relay>, Lease), Fa
     let deadline = Instant::now() + shared.handshake_timeout;
     let client = {
         let mut place = shared.admission.enter();
-        let accepted = timeout_at(deadline, accept(shared, socket));
         tokio::select! {
-            accepted = accepted => accepted.unwrap_or_else(|_| {
-                Err(failure(FailureReason::LocalHandshakeTimeout, "a local client did not finish its handshake in time"))
-            })?,
+            accepted = accept(shared, socket, deadline) => accepted?,
             () = place.evicted() => {
                 return Err(failure(FailureReason::TooManyHandshakes, "too many local handshakes are under way"));
             }
@@ -92,11 +90,8 @@ async fn open(shared: &Shared, socket: Socket) -> Result<(Box<Relay>, Lease), Fa
         shared.counters.local_resumptions.fetch_add(1, Ordering::Relaxed);
     }
     let deadline = Instant::now() + shared.server_timeout();
-    let lease = timeout_at(deadline, shared.generations.lease())
-        .await
-        .map_err(|_| failure(FailureReason::NoCertificate, "there is no certificate to speak with"))?;
-    let late = |_| failure(FailureReason::ServerHandshake, "no API server came through a handshake in time");
-    let server = timeout_at(deadline, connect(shared, &lease, &client.offer)).await.map_err(late)??;
+    let lease = timeout_at(deadline, shared.generations.lease()).await.map_err(no_certificate)?;
+    let server = timeout_at(deadline, connect(shared, &lease, &client.offer)).await.map_err(no_server)??;
     shared.counters.server_handshakes.fetch_add(1, Ordering::Relaxed);
     let settled = server.session.common().and_then(|tls| tls.alpn_protocol()).map(<[u8]>::to_vec);
     if client.promised.is_some_and(|promised| promised != settled) {
@@ -107,47 +102,37 @@ async fn open(shared: &Shared, socket: Socket) -> Result<(Box<Relay>, Lease), Fa
     Ok((Box::new(Relay::new(client.endpoint, server, conversation)), lease))
 }
 
-/// The local side.
-async fn accept(shared: &Shared, mut socket: Socket) -> Result<Client, Failure> {
+fn no_client(_: Elapsed) -> Failure {
+    failure(FailureReason::LocalHandshakeTimeout, "a local client did not finish its handshake in time")
+}
+
+fn no_certificate(_: Elapsed) -> Failure {
+    failure(FailureReason::NoCertificate, "there is no certificate to speak with")
+}
+
+fn no_server(_: Elapsed) -> Failure {
+    failure(FailureReason::ServerHandshake, "no API server came through a handshake in time")
+}
+
+fn gone(error: io::Error) -> Failure {
+    failure(FailureReason::LocalHandshake, error)
+}
+
+/// The local side. Who has not done their part by the deadline is told apart: the client, or an API server.
+async fn accept(shared: &Shared, mut socket: Socket, deadline: Instant) -> Result<Client, Failure> {
     if matches!(socket, Socket::Unix(_)) {
-        return accept_plain(socket).await;
+        return timeout_at(deadline, accept_plain(socket)).await.map_err(no_client)?;
     }
-    let gone = |error: io::Error| failure(FailureReason::LocalHandshake, error);
-    let mut incoming = Vec::new();
-    let mut acceptor = Acceptor::default();
-    let offer: Protocols = loop {
-        let known = incoming.len();
-        incoming.reserve(2048);
-        if socket.read_buf(&mut incoming).await.map_err(gone)? == 0 {
-            return Err(gone(io::ErrorKind::UnexpectedEof.into()));
-        }
-        let mut new = &incoming[known..];
-        while !new.is_empty() {
-            acceptor.read_tls(&mut new).map_err(gone)?;
-        }
-        match acceptor.accept() {
-            Ok(Some(accepted)) => {
-                let hello = accepted.client_hello();
-                break hello.alpn().map(|offer| offer.map(<[u8]>::to_vec).collect()).unwrap_or_default();
-            }
-            Ok(None) => {}
-            Err((error, mut alert)) => {
-                let mut bytes = Vec::new();
-                let _ = alert.write_all(&mut bytes);
-                let _ = socket.write_all(&bytes).await;
-                return Err(failure(FailureReason::LocalHandshake, error));
-            }
-        }
-    };
-    drop(acceptor);
+    let (incoming, offer) = timeout_at(deadline, client_hello(&mut socket)).await.map_err(no_client)??;
     let promised = match shared.known_protocol(&offer) {
         Some(known) => known,
-        None => learn_protocol(shared, &offer).await?,
+        None => learn_protocol(shared, &offer, deadline).await?,
     };
     let config = shared.local.settling_on(promised.as_deref());
     let broken = |error: rustls::Error| failure(FailureReason::LocalHandshake, error);
     let mut session = Session::server(config, incoming).map_err(broken)?;
-    session.handshake(&mut socket, None).await.map_err(|error| match error {
+    let handshake = timeout_at(deadline, session.handshake(&mut socket, None)).await.map_err(no_client)?;
+    handshake.map_err(|error| match error {
         HandshakeError::Io(error) => gone(error),
         HandshakeError::Tls(rustls::Error::NoCertificatesPresented) => {
             failure(FailureReason::LocalCertificateMissing, "a local client without a certificate was refused")
@@ -164,6 +149,37 @@ async fn accept(shared: &Shared, mut socket: Socket) -> Result<Client, Failure> 
         HandshakeError::KeyBusy => failure(FailureReason::KeyUnavailable, "the key is busy"),
     })?;
     Ok(Client { endpoint: Endpoint { socket, session }, offer, promised: Some(promised) })
+}
+
+/// The octets of the ClientHello, and the application protocols in it.
+async fn client_hello(socket: &mut Socket) -> Result<(Vec<u8>, Protocols), Failure> {
+    let mut incoming = Vec::new();
+    let mut acceptor = Acceptor::default();
+    loop {
+        let known = incoming.len();
+        incoming.reserve(2048);
+        if socket.read_buf(&mut incoming).await.map_err(gone)? == 0 {
+            return Err(gone(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let mut new = &incoming[known..];
+        while !new.is_empty() {
+            acceptor.read_tls(&mut new).map_err(gone)?;
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                let hello = accepted.client_hello();
+                let offer = hello.alpn().map(|offer| offer.map(<[u8]>::to_vec).collect()).unwrap_or_default();
+                return Ok((incoming, offer));
+            }
+            Ok(None) => {}
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                let _ = alert.write_all(&mut bytes);
+                let _ = socket.write_all(&bytes).await;
+                return Err(failure(FailureReason::LocalHandshake, error));
+            }
+        }
+    }
 }
 
 /// A unix socket's peer, which the kernel has vouched for, says what it speaks by speaking.
@@ -186,17 +202,18 @@ async fn accept_plain(mut socket: Socket) -> Result<Client, Failure> {
 }
 
 /// What the API server settles on for this offer, asked without showing or using the identity.
-async fn learn_protocol(shared: &Shared, offer: &Protocols) -> Result<Option<Vec<u8>>, Failure> {
+async fn learn_protocol(shared: &Shared, offer: &Protocols, deadline: Instant) -> Result<Option<Vec<u8>>, Failure> {
     if offer.is_empty() {
         return Ok(None);
     }
-    let upstream = shared.generations.upstream().await;
+    let upstream = timeout_at(deadline, shared.generations.upstream()).await.map_err(no_certificate)?;
     let mut config = upstream.tls().clone();
     config.resumption = rustls::client::Resumption::disabled();
     config.alpn_protocols.clone_from(offer);
     config.client_auth_cert_resolver = std::sync::Arc::new(NoCertificate);
     let config = std::sync::Arc::new(config);
-    let endpoint = connect_to(shared, &upstream, &|name| Session::client(config.clone(), name)).await?;
+    let begin = |name| Session::client(config.clone(), name);
+    let endpoint = timeout_at(deadline, connect_to(shared, &upstream, &begin)).await.map_err(no_server)??;
     let settled = endpoint.session.common().and_then(|tls| tls.alpn_protocol()).map(<[u8]>::to_vec);
     shared.remember_protocol(offer, settled.as_deref());
     Ok(settled)

@@ -203,9 +203,14 @@ impl Upstream {
 
     fn failed(&self, server: usize) {
         let mut health = self.servers[server].health.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        // Of many that tried it at once, only one tells something new.
+        if health.as_ref().is_some_and(|failed| failed.until > now) {
+            return;
+        }
         let times = health.as_ref().map_or(0, |failed| failed.times);
         let quarantine = QUARANTINE.0.saturating_mul(1 << times.min(10)).min(QUARANTINE.1);
-        *health = Some(Failed { until: Instant::now() + quarantine, times: times + 1 });
+        *health = Some(Failed { until: now + quarantine, times: times + 1 });
     }
 
     /// Puts a server on trial: unless it passes, it has failed.
