@@ -8,6 +8,11 @@
 //	cluster kubeadm join …
 //	cluster kubectl get csr
 //	cluster fake-runtime unix:///run/fake.sock
+//
+// Others are clients and servers that the tests need in Go:
+//
+//	cluster echo-kubelet --address 127.0.0.1:10250
+//	cluster load --kubeconfig FILE --get /version …
 package main
 
 import (
@@ -32,7 +37,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: cluster etcd|kube-apiserver|kube-controller-manager|kubelet|kubeadm|kubectl|fake-runtime [FLAGS]")
+		fmt.Fprintln(os.Stderr, "usage: cluster etcd|kube-apiserver|kube-controller-manager|kubelet|kubeadm|kubectl|fake-runtime|echo-kubelet|load [FLAGS]")
 		os.Exit(2)
 	}
 	program := os.Args[1]
@@ -54,9 +59,21 @@ func main() {
 		os.Exit(cli.Run(kubectl.NewDefaultKubectlCommand()))
 	case "fake-runtime":
 		runFakeRuntime(os.Args[1:])
+	case "echo-kubelet":
+		end(runEchoKubelet(os.Args[1:]))
+	case "load":
+		end(runLoad(os.Args[1:]))
 	default:
 		fmt.Fprintf(os.Stderr, "cluster: unknown program %q\n", program)
 		os.Exit(2)
+	}
+}
+
+// end ends the process as a program that is not one of cobra's does.
+func end(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 }
 

@@ -147,7 +147,7 @@ impl Agent {
     }
 }
 
-fn json_lines(output: &str) -> Vec<Value> {
+pub(crate) fn json_lines(output: &str) -> Vec<Value> {
     output.lines().filter(|line| line.starts_with('{')).filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 

@@ -136,7 +136,9 @@ impl Token {
         self.directory.join("tokens")
     }
 
-    fn pin_file(&self) -> PathBuf {
+    /// The file that the agent reads the PIN from.
+    #[must_use]
+    pub fn pin_file(&self) -> PathBuf {
         self.directory.join("pin")
     }
 
