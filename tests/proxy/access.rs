@@ -8,7 +8,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-use crate::bed::{ApiServer, Authority, Bed, get_over, until};
+use crate::bed::{ApiServer, Authority, Bed, until};
+use crate::client::get_over;
 
 /// What becomes of a connection with this TLS: the server's refusal may come only after the client's handshake.
 async fn outcome(bed: &Bed, config: rustls::ClientConfig) -> std::io::Result<String> {

@@ -1,16 +1,21 @@
 //! The agent with its proxy as a process, against the embedded control plane.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use pintle::consumers::kubeconfig::ClientFiles;
 use pintle::demo::control_plane::{self, ControlPlane, Options};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::bed::until;
+use crate::client;
 
 struct Node {
     directory: tempfile::TempDir,
@@ -61,9 +66,12 @@ impl Node {
             .unwrap()
     }
 
-    fn restart(&mut self) {
+    fn kill(&mut self) {
         self.agent.kill().unwrap();
         self.agent.wait().unwrap();
+    }
+
+    fn run_again(&mut self) {
         self.agent = Self::run(self.directory.path(), &self.listener);
     }
 
@@ -179,38 +187,123 @@ async fn rotate_waits_for_the_certificate_and_not_for_old_connections_and_is_not
     assert!(said.starts_with("rotated: serial ") && !said.contains("old key"), "{said}");
 }
 
+/// A connection of its own, and one whole request over it.
+struct Attempt {
+    began: Instant,
+    connected: Instant,
+    ended: Instant,
+    result: std::io::Result<String>,
+}
+
+/// Clients that open a connection for each request.
+struct Clients {
+    address: SocketAddr,
+    config: rustls::ClientConfig,
+    connected: AtomicU64,
+    refused: AtomicU64,
+    stop: AtomicBool,
+    attempts: Mutex<Vec<Attempt>>,
+}
+
+impl Clients {
+    fn of(node: &Node) -> Arc<Self> {
+        let files = ClientFiles::in_directory(&node.directory.path().join("run/client"));
+        Arc::new(Self {
+            address: node.listener.local_addr().unwrap(),
+            config: client::config(&files, &["http/1.1"]),
+            connected: AtomicU64::default(),
+            refused: AtomicU64::default(),
+            stop: AtomicBool::default(),
+            attempts: Mutex::default(),
+        })
+    }
+
+    /// One that asks once.
+    async fn ask(self: Arc<Self>) {
+        let began = Instant::now();
+        let Ok(stream) = TcpStream::connect(self.address).await else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let connected = Instant::now();
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        let request = async {
+            let mut stream = client::secure(stream, self.config.clone()).await?;
+            client::get_over(&mut stream, "/version").await
+        };
+        let late = |_| Err(std::io::ErrorKind::TimedOut.into());
+        let result = timeout(Duration::from_secs(60), request).await.unwrap_or_else(late);
+        self.attempts.lock().unwrap().push(Attempt { began, connected, ended: Instant::now(), result });
+    }
+
+    /// One that asks again and again.
+    async fn go_on_asking(self: Arc<Self>) {
+        while !self.stop.load(Ordering::Relaxed) {
+            Arc::clone(&self).ask().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// How many have connected.
+    fn count(&self) -> u64 {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more than at a former count have connected.
+    async fn more(&self, what: &str, before: u64, more: u64) {
+        until(what, || self.count() >= before + more).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn kill_9_under_load_refuses_no_connection_with_socket_activation() {
+async fn kill_9_under_load_refuses_no_connection_and_who_connects_meanwhile_is_served() {
+    /// So many ask all the time, and so many more while nobody is there.
+    const CLIENTS: u64 = 12;
     let control_plane = control_plane().await;
     let mut node = Node::start(&control_plane);
     node.ready().await;
     let before = text(&kubectl(&node.kubeconfig(), &["config", "view", "--raw"]));
-    let (stop, refused, connected) =
-        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let address = node.listener.local_addr().unwrap();
-    let mut load = tokio::task::JoinSet::new();
-    for _ in 0..4 {
-        let (stop, refused, connected) = (Arc::clone(&stop), Arc::clone(&refused), Arc::clone(&connected));
-        load.spawn(async move {
-            while !stop.load(Ordering::Relaxed) {
-                match tokio::net::TcpStream::connect(address).await {
-                    Ok(_) => connected.fetch_add(1, Ordering::Relaxed),
-                    Err(_) => refused.fetch_add(1, Ordering::Relaxed),
-                };
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
+    let clients = Clients::of(&node);
+    let mut load = JoinSet::new();
+    for _ in 0..CLIENTS {
+        load.spawn(Arc::clone(&clients).go_on_asking());
     }
+    clients.more("the clients are served", 0, 10 * CLIENTS).await;
+    // When each was killed, when it was dead, and when the next one was started.
+    let mut restarts = Vec::new();
     for restart in 1..=3 {
-        node.restart();
-        // A client that connects meanwhile is served, with the local certificate that it had before.
+        let killed = Instant::now();
+        node.kill();
+        let (dead, before) = (Instant::now(), clients.count());
+        for _ in 0..CLIENTS {
+            load.spawn(Arc::clone(&clients).ask());
+        }
+        clients.more("clients connect meanwhile", before, CLIENTS).await;
+        restarts.push((killed, dead, Instant::now()));
+        node.run_again();
+        clients.more("the clients are served again", clients.count(), 10 * CLIENTS).await;
         let kubeconfig = node.kubeconfig();
         let served = tokio::task::spawn_blocking(move || kubectl(&kubeconfig, &["auth", "whoami"])).await.unwrap();
         assert!(text(&served).contains("system:node:worker"), "{restart}");
     }
-    stop.store(true, Ordering::Relaxed);
+    clients.stop.store(true, Ordering::Relaxed);
     load.join_all().await;
-    assert_eq!(refused.load(Ordering::Relaxed), 0);
-    assert!(connected.load(Ordering::Relaxed) > 20);
+    assert_eq!(clients.refused.load(Ordering::Relaxed), 0);
+    let (mut meanwhile, mut broken) = ([0; 3], 0);
+    let attempts = clients.attempts.lock().unwrap();
+    for Attempt { began, connected, ended, result } in attempts.iter() {
+        let found = restarts.iter().position(|(_, dead, next)| began > dead && connected < next);
+        if let Some(restart) = found {
+            meanwhile[restart] += 1;
+        }
+        if let Err(error) = result {
+            // Its connection may have been accepted by the one that was killed.
+            let under_way = restarts.iter().any(|(killed, dead, _)| began <= dead && ended >= killed);
+            assert!(under_way, "connected meanwhile: {found:?}, {:?} before it failed: {error}", *ended - *began);
+            broken += 1;
+        }
+    }
+    println!("{} requests; {meanwhile:?} connected while nobody was there; {broken} were under way", attempts.len());
+    assert!(meanwhile.iter().all(|count| *count >= CLIENTS / 2), "{meanwhile:?}");
     assert_eq!(before, text(&kubectl(&node.kubeconfig(), &["config", "view", "--raw"])));
 }

@@ -19,19 +19,26 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use pintle::clock::now;
 use pintle::config::{ProxyConfiguration, User};
+use pintle::consumers::kubeconfig::Kubeconfig;
 use pintle::consumers::proxy::{Activated, Endpoints, Generation, Proxy, ProxyHandle, Upstream};
 use pintle::telemetry::{Log, Statistics, Telemetry};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use pintle_agent_core::Template;
+use pintle_plugins_api::PublicKey;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    SubjectPublicKeyInfo,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::client::{self, Client, Pair, get_over};
 
 pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
 
@@ -70,6 +77,19 @@ impl Authority {
     pub(crate) fn certified_key(&self, name: &str) -> Arc<CertifiedKey> {
         let (certificate, key) = self.issue(name, false);
         Arc::new(CertifiedKey::from_der(vec![certificate], key, &provider()).unwrap())
+    }
+
+    /// Issues a certificate for a key that is elsewhere, PEM.
+    pub(crate) fn certify(&self, template: &Template, key: &PublicKey) -> String {
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        parameters.distinguished_name.push(DnType::CommonName, &template.common_name);
+        for organization in &template.organizations {
+            parameters.distinguished_name.push(DnType::OrganizationName, organization);
+        }
+        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = SubjectPublicKeyInfo::from_der(key.as_der()).unwrap();
+        parameters.signed_by(&key, &self.0).unwrap().pem()
     }
 
     pub(crate) fn upstream(&self, servers: &[SocketAddr]) -> Arc<Upstream> {
@@ -123,6 +143,15 @@ impl Drop for ApiServer {
 
 impl ApiServer {
     pub(crate) async fn start(authority: &Authority) -> Self {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), authority)
+    }
+
+    /// Starts one where another one was.
+    pub(crate) async fn start_again(authority: &Authority, address: SocketAddr) -> Self {
+        Self::start_on(TcpListener::bind(address).await.unwrap(), authority)
+    }
+
+    fn start_on(listener: TcpListener, authority: &Authority) -> Self {
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authority.roots()), provider())
             .allow_unauthenticated()
             .build()
@@ -136,7 +165,6 @@ impl ApiServer {
             .unwrap();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, seen) = (listener.local_addr().unwrap(), Arc::<Seen>::default());
         let shared = Arc::clone(&seen);
         let task = tokio::spawn(async move {
@@ -152,6 +180,10 @@ impl ApiServer {
             }
         });
         Self { address, seen, task }
+    }
+
+    pub(crate) fn requests(&self) -> u64 {
+        self.seen.requests.lock().unwrap().values().sum()
     }
 
     pub(crate) fn requests_of(&self, name: &str) -> u64 {
@@ -217,6 +249,8 @@ async fn answer(mut request: Request<Incoming>, name: String) -> Answer {
             Response::new(BodyExt::boxed(StreamBody::new(events)))
         }
         Some("slow") => {
+            // All of it first: hyper closes a connection on which it has answered before it had read the whole request.
+            let _ = request.into_body().collect().await;
             tokio::time::sleep(Duration::from_millis(argument)).await;
             full(name)
         }
@@ -277,48 +311,34 @@ impl Bed {
         Self { proxy: started.unwrap(), directory, telemetry }
     }
 
+    /// The kubeconfig that pintle writes for its client.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        let (mut kubeconfig, path) = (Kubeconfig::new(), self.directory.path().join("kubeconfig"));
+        kubeconfig.use_proxy(self.proxy.local_server()).unwrap();
+        kubeconfig.write(&path, None).unwrap();
+        path
+    }
+
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join("client").join(name)
     }
 
     /// The TLS of the client that is let in, offering these protocols.
     pub(crate) fn client_config(&self, protocols: &[&str]) -> ClientConfig {
-        let certificate = CertificateDer::from_pem_file(self.file("client.crt")).unwrap();
-        let key = PrivateKeyDer::from_pem_file(self.file("client.key")).unwrap();
-        self.client_config_with(protocols, Some((certificate, key)))
+        client::config(self.proxy.client_files(), protocols)
     }
 
-    pub(crate) fn client_config_with(
-        &self,
-        protocols: &[&str],
-        pair: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
-    ) -> ClientConfig {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.file("ca.crt")).unwrap()).unwrap();
-        let builder = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let mut config = match pair {
-            Some((certificate, key)) => builder.with_client_auth_cert(vec![certificate], key).unwrap(),
-            None => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        config
+    pub(crate) fn client_config_with(&self, protocols: &[&str], pair: Option<Pair>) -> ClientConfig {
+        client::config_with(self.proxy.client_files(), protocols, pair)
     }
 
     /// A connection of its own.
-    pub(crate) async fn connect(&self, protocol: &str) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    pub(crate) async fn connect(&self, protocol: &str) -> std::io::Result<Client> {
         self.connect_with(self.client_config(&[protocol])).await
     }
 
-    pub(crate) async fn connect_with(
-        &self,
-        config: ClientConfig,
-    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(self.proxy.address()).await?;
-        stream.set_nodelay(true)?;
-        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await
+    pub(crate) async fn connect_with(&self, config: ClientConfig) -> std::io::Result<Client> {
+        client::secure(TcpStream::connect(self.proxy.address()).await?, config).await
     }
 
     /// The answer to a GET over a connection of its own, body only.
@@ -338,19 +358,6 @@ impl Bed {
     pub(crate) fn open(&self) -> u64 {
         self.statistics().open_connections.values().sum()
     }
-}
-
-/// A GET by hand, with the end of the connection asked for; the body of its answer.
-pub(crate) async fn get_over(
-    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
-    path: &str,
-) -> std::io::Result<String> {
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;
-    stream.flush().await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (_, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
-    Ok(body.to_owned())
 }
 
 /// Waits until something is so.

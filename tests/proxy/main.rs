@@ -5,6 +5,7 @@
 mod access;
 mod agent;
 mod bed;
+mod client;
 mod faults;
 mod rotation;
 mod transparency;
