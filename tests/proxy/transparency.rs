@@ -12,14 +12,14 @@ use tokio::net::TcpListener;
 
 use crate::bed::{ApiServer, Authority, Bed, body_of, checksum_of};
 
-const LARGE: u64 = 200 << 20;
+const LARGE: u64 = 1_000_000_000;
 
 fn large_body() -> impl hyper::body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static {
     StreamBody::new(body_of(LARGE).map(|bytes| bytes.map(Frame::data)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_bodies_pass_both_ways_by_http_1_and_http_2() {
+async fn bodies_of_a_gigabyte_pass_both_ways_by_http_1_and_http_2() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let generation = authority.generation("node", &authority.upstream(&[server.address]));
