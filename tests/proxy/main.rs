@@ -7,5 +7,6 @@ mod agent;
 mod bed;
 mod client;
 mod faults;
+mod go_clients;
 mod rotation;
 mod transparency;
