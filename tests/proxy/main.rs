@@ -8,5 +8,6 @@ mod bed;
 mod client;
 mod faults;
 mod go_clients;
+mod outages;
 mod rotation;
 mod transparency;
