@@ -3,17 +3,17 @@
 mod device;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use device::served::Served;
 use device::{DEADLINE, Node, events, tpm_plugin};
 use jiff::Timestamp;
 use pintle_test_support::{
-    AuditEvent, BootstrapCredential, ControlPlane, Kubelet, KubeletOptions, Options, ReservedPorts, ScratchDirectory,
-    Swtpm, TestProcess, Token, TokenModule, eventually,
+    AuditEvent, ControlPlane, Kubelet, KubeletOptions, Options, ScratchDirectory, Swtpm, TestProcess, Token,
+    TokenModule, eventually,
 };
 
 /// Of a certificate: over long before the test is, so that whatever still speaks as an old one is refused.
@@ -35,35 +35,6 @@ const COMPLAINTS: [&str; 5] =
 /// How many rotations a kubelet is watched through.
 fn rotations() -> usize {
     std::env::var("PINTLE_TEST_ROTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
-}
-
-/// A node whose agent runs the proxy. The configuration of the device comes from the caller.
-struct Served {
-    node: Node,
-    _port: ReservedPorts,
-}
-
-impl Served {
-    fn new(mut node: Node, environment: Vec<(&'static str, PathBuf)>, table: &str, cluster: &ControlPlane) -> Self {
-        let port = ReservedPorts::one();
-        let path = |name: &str| node.scratch.join(name).display().to_string();
-        let proxy = format!(
-            "[proxy]\nlisten = \"127.0.0.1:{}\"\ndrain = \"{DRAIN}\"\nruntime-dir = \"{}\"\nkubeconfig = \"{}\"\n",
-            port.port(0),
-            path("run"),
-            path("kubelet.kubeconfig"),
-        );
-        node.set_environment(environment);
-        node.configure("device", &proxy, &[("device", table)]);
-        let bootstrap = cluster.bootstrap_kubeconfig(BootstrapCredential::SecretToken);
-        node.bootstrap_with(&std::fs::read_to_string(bootstrap).expect("the bootstrap kubeconfig"));
-        Self { node, _port: port }
-    }
-
-    /// The one that pintle writes for the kubelet.
-    fn kubeconfig(&self) -> PathBuf {
-        self.node.scratch.join("kubelet.kubeconfig")
-    }
 }
 
 /// The node's requests, by the certificate that they came with: how many of them renewed the Lease, and how many others.
@@ -213,7 +184,7 @@ fn c18_a_kubelet_lives_on_a_key_in_softhsm() {
     let storage = ScratchDirectory::new();
     let token = Token::new(TokenModule::SoftHsm, storage.join("token"));
     let environment = token.environment();
-    let served = Served::new(Node::new("kubelet-softhsm"), environment, &token.table(), &cluster);
+    let served = Served::new(Node::new("kubelet-softhsm"), environment, &token.table(), &cluster, DRAIN);
     a_kubelet_lives_through_rotations(&cluster, &served);
 }
 
@@ -222,6 +193,6 @@ fn c18_a_kubelet_lives_on_a_key_in_a_tpm() {
     let cluster = control_plane();
     let node = Node::new("kubelet-tpm");
     let swtpm = Swtpm::new(node.scratch.join("tpm-device"));
-    let served = Served::new(node, Vec::new(), &swtpm.table(&tpm_plugin()), &cluster);
+    let served = Served::new(node, Vec::new(), &swtpm.table(&tpm_plugin()), &cluster, DRAIN);
     a_kubelet_lives_through_rotations(&cluster, &served);
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of this room")]
 
+pub(crate) mod served;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;

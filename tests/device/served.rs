@@ -1,0 +1,68 @@
+//! A node whose clients go through the credential proxy, against the real control plane.
+
+use std::path::PathBuf;
+
+use pintle_test_support::{Agent, BootstrapCredential, ControlPlane, ReservedPorts};
+use serde_json::Value;
+
+use super::{DEADLINE, Node, events};
+
+/// A node whose agent runs the proxy. The configuration of the device comes from the caller.
+pub(crate) struct Served {
+    pub(crate) node: Node,
+    _port: ReservedPorts,
+}
+
+impl Served {
+    pub(crate) fn new(
+        mut node: Node,
+        environment: Vec<(&'static str, PathBuf)>,
+        table: &str,
+        cluster: &ControlPlane,
+        drain: &str,
+    ) -> Self {
+        let port = ReservedPorts::one();
+        let path = |name: &str| node.scratch.join(name).display().to_string();
+        let proxy = format!(
+            "[proxy]\nlisten = \"127.0.0.1:{}\"\ndrain = \"{drain}\"\nruntime-dir = \"{}\"\nkubeconfig = \"{}\"\n",
+            port.port(0),
+            path("run"),
+            path("kubelet.kubeconfig"),
+        );
+        node.set_environment(environment);
+        node.configure("device", &proxy, &[("device", table)]);
+        let bootstrap = cluster.bootstrap_kubeconfig(BootstrapCredential::SecretToken);
+        node.bootstrap_with(&std::fs::read_to_string(bootstrap).expect("the bootstrap kubeconfig"));
+        Self { node, _port: port }
+    }
+
+    /// The one that pintle writes for the local client.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.node.scratch.join("kubelet.kubeconfig")
+    }
+
+    /// Starts the agent, and waits until its proxy speaks as the first certificate.
+    pub(crate) fn start(&self) -> Agent {
+        let mut agent = self.node.start();
+        agent.wait_for_log("the proxy speaks as the first certificate", DEADLINE, |line| {
+            line["event"] == "proxy_swapped"
+        });
+        agent
+    }
+
+    /// Rotates, and waits until the proxy speaks as the next certificate.
+    #[track_caller]
+    pub(crate) fn rotate(&self, agent: &mut Agent) {
+        let swapped = events(agent, "proxy_swapped");
+        self.node.rotate();
+        agent.wait_for("the proxy speaks as the next certificate", DEADLINE, |agent| {
+            (events(agent, "proxy_swapped") > swapped).then_some(())
+        });
+    }
+
+    /// What the proxy has done, as `pintle status` tells it.
+    #[track_caller]
+    pub(crate) fn proxy(&self) -> Value {
+        self.node.status().expect("the agent answers")["proxy"].clone()
+    }
+}
