@@ -57,12 +57,14 @@ impl Machine {
     }
 
     fn wait_until_booted(&self) {
+        // Before systemd answers at all it is said to be offline.
+        let unfinished = ["", "offline", "unknown", "initializing", "starting"];
         let state = eventually("it has booted", BOOT, || {
             let output = self.output(&["systemctl", "is-system-running", "--wait"]);
-            // Until systemd answers, nothing is said but that.
-            Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|state| !state.is_empty())
+            let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            (!unfinished.contains(&state.as_str())).then_some(state)
         });
-        assert_eq!(state, "running", "{}", self.run(&["systemctl", "--failed", "--no-pager"]));
+        assert_eq!(state, "running", "{}", text(&self.output(&["systemctl", "--failed", "--no-pager"])));
     }
 
     /// Its host name.
