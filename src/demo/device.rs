@@ -2,12 +2,15 @@
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use crate::agent::StartError;
+use crate::keys::plugin_trust;
 
 /// Where the demo's keys are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -44,6 +47,8 @@ pub struct Device {
     /// What it is, for who watches.
     pub sentence: String,
     tpm: Option<Child>,
+    /// The directory of a copy of the plugin, where there had to be one.
+    _plugin: Option<TempDir>,
 }
 
 impl Device {
@@ -57,6 +62,7 @@ impl Device {
                 configuration: String::new(),
                 sentence: "The private keys are files; try --backend pkcs11, or --backend tpm.".to_owned(),
                 tpm: None,
+                _plugin: None,
             }),
             Backend::Pkcs11 => Self::token(directory),
             Backend::Tpm => Self::tpm(directory),
@@ -107,7 +113,7 @@ impl Device {
         let sentence = "The private keys are made in a SoftHSM token and stay there; a child process, pintle \
                         plugin-host, holds its PKCS#11 module."
             .to_owned();
-        Ok(Self { configuration, sentence, tpm: None })
+        Ok(Self { configuration, sentence, tpm: None, _plugin: None })
     }
 
     fn tpm(directory: &Path) -> Result<Self, StartError> {
@@ -118,6 +124,7 @@ impl Device {
                    --release -p pintle-backend-tpm"
                     .to_owned(),
         })?;
+        let (plugin, copy) = loadable(plugin)?;
         let state = directory.join("tpm-state");
         std::fs::create_dir(&state).map_err(|error| StartError {
             detail: format!("the TPM's state cannot be kept in {}: {error}", state.display()),
@@ -145,7 +152,7 @@ impl Device {
             "The private keys are made in a software TPM (swtpm, port {port}) and can be used by it alone; a child \
              process, pintle plugin-host, holds the plugin."
         );
-        Ok(Self { configuration, sentence, tpm: Some(process) })
+        Ok(Self { configuration, sentence, tpm: Some(process), _plugin: copy })
     }
 }
 
@@ -165,6 +172,23 @@ fn tpm_plugin() -> Option<PathBuf> {
         .into_iter()
         .flatten()
         .find(|path| path.exists())
+}
+
+/// A plugin that lies where anybody could write, as in a source tree below /tmp, is not loaded: a copy of it in a directory
+/// of this user's own is.
+fn loadable(plugin: PathBuf) -> Result<(PathBuf, Option<TempDir>), StartError> {
+    let Err(refused) = plugin_trust().check(&plugin.display().to_string()) else { return Ok((plugin, None)) };
+    let own = ["XDG_RUNTIME_DIR", "HOME"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    for directory in own.chain([PathBuf::from("/run")]) {
+        let Ok(copy) = tempfile::Builder::new().prefix(".pintle-demo-").tempdir_in(directory) else { continue };
+        let path = copy.path().join(TPM_PLUGIN);
+        let copied = std::fs::copy(&plugin, &path)
+            .and_then(|_| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)));
+        if copied.is_ok() && plugin_trust().check(&path.display().to_string()).is_ok() {
+            return Ok((path, Some(copy)));
+        }
+    }
+    Err(StartError { detail: refused.to_string(), hint: refused.hint.unwrap_or_default() })
 }
 
 /// Under `cargo run` the plugin is built where it is missing: it is a library of its own, which the program does not

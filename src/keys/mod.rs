@@ -20,6 +20,7 @@ use crate::config::{BackendConfiguration, Config, Isolation};
 use isolation::IsolatedBackend;
 
 pub use module::ModuleConfiguration;
+pub(crate) use module::plugin_trust;
 pub use thread::BackendThread;
 pub use tls::{HeldCertificate, certified_key, certified_key_within};
 

@@ -43,6 +43,12 @@ pub(super) enum PinOrigin {
     Unknown,
 }
 
+/// Which plugins are loaded: root's, and, as with PKCS#11 modules, those of the user that this process is, who could
+/// replace pintle itself.
+pub(crate) fn plugin_trust() -> Trust {
+    Trust { owner: rustix::process::geteuid().as_raw(), ..Trust::default() }
+}
+
 impl ModuleConfiguration {
     /// Opens the module in this process.
     ///
@@ -54,9 +60,7 @@ impl ModuleConfiguration {
                 Box::new(Pkcs11Backend::open(Self::token(uri, module.as_ref(), pin_file.as_ref()))?)
             }
             Self::Plugin { library, configuration, .. } => {
-                // As with PKCS#11 modules: who runs pintle could replace pintle itself.
-                let trust = Trust { owner: rustix::process::geteuid().as_raw(), ..Trust::default() };
-                Box::new(PluginBackend::open_with(&trust, library, configuration)?)
+                Box::new(PluginBackend::open_with(&plugin_trust(), library, configuration)?)
             }
         })
     }

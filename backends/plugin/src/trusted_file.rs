@@ -27,6 +27,14 @@ impl Default for Trust {
 }
 
 impl Trust {
+    /// Whether the plugin of this name would be loaded, as far as its file goes.
+    ///
+    /// # Errors
+    /// Why it would not be: those of [`PluginBackend::open_with`](crate::PluginBackend::open_with) that are about the file.
+    pub fn check(&self, name: &str) -> Result<(), BackendError> {
+        self.open(&self.locate(name)?).map(drop)
+    }
+
     /// Where the plugin is: `name` if it is an absolute path, else `lib<name>.so` or `<name>` in the directory.
     ///
     /// # Errors
@@ -57,7 +65,7 @@ impl Trust {
         let mut walked = PathBuf::from("/");
         let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut at = openat(CWD, &walked, directory, Mode::empty()).map_err(|errno| unopened(&walked, errno))?;
-        self.check(&walked, FileType::Directory, &at)?;
+        self.check_file(&walked, FileType::Directory, &at)?;
 
         let mut components = path.components().peekable();
         components.next();
@@ -73,12 +81,12 @@ impl Trust {
                 (FileType::RegularFile, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK)
             };
             at = openat(&at, name, flags, Mode::empty()).map_err(|errno| unopened(&walked, errno))?;
-            self.check(&walked, kind, &at)?;
+            self.check_file(&walked, kind, &at)?;
         }
         Ok(at)
     }
 
-    fn check(&self, path: &Path, kind: FileType, descriptor: &OwnedFd) -> Result<Stat, BackendError> {
+    fn check_file(&self, path: &Path, kind: FileType, descriptor: &OwnedFd) -> Result<Stat, BackendError> {
         let status = fstat(descriptor).map_err(|errno| unopened(path, errno))?;
         if FileType::from_raw_mode(status.st_mode) != kind {
             return Err(refused(path, "it is not a regular file"));
