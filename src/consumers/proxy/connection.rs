@@ -23,6 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
+use super::admission::Place;
 use super::conversation::Conversation;
 use super::generation::{Lease, Protocols, Stage};
 use super::relay::{Endpoint, Relay};
@@ -56,11 +57,11 @@ struct Client {
 }
 
 /// Serves a connection from beginning to end.
-pub(super) async fn serve(shared: &Shared, socket: Socket) {
+pub(super) async fn serve(shared: &Shared, socket: Socket, place: Place) {
     let counters = &shared.counters;
     counters.accepted.fetch_add(1, Ordering::Relaxed);
     // In a box, so that a connection that is open costs no memory for having been opened.
-    let opened = Box::pin(open(shared, socket)).await;
+    let opened = Box::pin(open(shared, socket, place)).await;
     let result = match opened {
         Ok((relay, lease)) => run(shared, relay, lease).await,
         Err(failure) => Err(failure),
@@ -70,10 +71,9 @@ pub(super) async fn serve(shared: &Shared, socket: Socket) {
     }
 }
 
-async fn open(shared: &Shared, socket: Socket) -> Result<(Box<Relay>, Lease), Failure> {
+async fn open(shared: &Shared, socket: Socket, mut place: Place) -> Result<(Box<Relay>, Lease), Failure> {
     let deadline = Instant::now() + shared.handshake_timeout;
     let client = {
-        let mut place = shared.admission.enter();
         let accepted = timeout_at(deadline, accept(shared, socket));
         tokio::select! {
             accepted = accepted => accepted.unwrap_or_else(|_| {
@@ -84,6 +84,7 @@ async fn open(shared: &Shared, socket: Socket) -> Result<(Box<Relay>, Lease), Fa
             }
         }
     };
+    drop(place);
     shared.counters.local_handshakes.fetch_add(1, Ordering::Relaxed);
     if client.endpoint.session.common().is_some_and(|tls| tls.handshake_kind() == Some(HandshakeKind::Resumed)) {
         shared.counters.local_resumptions.fetch_add(1, Ordering::Relaxed);
