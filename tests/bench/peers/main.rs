@@ -73,8 +73,9 @@ Medians. CPU is that of the proxy's own processes. The ratio is pintle's to the 
 a round. Everybody speaks TLS 1.3 with P-256 certificates, X25519 and AES-128-GCM, and resumes nothing. stunnel and
 ghostunnel have TLS on one side only, so they are not in the first half. `SoftHSM2` is pintle with its key in a token,
 whose module runs in a process of its own that is counted; `hybrid` is pintle with a server that agrees on keys by
-X25519MLKEM768, which the others' TLS library does not know. Memory is resident (RSS) or with shared pages divided among
-those that share them (PSS), over all processes.";
+X25519MLKEM768, which the others' TLS library does not know. Memory is that of all processes of a proxy that runs alone:
+resident (RSS), with shared pages divided among those that share them (PSS), and what is no file's (anonymous); after all
+rounds the others run too, and PSS flatters those that share a library.";
 
 /// A name, and what starts the proxy, if it is installed.
 type Recipe = (&'static str, Box<dyn Fn() -> Option<Proxy>>);

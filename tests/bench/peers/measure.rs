@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::load::{self, Direction, Entrance};
 use crate::peers::Proxy;
-use crate::table::{Better, PINTLE_HYBRID, PINTLE_TOKEN, Table};
+use crate::table::{Aim, PINTLE_HYBRID, PINTLE_TOKEN, Table};
 
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -36,11 +36,11 @@ const STARTING: Duration = Duration::from_secs(2);
 /// How long a proxy may go on with what it has been given before its time is read.
 const SETTLING: Duration = Duration::from_millis(100);
 
-const CONNECTION_CPU: (Better, f64) = (Better::Lower, 0.6);
-const CONNECTION_RATE: (Better, f64) = (Better::Higher, 1.2);
-const VOLUME_CPU: (Better, f64) = (Better::Lower, 0.8);
-const LEAD_LOW: (Better, f64) = (Better::Lower, 1.0);
-const LEAD_HIGH: (Better, f64) = (Better::Higher, 1.0);
+const CONNECTION_CPU: Aim = Aim::lower(0.6);
+const CONNECTION_RATE: Aim = Aim { in_token: Some(0.9), ..Aim::higher(1.2) };
+const VOLUME_CPU: Aim = Aim::lower(0.8);
+const LEAD_LOW: Aim = Aim::lower(1.0);
+const LEAD_HIGH: Aim = Aim::higher(1.0);
 
 /// A measurement under way.
 pub(crate) struct Measurement {
@@ -61,15 +61,16 @@ impl Measurement {
     /// The memory of a proxy that has just been started.
     pub(crate) async fn memory_of(&mut self, proxy: &Proxy) {
         tokio::time::sleep(STARTING).await;
-        self.memory("idle, RSS MiB", "idle, PSS MiB", proxy);
-        for (entrance, resident, proportional) in [
-            (Some(&proxy.unix), "1,000 open over unix, RSS MiB", "1,000 open over unix, PSS MiB"),
-            (proxy.tls.as_ref(), "1,000 open over TLS, RSS MiB", "1,000 open over TLS, PSS MiB"),
-        ] {
+        self.memory(["idle, RSS MiB", "idle, PSS MiB", "idle, anonymous MiB"], proxy);
+        let over_unix =
+            ["1,000 open over unix, RSS MiB", "1,000 open over unix, PSS MiB", "1,000 open over unix, anon. MiB"];
+        let over_tls =
+            ["1,000 open over TLS, RSS MiB", "1,000 open over TLS, PSS MiB", "1,000 open over TLS, anon. MiB"];
+        for (entrance, titles) in [(Some(&proxy.unix), over_unix), (proxy.tls.as_ref(), over_tls)] {
             let Some(entrance) = entrance else { continue };
             let open = load::open(entrance, OPEN_CONNECTIONS).await;
             let open = open.unwrap_or_else(|error| panic!("open connections through {}: {error}", proxy.name));
-            self.memory(resident, proportional, proxy);
+            self.memory(titles, proxy);
             drop(open);
         }
     }
@@ -100,12 +101,9 @@ impl Measurement {
             }
         }
         for proxy in proxies {
-            self.table.add(
-                "memory",
-                "after all rounds, RSS MiB",
-                LEAD_LOW,
-                proxy.name,
-                proxy.process.memory().resident,
+            self.memory(
+                ["after all rounds, RSS MiB", "after all rounds, PSS MiB", "after all rounds, anon. MiB"],
+                proxy,
             );
         }
     }
@@ -164,10 +162,11 @@ impl Measurement {
         }
     }
 
-    fn memory(&mut self, resident: &'static str, proportional: &'static str, proxy: &Proxy) {
+    fn memory(&mut self, titles: [&'static str; 3], proxy: &Proxy) {
         let memory = proxy.process.memory();
-        self.table.add("memory", resident, LEAD_LOW, proxy.name, memory.resident);
-        self.table.add("memory", proportional, LEAD_LOW, proxy.name, memory.proportional);
+        for (title, figure) in titles.into_iter().zip([memory.resident, memory.proportional, memory.anonymous]) {
+            self.table.add("memory", title, LEAD_LOW, proxy.name, figure);
+        }
     }
 }
 

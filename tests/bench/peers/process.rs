@@ -16,11 +16,14 @@ pub(crate) struct Process {
     log: PathBuf,
 }
 
-/// Memory in MiB: resident, and with each shared page divided by how many share it.
+/// Memory in MiB.
 #[derive(Clone, Copy)]
 pub(crate) struct Memory {
     pub(crate) resident: f64,
+    /// With each shared page divided by how many share it.
     pub(crate) proportional: f64,
+    /// What is no file's: the system can read files again when it needs their memory.
+    pub(crate) anonymous: f64,
 }
 
 impl Process {
@@ -57,7 +60,7 @@ impl Process {
 
     /// What all its processes have in memory.
     pub(crate) fn memory(&self) -> Memory {
-        let mut memory = Memory { resident: 0.0, proportional: 0.0 };
+        let mut memory = Memory { resident: 0.0, proportional: 0.0, anonymous: 0.0 };
         for process in self.tree() {
             let rollup = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("its memory");
             let field = |name: &str| {
@@ -66,6 +69,7 @@ impl Process {
             };
             memory.resident += field("Rss:");
             memory.proportional += field("Pss:");
+            memory.anonymous += field("Anonymous:");
         }
         memory
     }

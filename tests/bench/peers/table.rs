@@ -21,11 +21,29 @@ pub(crate) const PINTLE_OTHER: &str = "pintle other";
 struct Row {
     group: String,
     title: &'static str,
-    better: Better,
-    /// The ratio to the best proxy for any purpose that pintle is to reach.
-    aim: f64,
+    aim: Aim,
     /// For each proxy, a figure for each round.
     figures: BTreeMap<&'static str, Vec<f64>>,
+}
+
+/// What pintle is to reach in a row.
+#[derive(Clone, Copy)]
+pub(crate) struct Aim {
+    pub(crate) better: Better,
+    /// The ratio to the best proxy for any purpose.
+    pub(crate) ratio: f64,
+    /// The ratio of pintle with its key in a token to pintle with its key in a file.
+    pub(crate) in_token: Option<f64>,
+}
+
+impl Aim {
+    pub(crate) const fn lower(ratio: f64) -> Self {
+        Self { better: Better::Lower, ratio, in_token: None }
+    }
+
+    pub(crate) const fn higher(ratio: f64) -> Self {
+        Self { better: Better::Higher, ratio, in_token: None }
+    }
 }
 
 /// All rows, in the order in which their first figures came.
@@ -34,16 +52,9 @@ pub(crate) struct Table(Vec<Row>);
 
 impl Table {
     /// Adds a proxy's figure of this round.
-    pub(crate) fn add(
-        &mut self,
-        group: &str,
-        title: &'static str,
-        (better, aim): (Better, f64),
-        proxy: &'static str,
-        figure: f64,
-    ) {
+    pub(crate) fn add(&mut self, group: &str, title: &'static str, aim: Aim, proxy: &'static str, figure: f64) {
         let place = self.0.iter().position(|row| row.group == group && row.title == title).unwrap_or_else(|| {
-            self.0.push(Row { group: group.to_owned(), title, better, aim, figures: BTreeMap::new() });
+            self.0.push(Row { group: group.to_owned(), title, aim, figures: BTreeMap::new() });
             self.0.len() - 1
         });
         self.0[place].figures.entry(proxy).or_default().push(figure);
@@ -88,7 +99,7 @@ impl Row {
     }
 
     fn is_better(&self, one: f64, other: f64) -> bool {
-        match self.better {
+        match self.aim.better {
             Better::Lower => one <= other,
             Better::Higher => one >= other,
         }
@@ -102,18 +113,27 @@ impl Row {
 
     /// The ratio, the aim, and whether it is met and the row led.
     fn verdict(&self) -> String {
-        let Some(best) = self.best(&GENERAL) else { return String::new() };
-        let Some(own) = self.figures.get(PINTLE) else { return String::new() };
-        // Within a round, since whatever else the machine does lasts for longer than one.
-        let ratio = median(own.iter().zip(&self.figures[best]).map(|(own, best)| own / best).collect());
-        let mut verdict = format!("{ratio:>8.2}{:>6.2}", self.aim);
-        verdict += if self.is_better(ratio, self.aim) { "  met" } else { "  MISSED" };
+        let (Some(best), Some(own)) = (self.best(&GENERAL), self.figures.get(PINTLE)) else { return String::new() };
+        let ratio = ratio(own, &self.figures[best]);
+        let met = |met: bool| if met { "met" } else { "MISSED" };
+        let mut verdict =
+            format!("{ratio:>8.2}{:>6.2}  {}", self.aim.ratio, met(self.is_better(ratio, self.aim.ratio)));
         let first = self.best(&[GENERAL.as_slice(), &[GHOSTUNNEL, PINTLE]].concat());
         if let Some(first) = first.filter(|first| *first != PINTLE) {
             let _ = write!(verdict, ", {first} leads");
         }
+        if let (Some(aim), Some(in_token)) = (self.aim.in_token, self.figures.get(PINTLE_TOKEN)) {
+            let of_own = self::ratio(in_token, own);
+            let _ = write!(verdict, "; SoftHSM2 {of_own:.2} of it, aim {aim:.2} {}", met(self.is_better(of_own, aim)));
+        }
         verdict
     }
+}
+
+/// The median of one proxy's figures as parts of another's in the same round: whatever else the machine does lasts for
+/// longer than one.
+fn ratio(one: &[f64], other: &[f64]) -> f64 {
+    median(one.iter().zip(other).map(|(one, other)| one / other).collect())
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
