@@ -143,21 +143,18 @@ pub(crate) async fn connections(entrance: &Entrance, count: usize, at_once: usiz
     Ok(started.elapsed())
 }
 
-/// The times of so many requests over so many connections, sorted.
-pub(crate) async fn requests(entrance: &Entrance, count: usize, at_once: usize) -> std::io::Result<Vec<Duration>> {
+/// The times of so many requests over open connections, sorted.
+pub(crate) async fn requests(connections: Vec<Connection>, count: usize) -> std::io::Result<Vec<Duration>> {
+    let share = count / connections.len();
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..at_once {
-        let entrance = entrance.clone();
+    for mut connection in connections {
         tasks.spawn(async move {
-            let mut connection = Connection::open(&entrance).await?;
-            connection.ask().await?;
-            let mut times = Vec::with_capacity(count / at_once);
-            for _ in 0..count / at_once {
+            let mut times = Vec::with_capacity(share);
+            for _ in 0..share {
                 let started = Instant::now();
                 connection.ask().await?;
                 times.push(started.elapsed());
             }
-            connection.close().await?;
             Ok(times)
         });
     }

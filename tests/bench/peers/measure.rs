@@ -27,8 +27,9 @@ impl Extent {
 
 /// New connections that are under way at once.
 const CONNECTIONS_AT_ONCE: usize = 16;
-/// Connections that have requests under way at once.
-const REQUESTS_AT_ONCE: usize = 2;
+/// Connections that have requests under way at once: with more than one, a request waits for another one's turn on the
+/// same processor, and that is what would be measured.
+const REQUESTS_AT_ONCE: usize = 1;
 /// Connections that are open and idle when the memory in use is read.
 const OPEN_CONNECTIONS: usize = 1000;
 /// How long a proxy may be busy with its own start.
@@ -130,10 +131,12 @@ impl Measurement {
     }
 
     async fn requests(&mut self, group: &str, proxy: &Proxy, entrance: &Entrance) {
+        let failed = |error: std::io::Error| panic!("requests through {}: {error}", proxy.name);
+        let connections = load::open(entrance, REQUESTS_AT_ONCE).await.unwrap_or_else(failed);
         let before = proxy.process.cpu();
-        let times = load::requests(entrance, self.extent.requests, REQUESTS_AT_ONCE).await;
-        let times = times.unwrap_or_else(|error| panic!("requests through {}: {error}", proxy.name));
+        let times = load::requests(connections, self.extent.requests).await;
         let cpu = proxy.process.cpu() - before;
+        let times = times.unwrap_or_else(|error| panic!("requests through {}: {error}", proxy.name));
         let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e6;
         let thousands = times.len() as f64 / 1000.0;
         self.table.add(group, "request latency p50, µs", LEAD_LOW, proxy.name, at(50));
