@@ -32,8 +32,27 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(20);
 /// The plugin that knows TPMs: `libpintle_backend_tpm.so` in the directory of installed plugins.
 const TPM_LIBRARY: &str = "pintle_backend_tpm";
 
-/// Opens a backend; called on the backend's own thread, and again after it could not be opened.
-pub type Opener = Box<dyn FnMut() -> Result<Box<dyn KeyBackend>, BackendError> + Send>;
+/// Opens a backend; called by whoever uses it first, and again after it could not be opened.
+type Open = Box<dyn FnMut() -> Result<Box<dyn KeyBackend>, BackendError> + Send>;
+
+/// How a backend is opened, and what is known of it before.
+pub struct Opener {
+    open: Open,
+    /// Whether a call takes no longer than asking another thread for it.
+    is_prompt: bool,
+}
+
+impl Opener {
+    /// A backend that may take its time, or hang: any that is not our own code.
+    pub fn new(open: impl FnMut() -> Result<Box<dyn KeyBackend>, BackendError> + Send + 'static) -> Self {
+        Self { open: Box::new(open), is_prompt: false }
+    }
+
+    /// A backend that does nothing but compute: keys in files are one.
+    fn prompt(open: impl FnMut() -> Result<Box<dyn KeyBackend>, BackendError> + Send + 'static) -> Self {
+        Self { open: Box::new(open), is_prompt: true }
+    }
+}
 
 /// All configured backends, by name.
 #[derive(Clone, Default)]
@@ -118,7 +137,7 @@ impl Keyring {
 /// # Errors
 /// Those of the backend; `Unavailable` if none of this name is configured.
 pub fn open(config: &Config, name: &str) -> Result<Box<dyn KeyBackend>, BackendError> {
-    if config.backends.contains_key(name) { opener(config, name)() } else { Err(not_configured(name)) }
+    if config.backends.contains_key(name) { (opener(config, name).open)() } else { Err(not_configured(name)) }
 }
 
 /// How each configured backend is opened.
@@ -136,7 +155,7 @@ fn opener(config: &Config, name: &str) -> Opener {
     let (module, isolation) = match config.backends[name].clone() {
         BackendConfiguration::File { directory } => {
             let directory = directory.unwrap_or(keys);
-            return Box::new(move || Ok(Box::new(FileBackend::open(&directory)?)));
+            return Opener::prompt(move || Ok(Box::new(FileBackend::open(&directory)?)));
         }
         BackendConfiguration::Pkcs11 { uri, module, pin_file, isolation } => {
             (ModuleConfiguration::Pkcs11 { uri, module, pin_file }, isolation)
@@ -157,9 +176,9 @@ fn opener(config: &Config, name: &str) -> Opener {
     match isolation {
         Isolation::Process(isolation) => {
             let name = name.to_owned();
-            Box::new(move || Ok(Box::new(IsolatedBackend::new(&name, module.clone(), isolation.clone())?)))
+            Opener::new(move || Ok(Box::new(IsolatedBackend::new(&name, module.clone(), isolation.clone())?)))
         }
-        Isolation::None => Box::new(move || {
+        Isolation::None => Opener::new(move || {
             if let Some(error) = refused::still_refused(&module) {
                 return Err(error);
             }

@@ -9,39 +9,48 @@ use super::Opener;
 
 type Job = Box<dyn FnOnce(Result<&mut dyn KeyBackend, BackendError>) + Send>;
 
+/// A backend and how it is opened: at the first call, and again at a later one as long as that fails.
+struct Slot {
+    opener: Opener,
+    opened: Option<Box<dyn KeyBackend>>,
+}
+
+impl Slot {
+    fn backend(&mut self) -> Result<&mut dyn KeyBackend, BackendError> {
+        let backend = match self.opened.take() {
+            Some(backend) => backend,
+            None => (self.opener.open)()?,
+        };
+        Ok(self.opened.insert(backend).as_mut())
+    }
+}
+
 /// A handle of the thread that owns a backend. Dropping the last one ends the thread after its current call.
 #[derive(Clone)]
 pub struct BackendThread {
     name: String,
     jobs: mpsc::Sender<Job>,
     health: Arc<Mutex<Option<BackendError>>>,
+    /// The backend itself, where a call takes no longer than asking the thread for it.
+    prompt: Option<Arc<Mutex<Slot>>>,
 }
 
 impl BackendThread {
-    /// Starts the thread. The backend is opened there at the first call, and again at a later one as long as that fails.
+    /// Starts the thread. The backend is opened at the first call, and again at a later one as long as that fails.
     ///
     /// # Errors
     /// If the system has no thread left.
-    pub fn start(name: &str, mut opener: Opener) -> std::io::Result<Self> {
+    pub fn start(name: &str, opener: Opener) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
+        let is_prompt = opener.is_prompt;
+        let slot = Arc::new(Mutex::new(Slot { opener, opened: None }));
+        let prompt = is_prompt.then(|| Arc::clone(&slot));
         std::thread::Builder::new().name(format!("backend {name}")).spawn(move || {
-            let mut opened: Option<Box<dyn KeyBackend>> = None;
             for job in queue {
-                if opened.is_none() {
-                    match opener() {
-                        Ok(backend) => opened = Some(backend),
-                        Err(error) => {
-                            job(Err(error));
-                            continue;
-                        }
-                    }
-                }
-                if let Some(backend) = &mut opened {
-                    job(Ok(backend.as_mut()));
-                }
+                job(slot.lock().unwrap_or_else(PoisonError::into_inner).backend());
             }
         })?;
-        Ok(Self { name: name.to_owned(), jobs, health: Arc::default() })
+        Ok(Self { name: name.to_owned(), jobs, health: Arc::default(), prompt })
     }
 
     /// Has the thread do `work`, and waits for it without blocking the runtime.
@@ -67,8 +76,9 @@ impl BackendThread {
         }
     }
 
-    /// Has the thread do `work`, and blocks until it is done: for callers that cannot wait otherwise, such as a TLS
-    /// handshake.
+    /// Has `work` done, and blocks until it is: for callers that cannot wait otherwise, such as a TLS handshake. The
+    /// thread does it, unless the backend is a prompt one that nobody else uses: to wake up another thread and to be
+    /// woken up by it takes as long as a signature, and the deadline is none of such a backend's business.
     ///
     /// # Errors
     /// As [`call`](Self::call).
@@ -77,12 +87,15 @@ impl BackendThread {
         deadline: Duration,
         work: impl FnOnce(&mut dyn KeyBackend) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
+        if let Some(mut slot) = self.prompt.as_ref().and_then(|slot| slot.try_lock().ok()) {
+            return note(&self.health, slot.backend().and_then(work));
+        }
         let health = Arc::clone(&self.health);
         let (reply, answer) = mpsc::sync_channel(1);
         self.send(Box::new(move |backend| {
             let _ = reply.try_send(note(&health, backend.and_then(work)));
         }))?;
-        match answer.recv_timeout(deadline) {
+        match others_go_on(|| answer.recv_timeout(deadline)) {
             Ok(result) => result,
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(self.died()),
             Err(mpsc::RecvTimeoutError::Timeout) => Err(self.late(deadline)),
@@ -108,6 +121,17 @@ impl BackendThread {
     /// What is wrong with the backend, as of its last call.
     pub fn health(&self) -> Option<BackendError> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Blocks in `wait`. On a runtime with several workers the others take over the tasks of this one meanwhile; elsewhere
+/// (tests on one thread) there is nobody to hold up.
+fn others_go_on<T>(wait: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current() {
+        Ok(handle) if handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread => {
+            tokio::task::block_in_place(wait)
+        }
+        _ => wait(),
     }
 }
 

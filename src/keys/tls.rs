@@ -110,20 +110,11 @@ struct BackendSigner {
 impl Signer for BackendSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         let (id, scheme, message) = (self.key.id.clone(), self.scheme, message.to_vec());
-        let sign = || {
-            self.key
-                .backend
-                .call_blocking(self.key.deadline, move |backend| backend.sign(&id, scheme, &message))
-                .map_err(|error| rustls::Error::Other(rustls::OtherError(Arc::new(error))))
-        };
-        // rustls signs synchronously. On a runtime with several workers the others go on meanwhile; elsewhere (tests on
-        // one thread) there is nobody to hold up.
-        match tokio::runtime::Handle::try_current() {
-            Ok(handle) if handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread => {
-                tokio::task::block_in_place(sign)
-            }
-            _ => sign(),
-        }
+        // rustls signs synchronously.
+        self.key
+            .backend
+            .call_blocking(self.key.deadline, move |backend| backend.sign(&id, scheme, &message))
+            .map_err(|error| rustls::Error::Other(rustls::OtherError(Arc::new(error))))
     }
 
     fn scheme(&self) -> rustls::SignatureScheme {

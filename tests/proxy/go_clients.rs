@@ -36,7 +36,7 @@ impl Device {
         let environment = token.environment().into_iter();
         let environment: BTreeMap<_, _> =
             environment.map(|(name, path)| (name.to_owned(), path.display().to_string())).collect();
-        let opener: Opener = Box::new(move || {
+        let opener = Opener::new(move || {
             let isolation = ProcessIsolation { environment: environment.clone(), ..ProcessIsolation::default() };
             let backend = IsolatedBackend::new(BACKEND, module.clone(), isolation)?;
             Ok(Box::new(backend.with_program(env!("CARGO_BIN_EXE_pintle"))))

@@ -4,7 +4,7 @@
 //! slow loris, or any other user of the machine) crowds out its own older ones, not the kubelet.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
@@ -21,8 +21,8 @@ pub(super) struct Admission {
 }
 
 /// A place among them.
-pub(super) struct Place<'a> {
-    admission: &'a Admission,
+pub(super) struct Place {
+    admission: Arc<Admission>,
     number: u64,
     evicted: oneshot::Receiver<()>,
 }
@@ -32,7 +32,9 @@ impl Admission {
         Self { limit: limit.max(1), waiting: Mutex::default() }
     }
 
-    pub(super) fn enter(&self) -> Place<'_> {
+    /// Takes a place, the youngest. To be called where connections are accepted, one after the other: the tasks that live
+    /// their lives may begin in any order.
+    pub(super) fn enter(self: &Arc<Self>) -> Place {
         let (evict, evicted) = oneshot::channel();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.evictions.len() >= self.limit {
@@ -42,18 +44,18 @@ impl Admission {
         let number = waiting.next;
         waiting.next += 1;
         waiting.evictions.insert(number, evict);
-        Place { admission: self, number, evicted }
+        Place { admission: Arc::clone(self), number, evicted }
     }
 }
 
-impl Place<'_> {
+impl Place {
     /// Returns when this place is needed for somebody else.
     pub(super) async fn evicted(&mut self) {
         let _ = (&mut self.evicted).await;
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut waiting = self.admission.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.evictions.remove(&self.number);
@@ -66,7 +68,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_oldest_goes_first() {
-        let admission = Admission::new(2);
+        let admission = Arc::new(Admission::new(2));
         let mut first = admission.enter();
         let second = admission.enter();
         drop(second);

@@ -24,6 +24,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
+use super::admission::Place;
 use super::conversation::Conversation;
 use super::generation::{Lease, Protocols, Stage};
 use super::relay::{Endpoint, Relay};
@@ -60,11 +61,11 @@ struct Client {
 }
 
 /// Serves a connection from beginning to end.
-pub(super) async fn serve(shared: &Shared, socket: Socket) {
+pub(super) async fn serve(shared: &Shared, socket: Socket, place: Place) {
     let counters = &shared.counters;
     counters.accepted.fetch_add(1, Ordering::Relaxed);
     // In a box, so that a connection that is open costs no memory for having been opened.
-    let opened = Box::pin(open(shared, socket)).await;
+    let opened = Box::pin(open(shared, socket, place)).await;
     let result = match opened {
         Ok((relay, lease)) => run(shared, relay, lease).await,
         Err(failure) => Err(failure),
@@ -74,17 +75,15 @@ pub(super) async fn serve(shared: &Shared, socket: Socket) {
     }
 }
 
-async fn open(shared: &Shared, socket: Socket) -> Result<(Box<Relay>, Lease), Failure> {
+async fn open(shared: &Shared, socket: Socket, mut place: Place) -> Result<(Box<Relay>, Lease), Failure> {
     let deadline = Instant::now() + shared.handshake_timeout;
-    let client = {
-        let mut place = shared.admission.enter();
-        tokio::select! {
-            accepted = accept(shared, socket, deadline) => accepted?,
-            () = place.evicted() => {
-                return Err(failure(FailureReason::TooManyHandshakes, "too many local handshakes are under way"));
-            }
+    let client = tokio::select! {
+        accepted = accept(shared, socket, deadline) => accepted?,
+        () = place.evicted() => {
+            return Err(failure(FailureReason::TooManyHandshakes, "too many local handshakes are under way"));
         }
     };
+    drop(place);
     shared.counters.local_handshakes.fetch_add(1, Ordering::Relaxed);
     if client.endpoint.session.common().is_some_and(|tls| tls.handshake_kind() == Some(HandshakeKind::Resumed)) {
         shared.counters.local_resumptions.fetch_add(1, Ordering::Relaxed);

@@ -153,9 +153,9 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: Listener) {
 }
 
 fn spawn(shared: &Arc<Shared>, socket: Socket, permit: OwnedSemaphorePermit) {
-    let shared = Arc::clone(shared);
+    let (shared, place) = (Arc::clone(shared), shared.admission.enter());
     tokio::spawn(async move {
-        connection::serve(&shared, socket).await;
+        connection::serve(&shared, socket, place).await;
         drop(permit);
     });
 }
