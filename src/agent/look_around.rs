@@ -46,7 +46,10 @@ impl Agent {
         if self.state.held_key_lost {
             return if self.held_key_is_back().await { Event::HeldKeyFound } else { Event::Woke };
         }
-        if self.state.phase != Phase::Holding || self.state.authority(now()) != Authority::Held {
+        // Retiring can take long, where a device refuses to destroy a key.
+        if !matches!(self.state.phase, Phase::Holding | Phase::Retiring)
+            || self.state.authority(now()) != Authority::Held
+        {
             return Event::Woke;
         }
         if !self.pairs.read_current().is_ok_and(|pair| public_key_of(&pair).is_ok()) {

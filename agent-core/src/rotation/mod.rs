@@ -43,8 +43,12 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
             // Until the next certificate is in use. One that is in use already, while old keys are still to be destroyed,
             // is what somebody wants to be rid of.
             state.rotation_requested = true;
-            // Somebody asks for it now: whatever is being waited out is tried at once.
-            state.back_off = None;
+            // Somebody asks for it now: whatever is being waited out is tried at once. How often a key could not be
+            // destroyed still counts.
+            match &mut state.back_off {
+                Some(back_off) if state.phase == Phase::Retiring => back_off.until = now,
+                _ => state.back_off = None,
+            }
         }
         (Event::LocalChange, _) => state.back_off = state.back_off.take().filter(|back_off| !back_off.local),
         (Event::HeldKeyFound, _) => (state.held_key_lost, state.held_refused) = (false, false),
@@ -140,11 +144,14 @@ fn api_failed(state: &mut State, authority: Authority, failure: ApiFailure, now:
             state.discarded = state.discarded.saturating_add(1);
             state.enter(Phase::Retiring);
         }
-        ApiFailure::NoCredential(_) => {
-            // With nothing else at hand, even a refused certificate is tried again.
+        ApiFailure::NoCredential(_) if state.held_refused => {
+            // With nothing else at hand, even a refused certificate is tried again, though no more often than anything
+            // else that the API server refuses; a bootstrap credential may appear at any time.
             state.held_refused = false;
-            state.fail_locally(now, policy, failure);
+            state.fail(now, policy, failure, None);
+            state.back_off = state.back_off.take().map(|back_off| BackOff { local: true, ..back_off });
         }
+        ApiFailure::NoCredential(_) => state.fail_locally(now, policy, failure),
         ApiFailure::Unauthorized(_) | ApiFailure::Forbidden(_) if authority == Authority::Bootstrap => {
             // Bootstrap tokens end soon after a node has joined, so both are tried in turn.
             state.held_refused = false;
@@ -197,6 +204,10 @@ fn observed(state: &mut State, next: Candidate, observation: Observation, now: U
 /// The one thing to do next. Phases that time alone ends are ended here.
 fn next_action(state: &mut State, now: UnixTime, policy: &Policy) -> Action {
     leave_outlived_phase(state, now);
+    if waits_for_lost_key(state, policy) {
+        let until = state.held.as_ref().map(Credential::not_after).filter(|end| *end > now);
+        return Action::Wait { until, waiting: Waiting::KeyLost };
+    }
     if let Some(until) = state.back_off_until(now, policy) {
         return Action::Wait { until: Some(until), waiting: Waiting::BackOff };
     }
@@ -207,10 +218,7 @@ fn next_action(state: &mut State, now: UnixTime, policy: &Policy) -> Action {
                 state.phase = Phase::Generating { key };
             }
             Due::At(until) => return Action::Wait { until: Some(until), waiting: Waiting::UntilRotation },
-            Due::Never(waiting) => {
-                let until = state.held.as_ref().map(Credential::not_after).filter(|end| *end > now);
-                return Action::Wait { until, waiting };
-            }
+            Due::AtItsEnd(until) => return Action::Wait { until: Some(until), waiting: Waiting::RotationOff },
         }
     }
     let authority = state.authority(now);
@@ -227,25 +235,34 @@ fn next_action(state: &mut State, now: UnixTime, policy: &Policy) -> Action {
     }
 }
 
+/// Whether the key in use is lost, and nobody has allowed to enrol again for that (case C26). It may be back at any
+/// time; until then nothing new is made or asked for, in whichever phase it went. What has been issued by then was asked
+/// for by the key in use, and takes its place.
+fn waits_for_lost_key(state: &State, policy: &Policy) -> bool {
+    let asks = matches!(
+        state.phase,
+        Phase::Holding | Phase::Generating { .. } | Phase::Requesting { .. } | Phase::Awaiting { .. }
+    );
+    state.held_key_lost && !policy.enrol_after_key_loss && asks
+}
+
 /// When the next rotation is due.
 enum Due {
     Now,
     At(UnixTime),
-    Never(Waiting),
+    /// Not before there is no certificate any more: rotation is off.
+    AtItsEnd(UnixTime),
 }
 
 fn due(state: &State, now: UnixTime, policy: &Policy) -> Due {
     let Some(held) = &state.held else {
         return Due::Now;
     };
-    if state.held_key_lost && !policy.enrol_after_key_loss {
-        return Due::Never(Waiting::KeyLost);
-    }
     if held.has_ended(now) || state.held_refused || state.held_key_lost || state.rotation_requested {
         return Due::Now;
     }
     if !policy.rotate {
-        return Due::Never(Waiting::RotationOff);
+        return Due::AtItsEnd(held.not_after());
     }
     let deadline = Window::of(held).deadline;
     if now >= deadline || held.key().backend != policy.backend { Due::Now } else { Due::At(deadline) }
@@ -255,8 +272,8 @@ fn due(state: &State, now: UnixTime, policy: &Policy) -> Due {
 /// to load an authority has done so by then.
 const PROVE_ATTEMPTS: u32 = 10;
 
-/// So often is the destruction of an old key tried before a rotation that is due goes ahead without it. A backend that
-/// refuses this often will not do it in a few minutes' time either.
+/// So often is the destruction of an old key tried before a rotation that is due, or a new enrolment, goes ahead without
+/// it. A backend that refuses this often will not do it in a few minutes' time either.
 const RETIRE_ATTEMPTS: u32 = 12;
 
 /// Leaves a phase that time alone ends: what was issued has ended before it could be published; or the key that is to be
@@ -272,7 +289,10 @@ fn leave_outlived_phase(state: &mut State, now: UnixTime) {
             state.enter(Phase::Requesting { next });
         }
         Phase::Proving if state.held_key_lost || outlived(state) => state.enter(Phase::Retiring),
-        Phase::Retiring if state.failures() >= state.discarded.saturating_add(RETIRE_ATTEMPTS) && outlived(state) => {
+        Phase::Retiring
+            if state.failures() >= state.discarded.saturating_add(RETIRE_ATTEMPTS)
+                && (outlived(state) || state.held_refused || state.held_key_lost) =>
+        {
             state.enter(Phase::Holding)
         }
         _ => {}

@@ -70,8 +70,8 @@ fn live(
     step: Step,
     mut trace: impl FnMut(&World, &Event, &State),
 ) -> Result<u64, Violation> {
-    let policy = policy();
     let mut world = World::new(seed);
+    let policy = Policy { enrol_after_key_loss: world.enrols_after_key_loss, ..policy() };
     let mut event = Event::Woke;
     // What is in memory is what is in the journal: a crash loses what happened after it was written, and no more.
     let mut state = State::default();

@@ -7,7 +7,7 @@ use super::*;
 /// Each is `step` with one thing wrong; the simulation must notice all of them.
 #[test]
 fn every_mutation_of_step_is_caught() {
-    let mutations: [(&str, Step); 13] = [
+    let mutations: [(&str, Step); 16] = [
         ("retires the key in use", |state, event, now, policy| {
             let (mut state, action) = step(state, event, now, policy);
             match action {
@@ -83,6 +83,29 @@ fn every_mutation_of_step_is_caught() {
             state.held_key_lost = false;
             let event = if matches!(event, Event::HeldRefused { .. }) { Event::Woke } else { event };
             step(state, event, now, policy)
+        }),
+        ("enrols again after a key loss that shows in the middle of a rotation (C26)", |state, event, now, policy| {
+            let enrols = Policy { enrol_after_key_loss: state.phase != Phase::Holding, ..policy.clone() };
+            step(state, event, now, &enrols)
+        }),
+        (
+            "gives up a certificate for one refusal when there is no bootstrap credential",
+            |state, event, now, policy| {
+                let refused = state.held_refused
+                    && matches!(event, Event::ApiFailed { failure: ApiFailure::NoCredential(_), .. });
+                let (mut state, action) = step(state, event, now, policy);
+                state.held_refused |= refused;
+                (state, action)
+            },
+        ),
+        ("insists on destroying what cannot be destroyed", |state, event, now, policy| {
+            let insists = state.phase == Phase::Retiring && !state.retiring.is_empty() && event != Event::Retired;
+            let before = state.clone();
+            let (next, action) = step(state, event, now, policy);
+            if insists && next.phase != Phase::Retiring {
+                return (before, Action::Wait { until: Some(now + Policy::LOCAL_RETRY), waiting: Waiting::BackOff });
+            }
+            (next, action)
         }),
         ("never turns to the bootstrap credential before the end (C07)", |mut state, event, now, policy| {
             state.held_refused = false;

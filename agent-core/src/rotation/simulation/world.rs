@@ -37,6 +37,20 @@ pub(super) struct World {
     /// The API server refuses whatever was issued before: that is when its authority was last replaced.
     authority_since: UnixTime,
     down_until: UnixTime,
+    next_probe: UnixTime,
+    /// A key that is gone is back at this time, together with its device; that is for the lives that wait for it.
+    away: Option<(KeyId, PublicKey, UnixTime)>,
+    /// Whether a lost key means to enrol again.
+    pub(super) enrols_after_key_loss: bool,
+    /// Whether the bootstrap credential goes once the node has joined, as tokens do, and is there again only for a node
+    /// that has lost its identity.
+    bootstrap_ends: bool,
+    /// Whether the device sometimes refuses to destroy keys, for hours.
+    refuses_to_destroy: bool,
+    /// It does until then.
+    undeletable_until: UnixTime,
+    /// What it has refused to destroy.
+    undeleted: Vec<KeyId>,
     next_disturbance: UnixTime,
     /// When the last disturbance ended: outage over, clock right, key lost, authority replaced.
     undisturbed_since: UnixTime,
@@ -89,6 +103,13 @@ impl World {
             proven: None,
             authority_since: start - BACKDATED,
             down_until: start,
+            next_probe: start,
+            away: None,
+            enrols_after_key_loss: !seed.is_multiple_of(2),
+            bootstrap_ends: seed % 4 < 2,
+            refuses_to_destroy: seed % 8 > 5,
+            undeletable_until: start,
+            undeleted: Vec::new(),
             next_disturbance: start,
             undisturbed_since: start,
             rotations: 0,
@@ -106,6 +127,13 @@ impl World {
     fn quiet(&mut self) -> Duration {
         let life = self.life;
         RECOVERY * 3 / 2 + self.random.within(life * 2)
+    }
+
+    /// The device that was away is back, if it is time.
+    fn bring_back(&mut self) {
+        if let Some((id, public_key, _)) = self.away.take_if(|(_, _, until)| *until <= self.now) {
+            self.keys.push((id, public_key));
+        }
     }
 
     /// The agent starts again, and finds out whether it has the key that it needs.
@@ -143,6 +171,10 @@ impl World {
     }
 
     pub(super) fn check_action(&self, state: &State, action: &Action) -> Result<(), Violation> {
+        let asks = matches!(action, Action::Generate { .. } | Action::Submit { .. } | Action::Observe { .. });
+        if asks && state.held_key_lost && !self.enrols_after_key_loss {
+            return Err(format!("enrols again after a key loss, against the policy: {state:?}"));
+        }
         let Action::Retire { keys } = action else {
             return Ok(());
         };
@@ -172,7 +204,7 @@ impl World {
 
     /// The promises.
     pub(super) fn check(&self, state: &State) -> Result<(), Violation> {
-        if self.keys.len() > 2 {
+        if self.keys.iter().filter(|(key, _)| !self.undeleted.contains(key)).count() > 2 {
             return Err(format!("{} keys: {state:?}", self.keys.len()));
         }
         let undecided = self.requests.iter().filter(|request| request.decision.is_none()).count();
@@ -232,8 +264,12 @@ impl World {
                 None => self.prove(state),
             },
             Action::Retire { keys } => {
+                if self.now < self.undeletable_until {
+                    self.undeleted.extend(keys.into_iter().map(|key| key.id));
+                    return Ok(Event::RetireFailed(failure(BackendErrorKind::Unavailable)));
+                }
                 for key in keys {
-                    if self.random.one_in(6) {
+                    if self.key(&key.id).is_some() && self.random.one_in(6) {
                         return Ok(Event::RetireFailed(failure(BackendErrorKind::Unavailable)));
                     }
                     self.remove_key(&key.id);
@@ -248,6 +284,11 @@ impl World {
         let longest = until.map_or(DAY, |until| until.since(self.clock()));
         let early = if self.random.one_in(4) { self.random.within(longest) } else { Duration::ZERO };
         let wake = self.now + (longest - early).max(Duration::from_millis(1));
+        let wake = match &self.away {
+            Some((_, _, until)) => wake.min(*until),
+            None if state.held_key_lost && !self.enrols_after_key_loss => wake.min(self.now + Duration::from_secs(10)),
+            None => wake,
+        };
         if wake >= self.next_disturbance {
             self.now = self.now.max(self.next_disturbance);
             if let Some(event) = self.disturb(state) {
@@ -255,16 +296,24 @@ impl World {
             }
         }
         // While it holds a credential, the agent asks now and then whether the API server still takes it.
-        let probed = self.now.max(self.down_until) + PROBE_INTERVAL;
-        if wake > probed
-            && state.phase == Phase::Holding
-            && state.authority(self.clock()) == Authority::Held
-            && state.held.as_ref().is_some_and(|held| !self.takes(held))
-        {
-            self.now = probed;
-            return Event::HeldRefused { key_lost: false };
+        let probe = self.next_probe.max(self.down_until);
+        if wake >= probe {
+            if matches!(state.phase, Phase::Holding | Phase::Retiring)
+                && state.authority(self.clock()) == Authority::Held
+                && state.held.as_ref().is_some_and(|held| !self.takes(held))
+            {
+                self.now = self.now.max(probe);
+                self.next_probe = self.now + PROBE_INTERVAL;
+                return Event::HeldRefused { key_lost: false };
+            }
+            self.next_probe = wake + PROBE_INTERVAL;
         }
         self.now = self.now.max(wake);
+        self.bring_back();
+        // A lost key is looked for every ten seconds.
+        if state.held_key_lost && state.held.is_some() && !self.held_key_is_lost(state) {
+            return Event::HeldKeyFound;
+        }
         match self.random.below(60) {
             0 => Event::RotationRequested,
             1 => Event::LocalChange,
@@ -281,10 +330,17 @@ impl World {
         let mut event = None;
         let kind = if self.clock_error == 0 { self.random.below(10) } else { 10 };
         match kind {
-            // The key in use is lost.
+            // The key in use is lost: for good, or until the device is back.
             0 => {
                 if let Some(held) = &state.held {
-                    self.lose_key(&held.key().id);
+                    let id = held.key().id.clone();
+                    if !self.enrols_after_key_loss
+                        && let Some(public_key) = self.key(&id).cloned()
+                    {
+                        self.undisturbed_since = self.now + self.random.within(DAY);
+                        self.away = Some((id.clone(), public_key, self.undisturbed_since));
+                    }
+                    self.lose_key(&id);
                 }
                 event = Some(self.restart(state));
             }
@@ -299,6 +355,10 @@ impl World {
                 self.clock_error = if kind == 2 { error + 1 } else { -error - 1 };
                 self.next_disturbance = self.now + self.random.within(HOUR * 6);
                 return Some(Event::Woke);
+            }
+            // The device destroys nothing, perhaps until the next certificate has ended too.
+            4 if self.refuses_to_destroy => {
+                self.undeletable_until = self.now + self.random.within((self.life * 3).min(DAY * 2))
             }
             // The clock is set right.
             10 => {
@@ -402,6 +462,12 @@ impl World {
             if state.held.as_ref().is_some_and(|held| !self.takes(held)) {
                 return failed(ApiFailure::Unauthorized("401".to_owned()));
             }
+        }
+        let is_known = |world: &Self| {
+            world.published.as_ref().is_some_and(|(held, _)| world.takes(held) && world.is_published(&held.key().id))
+        };
+        if authority == Authority::Bootstrap && self.bootstrap_ends && is_known(self) {
+            return failed(ApiFailure::NoCredential("the token has ended".to_owned()));
         }
         match self.random.below(40) {
             0 => failed(ApiFailure::Unreachable("timeout".to_owned())),
