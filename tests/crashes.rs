@@ -234,6 +234,50 @@ fn c02_torn_files_are_survived() {
     assert!(node.keys().len() <= 2, "{:?}", node.keys());
 }
 
+/// Puts somebody else's private key into a pair.
+fn exchange_key(path: &Path) {
+    let pair = fs::read_to_string(path).expect("readable");
+    let key = pair.find("-----BEGIN PRIVATE KEY").expect("a key");
+    let other = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+    fs::write(path, format!("{}{other}", &pair[..key])).expect("writable");
+}
+
+#[test]
+fn c02_a_pair_with_somebody_elses_key_is_not_used() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = enrolled(&control_plane, "exchanged");
+    let first = node.current().expect("a pair");
+    let mut agent = node.agent().start();
+    assert_eq!(wait_until_holding(&mut agent), first.serial);
+    assert_eq!(node.run(&["rotate", "--wait"]).code, Some(0));
+    let (second, good) = (node.current().expect("a pair"), fs::read(node.current_path()).expect("readable"));
+    let current = || fs::canonicalize(node.current_path()).expect("a link");
+
+    // Under a running agent, and at a start: the key is still in the backend.
+    exchange_key(&current());
+    eventually("it is written again", DEADLINE, || (fs::read(node.current_path()).ok()? == good).then_some(()));
+    agent.kill();
+    exchange_key(&current());
+    let mut agent = node.agent().start();
+    assert_eq!(wait_until_holding(&mut agent), second.serial);
+    assert_eq!(fs::read(node.current_path()).expect("readable"), good);
+    agent.kill();
+
+    // With nothing but the pairs, the previous one is still good, and then there is none.
+    exchange_key(&current());
+    fs::remove_dir_all(node.state_dir()).expect("removed");
+    let mut agent = node.agent().start();
+    assert_eq!(wait_until_holding(&mut agent), first.serial);
+    assert_eq!(control_plane.requests_of("exchanged").len(), 2);
+    agent.kill();
+    node.pairs().iter().for_each(|pair| exchange_key(pair));
+    fs::remove_dir_all(node.state_dir()).expect("removed");
+    node.agent().start().wait_for_log("a new certificate", DEADLINE, |line| {
+        line["event"] == "holding" && line["serial"] != first.serial && line["serial"] != second.serial
+    });
+    assert_eq!(control_plane.requests_of("exchanged").len(), 3);
+}
+
 #[test]
 fn c09_c10_a_plain_file_is_adopted_and_a_lost_directory_made_again() {
     let control_plane = Embedded::signing_for(HOUR);

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use pintle_agent_core::issued::public_key_of;
 use pintle_agent_core::rotation::{ApiFailure, Authority};
 use pintle_agent_core::{Event, Phase};
 use pintle_plugins_api::BackendErrorKind;
 
-use super::perform::write_pair;
+use super::pair::{leaf_key_of, write_pair};
 use super::{Agent, now};
 
 /// Whether the API server still accepts the certificate in use is asked this often. A rotation would come too late to
@@ -52,7 +51,7 @@ impl Agent {
         {
             return Event::Woke;
         }
-        if !self.pairs.read_current().is_ok_and(|pair| public_key_of(&pair).is_ok()) {
+        if !self.pairs.read_current().is_ok_and(|pair| leaf_key_of(&pair).is_ok()) {
             // Somebody removed or tore the pair, or the file system it was on is another (case C10). What cannot be
             // written is tried again at the next look.
             let _ = write_pair(&self.keyring, &self.pairs, &self.telemetry, &held).await;

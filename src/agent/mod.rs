@@ -6,6 +6,7 @@
 mod command;
 mod connection;
 mod look_around;
+mod pair;
 mod perform;
 mod proxy;
 mod recovery;

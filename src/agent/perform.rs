@@ -6,17 +6,16 @@ use pintle_agent_core::issued::accept;
 use pintle_agent_core::request::RequestError;
 use pintle_agent_core::rotation::{ApiFailure, Authority, Candidate, Observation, SubmittedRequest};
 use pintle_agent_core::{Action, Credential, Event, KeyName};
-use pintle_plugins_api::{BackendError, BackendErrorKind, KeyReference};
-use zeroize::Zeroizing;
+use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use super::connection::check_key;
+use super::pair::write_pair;
 use super::{Agent, now};
 use crate::consumers::kubeconfig::Kubeconfig;
-use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE, Keyring};
+use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE};
 use crate::kubernetes::Api;
 use crate::kubernetes::requests::Outcome;
-use crate::store::PairDirectory;
-use crate::telemetry::{self, Telemetry};
+use crate::telemetry;
 
 impl Agent {
     pub(super) async fn perform(&mut self, action: Action) -> Event {
@@ -263,34 +262,4 @@ impl Agent {
 enum Refusal {
     Backend(BackendError),
     Api(ApiFailure),
-}
-
-/// Writes the pair of this credential, makes it the current one, and tells.
-pub(super) async fn write_pair(
-    keyring: &Keyring,
-    pairs: &PairDirectory,
-    telemetry: &Telemetry,
-    credential: &Credential,
-) -> Result<(), String> {
-    let content = pair_content(keyring, credential).await?;
-    let path = pairs.publish(&content);
-    let path = path.map_err(|error| format!("the pair {} cannot be written: {error}", pairs.current().display()))?;
-    let (path, serial) = (path.display().to_string(), credential.serial().to_owned());
-    telemetry.emit(telemetry::Event::PairPublished { path, serial });
-    Ok(())
-}
-
-/// The pair as the kubelet has it: the chain, then whatever PEM names or holds the key.
-async fn pair_content(keyring: &Keyring, issued: &Credential) -> Result<Zeroizing<String>, String> {
-    let mut content = Zeroizing::new(issued.chain_pem());
-    match keyring.reference(issued.key()).await.map_err(|error| error.to_string())? {
-        KeyReference::File(path) => {
-            let key = std::fs::read_to_string(&path).map(Zeroizing::new);
-            content.push_str(&key.map_err(|error| format!("key {} cannot be read: {error}", path.display()))?);
-        }
-        KeyReference::Pem(pem) => content.push_str(&pem),
-        // A token's key has no PEM; who can use it names it by its URI.
-        KeyReference::Uri(_) => {}
-    }
-    Ok(content)
 }

@@ -1,15 +1,14 @@
 //! Where an identity stands at a start: from the journal, the pairs on disk and the keys in the backends.
 
-use pintle_agent_core::issued::{accept, node_name_of, public_key_of};
+use pintle_agent_core::issued::{accept, node_name_of};
 use pintle_agent_core::policy::KeyPrefix;
 use pintle_agent_core::{Credential, KeyName, Phase, Rejection, State, Template, UnixTime};
 use pintle_backend_file::FileBackend;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyImport, PublicKey};
-use zeroize::Zeroizing;
 
 use super::connection::check_key;
 use super::now;
-use super::perform::write_pair;
+use super::pair::{leaf_key_of, private_key_of, write_pair};
 use super::start::{StartError, renamed};
 use crate::config::{Config, FILE_BACKEND};
 use crate::keys::{CALL_DEADLINE, Keyring};
@@ -44,10 +43,10 @@ impl Recovery<'_> {
             if current.as_ref() != Some(&pair.path) && self.publish_journalled(state).await {
                 return Ok(());
             }
-            let public_key = match public_key_of(&pair.content) {
+            let public_key = match leaf_key_of(&pair.content) {
                 Ok(public_key) => public_key,
-                Err(rejection) => {
-                    self.unusable(&path, &rejection.to_string());
+                Err(reason) => {
+                    self.unusable(&path, &reason);
                     continue;
                 }
             };
@@ -95,7 +94,7 @@ impl Recovery<'_> {
             Ok(false) => false,
             Err(error) => match error.kind {
                 BackendErrorKind::NotFound | BackendErrorKind::KeyLost
-                    if held.key().backend == FILE_BACKEND && has_private_key(&pair.content) =>
+                    if held.key().backend == FILE_BACKEND && private_key_of(&pair.content).is_some() =>
                 {
                     // The pair holds the key as well: it goes back to where it belongs.
                     self.import(&pair.content, held.key()).is_ok()
@@ -222,7 +221,7 @@ impl Recovery<'_> {
             // With nothing else left of this identity, the key last made is the one that a request may stand for (C10).
             let lost_all = state.held.is_none() && state.phase == Phase::Holding && backend == self.config.backend;
             if lost_all && let Some((slot, _)) = unneeded.pop() {
-                state.last_slot = state.last_slot.max(slot - 1);
+                state.last_slot = state.last_slot.max(slot.saturating_sub(1));
             } else if let Some((slot, _)) = unneeded.last() {
                 state.last_slot = state.last_slot.max(*slot);
             }
@@ -252,16 +251,4 @@ impl Recovery<'_> {
 fn installed_at(pair: &FoundPair, credential: &Credential) -> UnixTime {
     let installed = crate::store::pair::installed_at(&pair.path).unwrap_or(credential.not_before());
     installed.clamp(credential.not_before(), credential.not_after())
-}
-
-fn has_private_key(pair: &str) -> bool {
-    private_key_of(pair).is_some()
-}
-
-/// The DER of the first private key in a pair.
-fn private_key_of(pair: &str) -> Option<Zeroizing<Vec<u8>>> {
-    pem::parse_many(pair).ok()?.into_iter().find_map(|block| {
-        matches!(block.tag(), "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY")
-            .then(|| Zeroizing::new(block.into_contents()))
-    })
 }

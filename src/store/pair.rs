@@ -96,14 +96,21 @@ impl PairDirectory {
             return fs::canonicalize(self.current());
         }
         let (pair, name) = self.unused_name()?;
-        durable::create(&pair, content.as_bytes(), 0o600)?;
-        if *Zeroizing::new(fs::read(&pair)?) != content.as_bytes() {
-            fs::remove_file(&pair)?;
+        let flipped = self.write_and_flip(&pair, &name, content.as_bytes());
+        if flipped.is_err() && fs::canonicalize(self.current()).ok() != fs::canonicalize(&pair).ok() {
+            // It is tried again with another name: what nobody uses must not pile up, with a key in each.
+            let _ = fs::remove_file(&pair);
+        }
+        flipped.map(|()| pair)
+    }
+
+    fn write_and_flip(&self, pair: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+        durable::create(pair, content, 0o600)?;
+        if *Zeroizing::new(fs::read(pair)?) != content {
             return Err(io::Error::other("the file system gave back something else than was written"));
         }
         durable::sync_directory(&self.directory)?;
-        durable::flip_link(&self.current(), Path::new(&name))?;
-        Ok(pair)
+        durable::flip_link(&self.current(), Path::new(name))
     }
 
     /// Makes this pair of the directory the current one.
@@ -201,6 +208,16 @@ mod tests {
         assert_eq!(fs::read_to_string(first).expect("kept"), "one");
         assert_eq!(pairs.publish("two").expect("again"), fs::canonicalize(second).expect("a file"));
         assert_eq!(pairs.pairs().len(), 2);
+    }
+
+    #[test]
+    fn a_pair_that_cannot_become_current_does_not_stay() {
+        let (_directory, pairs) = directory();
+        fs::create_dir_all(pairs.current()).expect("a directory in the link's place");
+        for _ in 0..3 {
+            pairs.publish("one").expect_err("in the way");
+        }
+        assert_eq!(pairs.pairs().len(), 0);
     }
 
     #[test]

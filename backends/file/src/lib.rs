@@ -96,6 +96,12 @@ impl FileBackend {
     }
 }
 
+/// The public half of a DER private key: PKCS#8 (RFC 5958), SEC 1 (RFC 5915) or PKCS#1 (RFC 8017). `None` if it is none
+/// that pintle can use.
+pub fn public_key_of(private_key: &[u8]) -> Option<PublicKey> {
+    PrivateKey::from_der(private_key).map(|(_, public_key)| public_key)
+}
+
 impl KeyBackend for FileBackend {
     fn generate(&mut self, id: &KeyId, algorithm: KeyAlgorithm) -> Result<PublicKey, BackendError> {
         let public_key = match self.load(id) {

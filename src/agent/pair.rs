@@ -1,0 +1,133 @@
+//! What a pair is made of, and whether its halves belong together.
+
+use std::io::Read as _;
+use std::path::Path;
+
+use pintle_agent_core::Credential;
+use pintle_agent_core::issued::public_key_of;
+use pintle_plugins_api::{KeyReference, PublicKey};
+use rustix::fs::{Mode, OFlags};
+use zeroize::Zeroizing;
+
+use crate::keys::Keyring;
+use crate::store::PairDirectory;
+use crate::telemetry::{Event, Telemetry};
+
+/// More than any private key takes, octets of PEM.
+const LONGEST_KEY: u64 = 64 * 1024;
+
+/// Writes the pair of this credential, makes it the current one, and tells.
+pub(super) async fn write_pair(
+    keyring: &Keyring,
+    pairs: &PairDirectory,
+    telemetry: &Telemetry,
+    credential: &Credential,
+) -> Result<(), String> {
+    let content = pair_content(keyring, credential).await?;
+    let path = pairs.publish(&content);
+    let path = path.map_err(|error| format!("the pair {} cannot be written: {error}", pairs.current().display()))?;
+    let (path, serial) = (path.display().to_string(), credential.serial().to_owned());
+    telemetry.emit(Event::PairPublished { path, serial });
+    Ok(())
+}
+
+/// The pair as the kubelet has it: the chain, then whatever PEM names or holds the key.
+async fn pair_content(keyring: &Keyring, issued: &Credential) -> Result<Zeroizing<String>, String> {
+    let mut content = Zeroizing::new(issued.chain_pem());
+    match keyring.reference(issued.key()).await.map_err(|error| error.to_string())? {
+        KeyReference::File(path) => content.push_str(&key_in_file(&path, issued.public_key())?),
+        KeyReference::Pem(pem) if is_one_key(&pem) => content.push_str(&pem),
+        KeyReference::Pem(_) => return Err(format!("the backend of key {} names it by no PEM of a key", issued.key())),
+        // A token's key has no PEM; who can use it names it by its URI.
+        KeyReference::Uri(_) => {}
+    }
+    Ok(content)
+}
+
+/// The PEM of the private key in a file, which must be the one with this SubjectPublicKeyInfo. A plugin may name any
+/// file, and may have fewer rights than the agent, so neither is anything else published nor is it waited for.
+fn key_in_file(path: &Path, subject_public_key_info: &[u8]) -> Result<Zeroizing<String>, String> {
+    let failed = |reason: &str| format!("key {} cannot be read: {reason}", path.display());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(&error.to_string()))?;
+    let file = std::fs::File::from(file);
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= LONGEST_KEY) {
+        return Err(failed("it is no file, or too long for a key"));
+    }
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST_KEY as usize));
+    file.take(LONGEST_KEY).read_to_string(&mut text).map_err(|error| failed(&error.to_string()))?;
+    let private_key = private_key_of(&text).filter(|_| is_one_key(&text));
+    let public_key = private_key.and_then(|private_key| pintle_backend_file::public_key_of(&private_key));
+    if public_key.is_some_and(|public_key| public_key.as_der() == subject_public_key_info) {
+        Ok(text)
+    } else {
+        Err(failed("it does not hold the private key that the certificate is for"))
+    }
+}
+
+/// Whether this is the PEM of a key and of nothing else.
+fn is_one_key(text: &str) -> bool {
+    let blocks = pem::parse_many(text).unwrap_or_default();
+    let mut blocks = blocks.into_iter().map(|block| (block.tag().to_owned(), Zeroizing::new(block.into_contents())));
+    let one = blocks.next().is_some_and(|(tag, _)| tag.ends_with("PRIVATE KEY"));
+    let text = text.trim();
+    one && blocks.next().is_none() && text.starts_with("-----BEGIN ") && text.ends_with("-----")
+}
+
+/// The public key of a pair's leaf, if the pair can be used: where it holds a private key, that is the leaf's.
+pub(super) fn leaf_key_of(pair: &str) -> Result<PublicKey, String> {
+    let leaf = public_key_of(pair).map_err(|rejection| rejection.to_string())?;
+    match private_key_of(pair) {
+        Some(private_key) if pintle_backend_file::public_key_of(&private_key).as_ref() != Some(&leaf) => {
+            Err("its private key is not the one that its certificate is for".to_owned())
+        }
+        _ => Ok(leaf),
+    }
+}
+
+/// The DER of the first private key in a pair.
+pub(super) fn private_key_of(pair: &str) -> Option<Zeroizing<Vec<u8>>> {
+    pem::parse_many(pair).ok()?.into_iter().find_map(|block| {
+        matches!(block.tag(), "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY")
+            .then(|| Zeroizing::new(block.into_contents()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> (String, Vec<u8>) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        (key.serialize_pem(), rcgen::PublicKeyData::subject_public_key_info(&key))
+    }
+
+    #[test]
+    fn nothing_but_the_certificates_own_key_is_published() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("key");
+        let ((own, public_key), (other, _)) = (key(), key());
+        std::fs::write(&file, &own).expect("a file");
+        assert_eq!(*key_in_file(&file, &public_key).expect("the key"), own);
+        for wrong in ["root:*:19000:0:99999:7:::\n", &other, &format!("{own}{other}"), &format!("root:x\n{own}"), ""] {
+            std::fs::write(&file, wrong).expect("a file");
+            assert!(key_in_file(&file, &public_key).is_err(), "{wrong}");
+        }
+        std::fs::write(&file, own.repeat(1000)).expect("a file");
+        assert!(key_in_file(&file, &public_key).is_err(), "too long");
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (own, public_key) = key();
+        let (file, link, pipe) =
+            (directory.path().join("key"), directory.path().join("link"), directory.path().join("pipe"));
+        std::fs::write(&file, &own).expect("a file");
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::RUSR | Mode::WUSR).expect("a pipe");
+        for path in [&link, &pipe, Path::new("/dev/zero"), directory.path()] {
+            assert!(key_in_file(path, &public_key).is_err(), "{}", path.display());
+        }
+    }
+}
