@@ -13,11 +13,18 @@ use super::{Agent, now};
 /// notice that the authority was replaced (case C07).
 const PROBE_INTERVAL: Duration = Duration::from_secs(600);
 
+/// A device that did not answer is asked this often whether it does again, while something waits for it: a rotation may
+/// otherwise stand still for ten minutes after a cable was plugged in again.
+const DEVICE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long it may take to answer that.
+const DEVICE_DEADLINE: Duration = Duration::from_secs(5);
+
 /// When the API server was last asked whether it accepts the certificate in use; not yet by this process at first, so
 /// that a restart looks soon.
 #[derive(Default)]
 pub(super) struct Probe {
     last: Option<Instant>,
+    device: Option<Instant>,
 }
 
 impl Probe {
@@ -38,6 +45,9 @@ impl Agent {
         // A certificate that is yet to be proven must wait for that.
         if self.state.phase != Phase::Proving {
             self.update_proxy().await;
+        }
+        if self.device_is_back().await {
+            return Event::BackendFound;
         }
         let Some(held) = self.state.held.clone() else {
             return Event::Woke;
@@ -69,6 +79,24 @@ impl Agent {
             Err(_) if self.held_key_is_lost().await => Event::HeldRefused { key_lost: true },
             Err(_) => Event::Woke,
         }
+    }
+
+    /// Whether something waits for a device that did not answer, and it answers again.
+    async fn device_is_back(&mut self) -> bool {
+        let down: Vec<_> =
+            self.keyring.health().filter(|(_, error)| error.is_some()).map(|(name, _)| name.to_owned()).collect();
+        let asked = self.probe.device.is_some_and(|last| last.elapsed() < DEVICE_INTERVAL);
+        if self.state.back_off.is_none() || down.is_empty() || asked {
+            return false;
+        }
+        self.probe.device = Some(Instant::now());
+        for name in down {
+            let Ok(backend) = self.keyring.backend(&name) else { continue };
+            if backend.call(DEVICE_DEADLINE, |backend| backend.list()).await.is_ok() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Whether the backend says that the key in use is gone for good (case C26). A signature shows it, where the public

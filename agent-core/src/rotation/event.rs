@@ -17,6 +17,8 @@ pub enum Event {
     RotationRequested,
     /// Something on this machine changed that a local failure may have waited for.
     LocalChange,
+    /// A backend that did not answer answers again.
+    BackendFound,
     /// The API server refused the held credential, or its key did not sign.
     HeldRefused {
         /// The backend says that the key is gone for good.

@@ -51,6 +51,14 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
             }
         }
         (Event::LocalChange, _) => state.back_off = state.back_off.take().filter(|back_off| !back_off.local),
+        (
+            Event::BackendFound,
+            Phase::Generating { .. } | Phase::Requesting { .. } | Phase::Publishing { .. } | Phase::Retiring,
+        ) => {
+            if let Some(back_off) = &mut state.back_off {
+                back_off.until = now;
+            }
+        }
         (Event::HeldKeyFound, _) => (state.held_key_lost, state.held_refused) = (false, false),
         (Event::HeldRefused { key_lost }, _) => {
             // Whether the API server takes it is what proving finds out by itself.

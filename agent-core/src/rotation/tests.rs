@@ -283,6 +283,27 @@ fn lost_key_in_use_enrols_again_by_policy_only() {
     assert_eq!(action, Action::Retire { keys: vec![key(9)] }, "what is lost is never proven");
 }
 
+/// Case C27.
+#[test]
+fn device_that_is_back_is_asked_at_once() {
+    for (phase, failure) in [
+        (1, Event::GenerateFailed(error(BackendErrorKind::Unavailable))),
+        (2, Event::SigningFailed(error(BackendErrorKind::Unavailable))),
+        (6, Event::RetireFailed(error(BackendErrorKind::Unavailable))),
+    ] {
+        let before = in_phase(phases()[phase].clone());
+        let (_, repeated) = now(before.clone(), Event::Woke);
+        let (state, action) = now(before, failure.clone());
+        back_off(&action);
+        let (state, action) = now(state, Event::BackendFound);
+        assert_eq!(action, repeated);
+        let (state, _) = now(state, failure);
+        assert_eq!(state.failures(), 2, "whoever comes and goes is asked ever less often");
+    }
+    let (state, waiting) = now(awaiting(), held_failed(ApiFailure::Server("500".to_owned())));
+    assert_eq!(now(state, Event::BackendFound).1, waiting, "it was not the device's fault");
+}
+
 /// Case C06.
 #[test]
 fn not_yet_valid_waits_and_requests_nothing_new() {
@@ -434,6 +455,7 @@ fn events() -> Vec<(Event, &'static [usize])> {
         (Event::Woke, &[]),
         (Event::RotationRequested, ALL),
         (Event::LocalChange, &[]),
+        (Event::BackendFound, &[]),
         (Event::HeldKeyFound, &[]),
         (Event::HeldRefused { key_lost: false }, ALL),
         (Event::HeldRefused { key_lost: true }, ALL),

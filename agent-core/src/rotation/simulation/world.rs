@@ -320,6 +320,7 @@ impl World {
             2 => Event::HeldRefused { key_lost: false },
             // An event that belongs to no phase in which it can come.
             3 => self.prove(state),
+            4 => Event::BackendFound,
             _ => Event::Woke,
         }
     }
