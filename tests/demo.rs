@@ -58,14 +58,29 @@ fn left_behind(scratch: &ScratchDirectory) -> Vec<PathBuf> {
 
 #[test]
 fn the_demo_tells_the_whole_story_and_ends() {
+    tells_the_whole_story(&[], "file:");
+}
+
+#[test]
+fn the_demo_makes_itself_a_token() {
+    tells_the_whole_story(&["--backend", "pkcs11"], "key token:");
+}
+
+#[test]
+fn the_demo_makes_itself_a_tpm() {
+    tells_the_whole_story(&["--backend", "tpm"], "key tpm:");
+}
+
+fn tells_the_whole_story(arguments: &[&str], key: &str) {
     let scratch = ScratchDirectory::new();
-    let mut demo = start(&scratch, &[]);
+    let mut demo = start(&scratch, arguments);
     assert!(demo.wait(DEADLINE).success(), "{}", demo.output());
     let rotation = ["generated", "Pending", "Approved", "Issued", "is current", "reconnected", "rotates in"];
     let milestones =
         [&["Bootstrap:"], &rotation[..], &["Rotation 1:"], &rotation, &["Rotation 2:"], &rotation].concat();
     assert_in_order(&demo.output(), &milestones);
     assert!(demo.output().contains("as system:node:demo-node"));
+    assert!(demo.output().contains(key), "{key} in {}", demo.output());
     assert_eq!(left_behind(&scratch), Vec::<PathBuf>::new());
 }
 
