@@ -340,17 +340,17 @@ impl<'a> Cramped<'a> {
     }
 
     fn rotate(&self) {
-        let status = Command::new("nsenter")
-            .args([
-                format!("--target={}", self.process.id()).as_str(),
-                "--mount",
-                env!("CARGO_BIN_EXE_pintle"),
-                "rotate",
-            ])
+        assert!(self.pintle("rotate").status.success());
+    }
+
+    /// Runs a command beside the agent, where it sees the same directory.
+    fn pintle(&self, command: &str) -> std::process::Output {
+        let target = format!("--target={}", self.process.id());
+        Command::new("nsenter")
+            .args([target.as_str(), "--mount", env!("CARGO_BIN_EXE_pintle"), command])
             .args(self.node.flags())
-            .stdout(std::process::Stdio::null())
-            .status();
-        assert!(status.expect("nsenter starts").success());
+            .output()
+            .expect("nsenter starts")
     }
 
     /// Waits until the log has so many events of a name whose line contains the words.
@@ -382,6 +382,8 @@ fn c29_a_full_disk_costs_no_certificate() {
         } else {
             cramped.wait_for("journal_not_saved", "", 2);
             assert_eq!(control_plane.requests_of(node.name()).len(), 1, "nothing is done that is not written down");
+            let status = cramped.pintle("status").stdout;
+            assert!(String::from_utf8_lossy(&status).contains("the journal cannot be saved"), "{status:?}");
         }
         cramped.make_room();
         cramped.wait_for("holding", "", 2);

@@ -140,12 +140,12 @@ impl Agent {
     /// Saves the journal, then performs the action. Both end early when there is something else to look at.
     async fn act(&mut self, action: Action) -> Event {
         let waits = matches!(action, Action::Wait { .. });
-        if let Err(error) = self.journal.save(&self.state) {
-            self.telemetry.emit(telemetry::Event::JournalNotSaved { reason: error.to_string() });
-            if !waits {
-                // Nothing is done that is not written down first; what is known stays in memory meanwhile (case C29).
-                return self.pause(Some(now() + Policy::LOCAL_RETRY)).await;
-            }
+        let unsaved = self.journal.save(&self.state).err().map(|error| error.to_string());
+        let is_saved = unsaved.is_none();
+        self.note_journal(unsaved, &action);
+        if !is_saved && !waits {
+            // Nothing is done that is not written down first; what is known stays in memory meanwhile (case C29).
+            return self.pause(Some(now() + Policy::LOCAL_RETRY)).await;
         }
         match action {
             Action::Wait { until, .. } => self.pause(until).await,

@@ -26,6 +26,8 @@ pub(super) struct Reporter {
     pub(super) rotations: u64,
     /// Failures on the way to one.
     errors: u64,
+    /// Why the journal could not be saved.
+    unsaved: Option<String>,
     /// How far the API server's clock is ahead, seconds.
     pub(super) server_ahead: Option<i64>,
 }
@@ -187,11 +189,27 @@ impl Agent {
             "rotation is off: the certificate is not renewed before it ends".clone_into(&mut status.reason);
             "run with --rotate-certificates=true".clone_into(&mut status.hint);
         }
+        if let Some(reason) = &self.reporter.unsaved {
+            status.state = telemetry::State::Failing;
+            status.reason = format!("the journal cannot be saved, so nothing is done: {reason}");
+            status.hint = format!("make room in {}, or make it writable", self.config.state_dir.display());
+        }
         status.rotations = self.reporter.rotations;
         status.errors = self.reporter.errors;
         status.server_ahead_seconds = self.reporter.server_ahead;
         status.pair = self.pairs.current().display().to_string();
         status
+    }
+
+    /// Tells that the journal could not be saved, or that it can be again.
+    pub(super) fn note_journal(&mut self, unsaved: Option<String>, action: &Action) {
+        if let Some(reason) = unsaved.clone() {
+            self.telemetry.emit(Event::JournalNotSaved { reason });
+        }
+        if unsaved != self.reporter.unsaved {
+            self.reporter.unsaved = unsaved;
+            self.telemetry.set_status(self.status(action));
+        }
     }
 
     /// Tells when the API server's clock differs from this machine's by more than a minute, once until it changes.
