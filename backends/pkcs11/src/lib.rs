@@ -77,7 +77,7 @@ impl Configuration {
 ///   is back, without a restart.
 /// - A PIN that the token refused is not given to it again by this process, so a wrong PIN costs one try.
 /// - A key is one private and one public object with the key's id as CKA_ID and `pintle ` and the id's text as
-///   CKA_LABEL. Objects of anybody else are neither listed nor touched.
+///   CKA_LABEL. Where the public one is gone the key still signs, and is not taken for lost. Objects of anybody else are neither listed nor touched.
 pub struct Pkcs11Backend {
     token: Token,
 }
@@ -104,13 +104,12 @@ impl KeyBackend for Pkcs11Backend {
 
     fn sign(&mut self, id: &KeyId, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, BackendError> {
         self.token.with_session(|session| {
-            let pair = keys::remembered(session, id)?;
-            let algorithm = pair.public_key.algorithm();
+            let keys::PrivateKey { object, algorithm } = keys::private_key(session, id)?;
             if !algorithm.schemes().contains(&scheme) {
                 let detail = format!("key {id} is {algorithm} and does not sign with {scheme:?}");
                 return Err(BackendError::new(BackendErrorKind::Unsupported, detail).into());
             }
-            signature::sign(session.raw(), pair.private, scheme, message)
+            signature::sign(session.raw(), object, scheme, message)
         })
     }
 
@@ -124,7 +123,8 @@ impl KeyBackend for Pkcs11Backend {
 
     fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
         let identity = self.token.with_session(|session| {
-            keys::existing(session, id)?;
+            session.found.remove(id);
+            keys::private_key(session, id)?;
             Ok(session.identity().cloned())
         })?;
         Ok(KeyReference::Uri(self.token.uri().of_key(identity.as_ref(), id)))
