@@ -123,15 +123,22 @@ fn initialize(pkcs11: &Pkcs11, path: &Path) -> Result<bool, BackendError> {
     }
 }
 
+/// That the path of a module says where it is.
+pub(crate) fn check_path(path: &Path) -> Result<(), BackendError> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(misconfigured(format!("the module's path {} is not absolute", path.display()))
+        .with_hint("give its full path, such as /usr/lib/softhsm/libsofthsm2.so"))
+}
+
 /// The canonical path, if neither the file nor anything on the way to it can be changed by anybody but root and the
 /// user that this process is. Loading a module is running its code.
 ///
 /// # Errors
 /// `Unavailable` if there is nothing at `path`; `Unsupported` if it is not to be trusted.
 pub(crate) fn trusted(path: &Path) -> Result<PathBuf, BackendError> {
-    if !path.is_absolute() {
-        return Err(misconfigured(format!("the module's path {} is not absolute", path.display())));
-    }
+    check_path(path)?;
     let unavailable = |error: std::io::Error| {
         BackendError::new(BackendErrorKind::Unavailable, format!("the module {}: {error}", path.display()))
             .with_hint("install the module's package, or correct module-path")

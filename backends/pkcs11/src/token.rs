@@ -12,13 +12,13 @@ use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::RawAuthPin;
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 
+use crate::Configuration;
 use crate::fault::{Fault, answer, describe, is_absence, is_recoverable, return_value};
 use crate::module::{Initialization, Module, trusted};
 use crate::pin::{self, PinSource, Stamp};
 use crate::session::{LoggedInSession, identity};
 use crate::turn::{Turn, Turns};
 use crate::uri::TokenUri;
-use crate::{Configuration, misconfigured};
 
 /// The pauses before an operation is repeated that another program may have spoilt by writing to the token just then.
 /// The first is short, since a write takes microseconds unless whoever does it is interrupted.
@@ -66,26 +66,14 @@ type Opened<'a> = (RwLockReadGuard<'a, Initialization>, LoggedInSession);
 
 impl Token {
     /// The token that `configuration` names. It need not be there, nor the module.
-    pub(crate) fn new(configuration: Configuration) -> Result<Self, BackendError> {
-        let Configuration { uri, module, pin_file, reload_interval } = configuration;
-        let uri = TokenUri::parse(&uri)?;
-        let module_path = match (module, uri.module_path.clone()) {
-            (Some(_), Some(_)) => return Err(misconfigured("the module is named twice, in the URI and beside it")),
-            (Some(path), None) | (None, Some(path)) => path,
-            (None, None) => {
-                return Err(misconfigured("no module is named")
-                    .with_hint("add ?module-path=/usr/lib/…/module.so to the pkcs11: URI"));
-            }
-        };
+    pub(crate) fn new(configuration: &Configuration) -> Result<Self, BackendError> {
+        let (uri, module_path, pin_path) = configuration.parts()?;
+        let reload_interval = configuration.reload_interval;
         if let Err(error) = trusted(&module_path)
             && error.kind != BackendErrorKind::Unavailable
         {
             return Err(error);
         }
-        let pin_path = match (pin_file, uri.pin_source.clone()) {
-            (Some(_), Some(_)) => return Err(misconfigured("the PIN's file is named twice, in the URI and beside it")),
-            (path, source) => path.or(source),
-        };
         let pin = PinSource::new(pin_path, pin::credentials_directory())?;
         let turns = Turns::of(&pin);
         let (module, session, suspect, doubtful_logins) = (None, None, false, None);

@@ -98,12 +98,7 @@ impl IsolatedBackend {
         module: ModuleConfiguration,
         isolation: ProcessIsolation,
     ) -> Result<Self, BackendError> {
-        let user = match (&isolation.user, &isolation.group) {
-            (Some(user), Some(group)) => Some(User::with_group(user, group)),
-            (Some(user), None) => Some(User::named(user)),
-            (None, _) => None,
-        };
-        let user = user.transpose().map_err(|error| {
+        let user = isolation.run_as().map_err(|error| {
             BackendError::new(BackendErrorKind::Unsupported, format!("{error} to run the backend as"))
                 .with_hint("name a user and a group of /etc/passwd and /etc/group, or their numbers")
         })?;
