@@ -254,6 +254,11 @@ impl Config {
         self.state_dir.join("cluster.kubeconfig")
     }
 
+    /// Where it is kept which modules refused which PIN's file.
+    pub fn refused_pins(&self) -> PathBuf {
+        self.state_dir.join("refused-pins.json")
+    }
+
     /// Where the client identity's journal is.
     pub fn journal(&self) -> PathBuf {
         self.state_dir.join("client.json")
