@@ -67,7 +67,8 @@ pub enum BackendConfiguration {
     Tpm {
         /// How it is reached, in the words of libtss2 [default: `device:/dev/tpmrm0`].
         tcti: Option<String>,
-        /// The directory of the key files, which only this TPM can use [default: `tpm` in the state directory].
+        /// The directory of the key files, which only this TPM can use: it must exist [default: `tpm` in the state
+        /// directory, which is made].
         directory: Option<PathBuf>,
         /// The plugin [default: `pintle_backend_tpm` in /usr/lib/pintle/plugins].
         library: Option<String>,

@@ -162,8 +162,9 @@ fn opener(config: &Config, name: &str) -> Opener {
             (ModuleConfiguration::Pkcs11 { uri, module, pin_file }, isolation)
         }
         BackendConfiguration::Tpm { tcti, directory, library, isolation } => {
+            let make = directory.is_none();
             let directory = directory.unwrap_or_else(|| config.state_dir.join("tpm"));
-            let mut configuration = serde_json::json!({ "directory": directory });
+            let mut configuration = serde_json::json!({ "directory": directory, "make_directory": make });
             if let Some(tcti) = tcti {
                 configuration["tcti"] = tcti.into();
             }
