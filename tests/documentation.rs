@@ -66,6 +66,7 @@ fn commands_of_the_hardware_page_work() {
         .env("MODULE", TokenModule::SoftHsm.path())
         .env("TCTI", swtpm.tcti())
         .env("PLUGINS", plugins)
+        .env("BLOBS", scratch.join("blobs"))
         .current_dir(scratch.path())
         .stdin(Stdio::null())
         .output()

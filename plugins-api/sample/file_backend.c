@@ -80,9 +80,13 @@ static int32_t read_key(PintleContext *context, PintleBytes id, EVP_PKEY **key) 
     }
     FILE *file = fopen(path, "re");
     if (file == NULL) {
-        /* NOT_FOUND makes the agent generate a key, so it must be the truth: not when we merely may not look. */
-        return errno == ENOENT ? fail(context, PINTLE_ERROR_NOT_FOUND, "there is no key %s", path)
-                               : fail(context, PINTLE_ERROR_UNAVAILABLE, "cannot read %s: %s", path, strerror(errno));
+        /* NOT_FOUND makes the agent generate a key, so it must be the truth: not when we merely may not look, and not
+         * when the whole directory is missing, which may be one that is not mounted yet. */
+        int reason = errno;
+        if (reason == ENOENT && access(context->directory, F_OK) == 0) {
+            return fail(context, PINTLE_ERROR_NOT_FOUND, "there is no key %s", path);
+        }
+        return fail(context, PINTLE_ERROR_UNAVAILABLE, "cannot read %s: %s", path, strerror(reason));
     }
     *key = PEM_read_PrivateKey(file, NULL, NULL, NULL);
     fclose(file);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use pintle_plugins_api::KeyAlgorithm;
 use serde::Deserialize;
 
-use super::ConfigError;
+use super::{ConfigError, User};
 
 /// The configuration file as it stands; what is left out has a default or comes from a flag.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -67,7 +67,8 @@ pub enum BackendConfiguration {
     Tpm {
         /// How it is reached, in the words of libtss2 [default: `device:/dev/tpmrm0`].
         tcti: Option<String>,
-        /// The directory of the key files, which only this TPM can use [default: `tpm` in the state directory].
+        /// The directory of the key files, which only this TPM can use: it must exist [default: `tpm` in the state
+        /// directory, which is made].
         directory: Option<PathBuf>,
         /// The plugin [default: `pintle_backend_tpm` in /usr/lib/pintle/plugins].
         library: Option<String>,
@@ -139,6 +140,20 @@ pub struct ProcessIsolation {
     pub environment: BTreeMap<String, String>,
 }
 
+impl ProcessIsolation {
+    /// The user and group that it names; `None` if it is the agent's own.
+    ///
+    /// # Errors
+    /// If there is no such user or group.
+    pub fn run_as(&self) -> std::io::Result<Option<User>> {
+        match (&self.user, &self.group) {
+            (Some(user), Some(group)) => User::with_group(user, group).map(Some),
+            (Some(user), None) => User::named(user).map(Some),
+            (None, _) => Ok(None),
+        }
+    }
+}
+
 /// `"none"`, `"process"`, or a table.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "isolation is \"process\", \"none\", or a table of user, group and environment")]
@@ -198,11 +213,29 @@ impl FileConfiguration {
 
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
             ConfigError {
                 detail: format!("{}, line {line}: {}", path.display(), error.message().replace('\n', "; ")),
                 hint: "docs/operators.md lists the keys; check the file with pintle config check".to_owned(),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_its_line() {
+        for (text, line) in [
+            ("keep-pairs = 2\n\nunknown = 1\n", 3),
+            ("unknown = 1\n", 1),
+            ("keep-pairs = 2\nnode-name = 5\n", 2),
+            ("[backends.x]\ntype = \"file\"\n\n[backends.y]\ntype = \"paper\"\n", 5),
+        ] {
+            let error = FileConfiguration::parse(text, Path::new("config.toml")).expect_err(text);
+            assert!(error.detail.starts_with(&format!("config.toml, line {line}: ")), "{text}: {error}");
+        }
     }
 }

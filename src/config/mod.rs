@@ -1,5 +1,6 @@
 //! Flags and a TOML file become a [`Config`]: whatever is wrong with them is said here, before anything is done.
 
+mod backends;
 mod file;
 pub mod migration;
 mod proxy;
@@ -160,16 +161,6 @@ impl Config {
                 format!("add a table [backends.{backend}] to the configuration file"),
             ));
         }
-        for (name, backend) in &backends {
-            if let BackendConfiguration::Pkcs11 { uri, .. } = backend
-                && uri.contains("pin-value")
-            {
-                return Err(ConfigError::new(
-                    format!("[backends.{name}]: a PIN in the pkcs11: URI is refused, since configurations are shown"),
-                    "put the PIN into a file of mode 0400, and name it with pin-file",
-                ));
-            }
-        }
         let expiration_seconds = flags.expiration_seconds.or(file.expiration_seconds);
         if let Some(seconds) = expiration_seconds.filter(|seconds| *seconds < 600) {
             return Err(ConfigError::new(
@@ -201,6 +192,7 @@ impl Config {
             expiration_seconds,
         };
         let config = config.absolute()?;
+        backends::check(&config)?;
         if config.proxy.as_ref().is_some_and(|proxy| proxy.kubeconfig.as_ref() == Some(&config.kubeconfig)) {
             return Err(ConfigError::new(
                 "proxy.kubeconfig and kubeconfig are one file: the first points at the proxy, the second at the API server",
@@ -262,6 +254,11 @@ impl Config {
         self.state_dir.join("cluster.kubeconfig")
     }
 
+    /// Where it is kept which modules refused which PIN's file.
+    pub fn refused_pins(&self) -> PathBuf {
+        self.state_dir.join("refused-pins.json")
+    }
+
     /// Where the client identity's journal is.
     pub fn journal(&self) -> PathBuf {
         self.state_dir.join("client.json")
@@ -320,7 +317,7 @@ mod tests {
     #[test]
     fn modules_are_isolated_unless_told_otherwise_and_secrets_are_not_shown() {
         let config = parse(
-            "[backends.token]\ntype = \"pkcs11\"\nuri = \"pkcs11:token=a\"\npin-file = \"/etc/pin\"\n\
+            "[backends.token]\ntype = \"pkcs11\"\nuri = \"pkcs11:token=a?module-path=/a.so\"\npin-file = \"/etc/pin\"\n\
              [backends.fast]\ntype = \"tpm\"\nisolation = \"none\"\n\
              [backends.vendor]\ntype = \"plugin\"\nlibrary = \"vendor\"\nconfiguration = { code = \"s3cret\" }\n\
              isolation = { user = \"nobody\", environment = { VENDOR_CONF = \"/etc/vendor\" } }\n",

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -125,11 +125,13 @@ impl Device {
                     .to_owned(),
         })?;
         let (plugin, copy) = loadable(plugin)?;
-        let state = directory.join("tpm-state");
-        std::fs::create_dir(&state).map_err(|error| StartError {
-            detail: format!("the TPM's state cannot be kept in {}: {error}", state.display()),
-            hint: "the demo needs a temporary directory, see TMPDIR".to_owned(),
-        })?;
+        let (state, keys) = (directory.join("tpm-state"), directory.join("tpm-keys"));
+        for path in [&state, &keys] {
+            std::fs::DirBuilder::new().mode(0o700).create(path).map_err(|error| StartError {
+                detail: format!("the TPM's state cannot be kept in {}: {error}", path.display()),
+                hint: "the demo needs a temporary directory, see TMPDIR".to_owned(),
+            })?;
+        }
         // Somebody else may take a free port before swtpm does.
         let mut started = Ok(None);
         for _ in 0..10 {
@@ -145,7 +147,7 @@ impl Device {
         let configuration = format!(
             "backend = \"tpm\"\n[backends.tpm]\ntype = \"tpm\"\ntcti = \"swtpm:host=127.0.0.1,port={port}\"\n\
              directory = {}\nlibrary = {}\n",
-            quoted(&directory.join("tpm-keys")),
+            quoted(&keys),
             quoted(&plugin)
         );
         let sentence = format!(

@@ -18,6 +18,7 @@ use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend, KeyReferenc
 
 use crate::config::{BackendConfiguration, Config, Isolation};
 use isolation::IsolatedBackend;
+use refused::{PinState, RefusedPins, Remembering};
 
 pub use module::ModuleConfiguration;
 pub(crate) use module::plugin_trust;
@@ -161,8 +162,9 @@ fn opener(config: &Config, name: &str) -> Opener {
             (ModuleConfiguration::Pkcs11 { uri, module, pin_file }, isolation)
         }
         BackendConfiguration::Tpm { tcti, directory, library, isolation } => {
+            let make = directory.is_none();
             let directory = directory.unwrap_or_else(|| config.state_dir.join("tpm"));
-            let mut configuration = serde_json::json!({ "directory": directory });
+            let mut configuration = serde_json::json!({ "directory": directory, "make_directory": make });
             if let Some(tcti) = tcti {
                 configuration["tcti"] = tcti.into();
             }
@@ -173,21 +175,32 @@ fn opener(config: &Config, name: &str) -> Opener {
             (ModuleConfiguration::Plugin { library, configuration: configuration.to_json(), pin: true }, isolation)
         }
     };
+    let refused = RefusedPins::kept_in(config.refused_pins());
     match isolation {
         Isolation::Process(isolation) => {
             let name = name.to_owned();
-            Opener::new(move || Ok(Box::new(IsolatedBackend::new(&name, module.clone(), isolation.clone())?)))
+            Opener::new(move || {
+                let backend = IsolatedBackend::new(&name, module.clone(), isolation.clone())?;
+                Ok(Box::new(backend.with_refused_pins(refused.clone())))
+            })
         }
         Isolation::None => Opener::new(move || {
-            if let Some(error) = refused::still_refused(&module) {
+            if let Some(error) = refused.still_refused(&module, None) {
                 return Err(error);
             }
-            let pin = refused::PinState::now(&module.pin());
-            module.open().inspect_err(|error| {
-                if error.kind == BackendErrorKind::Locked {
-                    refused::remember(&module, pin, error);
+            let pin = PinState::now(&module.pin(), None);
+            match module.open() {
+                Ok(backend) => {
+                    let (module, refused) = (module.clone(), refused.clone());
+                    Ok(Box::new(Remembering { backend, module, refused, doubtful: true }))
                 }
-            })
+                Err(error) => {
+                    if error.kind == BackendErrorKind::Locked {
+                        refused.remember(&module, pin, &error);
+                    }
+                    Err(error)
+                }
+            }
         }),
     }
 }

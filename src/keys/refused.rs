@@ -1,39 +1,61 @@
 //! The memory of refused PINs, which outlives the process that held the module.
 //!
 //! A module remembers in its own process which PIN was refused. When this process is a child that has ended since, the
-//! next one would try the same PIN again, and lock the token (case C27). So the agent remembers it too: as long as the
-//! PIN's file is the same, the module is not opened anew.
+//! next one would try the same PIN again, and lock the token (case C27). So the agent remembers it too, and keeps it in a
+//! file for its own next process and for the commands beside it: as long as the PIN's file is the same, the module is not
+//! opened anew. What is kept says nothing of the PIN itself, not even its length.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::fs::{DirBuilder, Metadata};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use pintle_plugins_api::BackendError;
+use pintle_plugins_api::{
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, SignatureScheme,
+};
+use rustix::process::{Gid, Uid};
+use serde::{Deserialize, Serialize};
 
 use super::module::{ModuleConfiguration, PinOrigin};
+use crate::config::User;
+use crate::store::durable;
 
-/// What a file is at one moment. Whoever writes another PIN changes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a file is at one moment. Whoever writes another PIN changes it, and so does who touches it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Fingerprint {
     device: u64,
     inode: u64,
-    size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
 impl Fingerprint {
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = std::fs::metadata(path).ok()?;
+    /// As this process sees it or, where it may not, as `user` does, as whom the module runs.
+    fn of(path: &Path, user: Option<User>) -> Option<Self> {
+        let metadata = match (std::fs::metadata(path), user) {
+            (Err(error), Some(user)) if error.kind() == io::ErrorKind::PermissionDenied => metadata_as(user, path),
+            (metadata, _) => metadata,
+        };
+        let metadata = metadata.ok()?;
         Some(Self {
             device: metadata.dev(),
             inode: metadata.ino(),
-            size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
     }
+}
+
+/// What `user` sees of a file. Effective ids are a thread's own, so one that ends at once takes them on.
+fn metadata_as(user: User, path: &Path) -> io::Result<Metadata> {
+    let look = || {
+        rustix::thread::set_thread_res_gid(None, Gid::from_raw(user.gid), None)?;
+        rustix::thread::set_thread_res_uid(None, Uid::from_raw(user.uid), None)?;
+        std::fs::metadata(path)
+    };
+    std::thread::scope(|scope| scope.spawn(look).join()).unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
 
 /// The state of a module's PIN before a call.
@@ -42,9 +64,9 @@ pub(super) struct PinState(PinOrigin, Option<Fingerprint>);
 
 impl PinState {
     /// As it is now. It is taken before the call: a file that is replaced meanwhile then counts as another one.
-    pub(super) fn now(origin: &PinOrigin) -> Self {
+    pub(super) fn now(origin: &PinOrigin, user: Option<User>) -> Self {
         let fingerprint = match origin {
-            PinOrigin::File(path) => Fingerprint::of(path),
+            PinOrigin::File(path) => Fingerprint::of(path, user),
             PinOrigin::None | PinOrigin::Unknown => None,
         };
         Self(origin.clone(), fingerprint)
@@ -54,71 +76,252 @@ impl PinState {
 /// What was refused to this process, by module. Two backends may be one token.
 static REFUSED: LazyLock<Mutex<HashMap<String, (PinState, BackendError)>>> = LazyLock::new(Mutex::default);
 
-/// Remembers that `module` was `Locked` with the PIN in this state.
-pub(super) fn remember(module: &ModuleConfiguration, state: PinState, error: &BackendError) {
-    if state.0 != PinOrigin::None {
-        REFUSED.lock().unwrap_or_else(PoisonError::into_inner).insert(key(module), (state, error.clone()));
-    }
+/// A refusal as it is kept. A PIN of which only the module knows where it is cannot be: that it has changed would not
+/// be seen. Nor is such a module's own configuration for anybody's file.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    module: ModuleConfiguration,
+    pin_file: PathBuf,
+    state: Fingerprint,
+    error: BackendError,
 }
 
-/// Forgets it: the module let somebody in.
-pub(super) fn forget(module: &ModuleConfiguration) {
-    REFUSED.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(module));
+/// The PINs that were refused to this process and, where there is a file for it, to those before and beside it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RefusedPins {
+    file: Option<PathBuf>,
 }
 
-/// Whether opening `module` anew would show the same PIN a second time; then the error of the first time.
-pub(super) fn still_refused(module: &ModuleConfiguration) -> Option<BackendError> {
-    let refused = REFUSED.lock().unwrap_or_else(PoisonError::into_inner);
-    let (state, error) = refused.get(&key(module))?;
-    if PinState::now(&state.0) != *state {
-        return None;
+impl RefusedPins {
+    /// Kept in this file as well; in memory alone where it cannot be written.
+    pub(super) fn kept_in(file: PathBuf) -> Self {
+        Self { file: Some(file) }
     }
-    let hint = match &state.0 {
-        PinOrigin::File(path) => format!(
-            "put the right PIN into {path}; if the token was changed instead, touch {path}",
-            path = path.display()
-        ),
-        PinOrigin::None | PinOrigin::Unknown => "give the module the right PIN, then restart pintle".to_owned(),
-    };
-    Some(error.clone().with_hint(hint))
+
+    /// Remembers that `module` was `Locked` with the PIN in this state.
+    pub(super) fn remember(&self, module: &ModuleConfiguration, state: PinState, error: &BackendError) {
+        if let PinState(PinOrigin::File(pin_file), Some(state)) = &state {
+            let (pin_file, state) = (pin_file.clone(), state.clone());
+            let refusal = Kept { module: module.clone(), pin_file, state, error: error.clone() };
+            self.change(module, Some(refusal));
+        }
+        if state.0 != PinOrigin::None {
+            REFUSED.lock().unwrap_or_else(PoisonError::into_inner).insert(key(module), (state, error.clone()));
+        }
+    }
+
+    /// Forgets it: the module let somebody in.
+    pub(super) fn forget(&self, module: &ModuleConfiguration) {
+        REFUSED.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(module));
+        if self.kept().iter().any(|kept| kept.module == *module) {
+            self.change(module, None);
+        }
+    }
+
+    /// Whether opening `module` anew, as `user`, would show the same PIN a second time; then the error of the first time.
+    pub(super) fn still_refused(&self, module: &ModuleConfiguration, user: Option<User>) -> Option<BackendError> {
+        let remembered = REFUSED.lock().unwrap_or_else(PoisonError::into_inner).get(&key(module)).cloned();
+        let kept = || {
+            let kept = self.kept().into_iter().find(|kept| kept.module == *module)?;
+            Some((PinState(PinOrigin::File(kept.pin_file), Some(kept.state)), kept.error))
+        };
+        let is_current = |(state, _): &(PinState, BackendError)| PinState::now(&state.0, user) == *state;
+        let (state, error) = remembered.filter(is_current).or_else(|| kept().filter(is_current))?;
+        let hint = match &state.0 {
+            PinOrigin::File(path) => format!(
+                "put the right PIN into {path}; if the token was changed instead, touch {path}",
+                path = path.display()
+            ),
+            PinOrigin::None | PinOrigin::Unknown => "give the module the right PIN, then restart pintle".to_owned(),
+        };
+        Some(error.with_hint(hint))
+    }
+
+    /// What the file holds. One that cannot be read, or that another version wrote, holds nothing.
+    fn kept(&self) -> Vec<Kept> {
+        let content = self.file.as_ref().and_then(|file| std::fs::read(file).ok());
+        content.and_then(|content| serde_json::from_slice(&content).ok()).unwrap_or_default()
+    }
+
+    /// Has the file hold this of `module` and nothing else of it.
+    fn change(&self, module: &ModuleConfiguration, refusal: Option<Kept>) {
+        let Some(file) = &self.file else { return };
+        let mut kept = self.kept();
+        kept.retain(|kept| kept.module != *module);
+        kept.extend(refusal);
+        // The state directory need not be there before the first start. Where it cannot be written, there is the memory.
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(durable::directory_of(file));
+        let _ = serde_json::to_vec(&kept).map(|content| durable::replace(file, &content, 0o600));
+    }
 }
 
 fn key(module: &ModuleConfiguration) -> String {
     serde_json::to_string(module).unwrap_or_default()
 }
 
+/// A module in this process, of which it is remembered that it refused a PIN.
+pub(super) struct Remembering {
+    pub(super) backend: Box<dyn KeyBackend>,
+    pub(super) module: ModuleConfiguration,
+    pub(super) refused: RefusedPins,
+    /// Whether the module may be one that refused a PIN.
+    pub(super) doubtful: bool,
+}
+
+impl Remembering {
+    fn call<T>(
+        &mut self,
+        call: impl FnOnce(&mut dyn KeyBackend) -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        let pin = PinState::now(&self.module.pin(), None);
+        let outcome = call(&mut *self.backend);
+        match &outcome {
+            Err(error) if error.kind == BackendErrorKind::Locked => {
+                self.refused.remember(&self.module, pin, error);
+                self.doubtful = true;
+            }
+            Ok(_) if self.doubtful => {
+                self.refused.forget(&self.module);
+                self.doubtful = false;
+            }
+            _ => {}
+        }
+        outcome
+    }
+}
+
+impl KeyBackend for Remembering {
+    fn generate(&mut self, id: &KeyId, algorithm: KeyAlgorithm) -> Result<PublicKey, BackendError> {
+        self.call(|backend| backend.generate(id, algorithm))
+    }
+
+    fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, BackendError> {
+        self.call(|backend| backend.public_key(id))
+    }
+
+    fn sign(&mut self, id: &KeyId, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, BackendError> {
+        self.call(|backend| backend.sign(id, scheme, message))
+    }
+
+    fn delete(&mut self, id: &KeyId) -> Result<(), BackendError> {
+        self.call(|backend| backend.delete(id))
+    }
+
+    fn list(&mut self) -> Result<Vec<KeyId>, BackendError> {
+        self.call(|backend| backend.list())
+    }
+
+    fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
+        self.call(|backend| backend.reference(id))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use pintle_plugins_api::BackendErrorKind;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use rustix::thread::CapabilitySet;
 
     use super::*;
+
+    fn token(label: &str, pin: &Path) -> ModuleConfiguration {
+        ModuleConfiguration::Pkcs11 {
+            uri: format!("pkcs11:token={label}"),
+            module: Some("/module.so".into()),
+            pin_file: Some(pin.to_owned()),
+        }
+    }
+
+    /// As editors and `mv` do it.
+    fn write_anew(path: &Path, pin: &str) {
+        let new = path.with_extension("new");
+        fs::write(&new, pin).expect("written");
+        fs::rename(new, path).expect("renamed");
+    }
+
+    fn refused() -> BackendError {
+        BackendError::new(BackendErrorKind::Locked, "refused the PIN")
+    }
 
     #[test]
     fn c27_a_refusal_stands_until_the_pins_file_changes() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("pin");
-        std::fs::write(&path, "0000").expect("written");
-        let module = ModuleConfiguration::Pkcs11 {
-            uri: "pkcs11:token=refused".to_owned(),
-            module: Some("/module.so".into()),
-            pin_file: Some(path.clone()),
+        fs::write(&path, "0000").expect("written");
+        let (module, pins) = (token("refused", &path), RefusedPins::default());
+        assert!(pins.still_refused(&module, None).is_none());
+        pins.remember(&module, PinState::now(&module.pin(), None), &refused());
+        assert_eq!(pins.still_refused(&module, None).expect("refused").detail, refused().detail);
+        write_anew(&path, "12345");
+        assert!(pins.still_refused(&module, None).is_none());
+    }
+
+    #[test]
+    fn c27_a_refusal_is_kept_for_the_next_process() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("pin");
+        fs::write(&path, "931648").expect("written");
+        let file = directory.path().join("state/refused-pins.json");
+        let (module, pins) = (token("kept", &path), RefusedPins::kept_in(file.clone()));
+        let another_process = || REFUSED.lock().expect("no panic").remove(&key(&module));
+        pins.remember(&module, PinState::now(&module.pin(), None), &refused());
+        another_process();
+        let error = pins.still_refused(&module, None).expect("refused");
+        assert!(error.hint.is_some_and(|hint| hint.contains("touch")));
+        assert!(pins.still_refused(&token("other", &path), None).is_none());
+        let content = fs::read_to_string(&file).expect("the file");
+        assert!(!content.contains("931648") && !content.contains("size"), "{content}");
+        assert_eq!(fs::metadata(&file).expect("the file").permissions().mode() & 0o7777, 0o600);
+        write_anew(&path, "1234");
+        assert!(pins.still_refused(&module, None).is_none());
+        pins.remember(&module, PinState::now(&module.pin(), None), &refused());
+        another_process();
+        pins.forget(&module);
+        assert!(pins.still_refused(&module, None).is_none());
+        // Where nothing can be kept there is the memory.
+        let pins = RefusedPins::kept_in(path.join("below-a-file"));
+        pins.remember(&module, PinState::now(&module.pin(), None), &refused());
+        assert!(pins.still_refused(&module, None).is_some());
+    }
+
+    #[test]
+    fn c27_a_pin_that_only_the_modules_user_can_see_is_seen_to_change() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can look as somebody else");
+            return;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("its mode");
+        let theirs = directory.path().join("theirs");
+        fs::create_dir(&theirs).expect("a directory");
+        let path = theirs.join("pin");
+        fs::write(&path, "0000").expect("written");
+        fs::set_permissions(&theirs, Permissions::from_mode(0o700)).expect("its mode");
+        chown(&theirs, Some(65534), None).expect("its owner");
+        let (module, pins) = (token("theirs", &path), RefusedPins::default());
+        let user = Some(User { uid: 65534, gid: 65534 });
+        let without_override = || {
+            let mut sets = rustix::thread::capabilities(None).expect("capabilities");
+            sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+            rustix::thread::set_capabilities(None, sets).expect("fewer capabilities");
+            assert_eq!(Fingerprint::of(&path, None), None);
+            pins.remember(&module, PinState::now(&module.pin(), user), &refused());
+            assert!(pins.still_refused(&module, user).is_some());
         };
-        assert!(still_refused(&module).is_none());
-        let error = BackendError::new(BackendErrorKind::Locked, "refused the PIN");
-        remember(&module, PinState::now(&module.pin()), &error);
-        assert_eq!(still_refused(&module).expect("refused").detail, error.detail);
-        std::fs::write(&path, "12345").expect("written");
-        assert!(still_refused(&module).is_none());
+        std::thread::scope(|scope| scope.spawn(without_override).join()).expect("no panic");
+        write_anew(&path, "1234");
+        assert!(pins.still_refused(&module, user).is_none());
     }
 
     #[test]
     fn c27_a_plugin_that_was_refused_is_not_asked_again_and_a_tpm_is() {
         let plugin =
             |pin| ModuleConfiguration::Plugin { library: "refused".to_owned(), configuration: "{}".to_owned(), pin };
-        let error = BackendError::new(BackendErrorKind::Locked, "locked out");
+        let pins = RefusedPins::default();
         for pin in [true, false] {
-            remember(&plugin(pin), PinState::now(&plugin(pin).pin()), &error);
-            assert_eq!(still_refused(&plugin(pin)).is_some(), pin);
+            pins.remember(&plugin(pin), PinState::now(&plugin(pin).pin(), None), &refused());
+            assert_eq!(pins.still_refused(&plugin(pin), None).is_some(), pin);
         }
     }
 }

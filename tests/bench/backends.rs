@@ -164,6 +164,7 @@ fn tpm(directory: &Path) -> Option<(ModuleConfiguration, Child)> {
     let configuration = serde_json::json!({
         "tcti": format!("swtpm:host=127.0.0.1,port={port}"),
         "directory": directory.join("tpm-keys"),
+        "make_directory": true,
     });
     let module = ModuleConfiguration::Plugin {
         library: plugin.display().to_string(),

@@ -1,5 +1,6 @@
 //! The agent with an isolated backend: it stays up, says what is wrong, and goes on by itself.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -19,6 +20,7 @@ struct Node {
     scratch: ScratchDirectory,
     token: Token,
     configuration: PathBuf,
+    environment: BTreeMap<String, String>,
     _control_plane: ControlPlane,
     _runtime: tokio::runtime::Runtime,
 }
@@ -51,15 +53,30 @@ impl Node {
                 environment = environment.join(", "),
             ),
         );
-        Self { scratch, token, configuration, _control_plane: control_plane, _runtime: runtime }
+        Self {
+            scratch,
+            token,
+            configuration,
+            environment: BTreeMap::new(),
+            _control_plane: control_plane,
+            _runtime: runtime,
+        }
+    }
+
+    /// Has the module in the program itself, which then needs the module's environment.
+    fn without_isolation(&mut self) {
+        let text = std::fs::read_to_string(&self.configuration).expect("the configuration");
+        let line = text.lines().find(|line| line.starts_with("isolation")).expect("a line");
+        self.configuration = self.scratch.write("config.toml", text.replace(line, "isolation = \"none\""));
+        self.environment = self.token.environment();
     }
 
     fn start(&self) -> Agent {
-        let agent = AgentCommand::new(PINTLE, &self.scratch)
-            .argument("run")
-            .flag("config", &self.configuration)
-            .flag("log-format", "json")
-            .start();
+        let command = self
+            .environment
+            .iter()
+            .fold(AgentCommand::new(PINTLE, &self.scratch), |command, (name, value)| command.environment(name, value));
+        let agent = command.argument("run").flag("config", &self.configuration).flag("log-format", "json").start();
         eventually("the agent is ready", DEADLINE, || {
             let status = self.status()?;
             (status["identities"][0]["state"] == "ready").then_some(())
@@ -68,7 +85,9 @@ impl Node {
     }
 
     fn pintle(&self, arguments: &[&str]) -> Output {
-        Command::new(PINTLE).args(arguments).arg("--config").arg(&self.configuration).output().expect("pintle starts")
+        let mut command = Command::new(PINTLE);
+        command.args(arguments).arg("--config").arg(&self.configuration).envs(&self.environment);
+        command.output().expect("pintle starts")
     }
 
     #[track_caller]
@@ -92,6 +111,35 @@ impl Node {
 
     fn backend_in_use(&self) -> String {
         self.status().expect("a status")["identities"][0]["key"]["backend"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+#[test]
+fn c27_a_refused_pin_is_shown_once_whichever_process_asks() {
+    for isolation in ["process", "none"] {
+        let mut node = Node::new();
+        if isolation == "none" {
+            node.without_isolation();
+        }
+        node.token.write_pin("99999999");
+        for command in
+            [&["backend", "list"][..], &["keys", "list"], &["backend", "list"], &["backend", "check", "token"]]
+        {
+            let said = node.fail(command);
+            assert!(said.contains("locked"), "{isolation}, {command:?}: {said}");
+        }
+        assert_eq!(node.token.logins(), 1, "{isolation}");
+        // The agent is one of them, and the commands then ask it.
+        let agent = node.start();
+        assert!(node.fail(&["backend", "list"]).contains("locked"));
+        assert_eq!(node.token.logins(), 1, "{isolation}");
+        node.token.write_pin(crate::token::PIN);
+        node.succeed(&["backend", "list"]);
+        assert_eq!(node.token.logins(), 2, "{isolation}");
+        drop(agent);
+        node.succeed(&["backend", "list"]);
+        let kept = std::fs::read_to_string(node.scratch.join("state/refused-pins.json"));
+        assert_eq!(kept.expect("the file"), "[]", "a PIN that was accepted is forgotten as a refused one");
     }
 }
 

@@ -190,6 +190,15 @@ fn the_child_has_given_up_what_it_does_not_need() {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         assert_eq!(line.map(str::trim), Some(value), "{name}");
     }
+    // CAP_DAC_OVERRIDE and CAP_IPC_LOCK at most, where this process has them itself.
+    let status = read("status");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        let line = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':')).expect(set);
+        let capabilities = u64::from_str_radix(line.trim(), 16).expect("a number");
+        if set != "CapBnd" || rustix::process::geteuid().is_root() {
+            assert_eq!(capabilities & !(1 << 1 | 1 << 14), 0, "{set}: {capabilities:#x}");
+        }
+    }
     let limits = read("limits");
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
     assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
@@ -250,7 +259,9 @@ fn a_child_runs_as_the_user_that_it_is_told_to() {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("a status");
     let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
     assert_eq!(line("Uid:"), "65534\t65534\t65534\t65534");
-    assert_eq!(line("CapEff:"), "0000000000000000");
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(line(set), "0000000000000000", "{set}");
+    }
     assert!(line("Groups:").is_empty(), "the agent's other groups are not kept: {status}");
     let signature = backend.sign(&id("user"), SCHEME, b"message").expect("signed");
     assert!(public_key.verifies(SCHEME, b"message", &signature));

@@ -32,6 +32,17 @@ pub(crate) fn algorithm_of_curve(parameters: &[u8]) -> Option<KeyAlgorithm> {
     KeyAlgorithm::ALL.into_iter().find(|algorithm| curve_parameters(*algorithm).contains(&parameters))
 }
 
+/// The RSA algorithm whose keys have a big-endian modulus of this length.
+pub(crate) fn algorithm_of_modulus(modulus: &[u8]) -> Option<KeyAlgorithm> {
+    let zeros = modulus.iter().take_while(|octet| **octet == 0).count();
+    match modulus.len() - zeros {
+        256 => Some(KeyAlgorithm::Rsa2048),
+        384 => Some(KeyAlgorithm::Rsa3072),
+        512 => Some(KeyAlgorithm::Rsa4096),
+        _ => None,
+    }
+}
+
 /// The point that a CKA_EC_POINT holds: the DER of an OCTET STRING as PKCS#11 demands, or the bare point as some
 /// modules have it, or a BIT STRING as others have it for Edwards curves. The lengths tell them apart.
 pub(crate) fn point(attribute: &[u8], algorithm: KeyAlgorithm) -> Option<&[u8]> {

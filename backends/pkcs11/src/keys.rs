@@ -15,13 +15,27 @@ use crate::signature;
 /// What the labels of this agent's objects begin with; the text of the key's id follows.
 const LABEL_PREFIX: &str = "pintle ";
 
+/// What signs in the token, for as long as the session that found it.
+#[derive(Clone, Copy)]
+pub(crate) struct PrivateKey {
+    /// The private object.
+    pub(crate) object: ObjectHandle,
+    /// What it is a key of.
+    pub(crate) algorithm: KeyAlgorithm,
+}
+
 /// A key pair in the token, for as long as the session that found it.
-#[derive(Clone)]
 pub(crate) struct KeyPair {
     /// The private object.
-    pub(crate) private: ObjectHandle,
+    private: ObjectHandle,
     /// The public key, from the public object or from what the private one tells.
     pub(crate) public_key: PublicKey,
+}
+
+impl KeyPair {
+    fn private_key(&self) -> PrivateKey {
+        PrivateKey { object: self.private, algorithm: self.public_key.algorithm() }
+    }
 }
 
 /// What a token holds under a key's id.
@@ -30,7 +44,10 @@ enum Search {
     Nothing,
     /// A whole key pair.
     Pair(KeyPair),
-    /// What a generation or destruction left behind that was cut short.
+    /// A private object, and nothing that tells its public key: the public object was deleted, or the module keeps
+    /// none, or a generation was cut short.
+    Mute(ObjectHandle),
+    /// A public object alone: what a generation or destruction left behind that was cut short.
     Half,
     /// A key that is not this agent's.
     Foreign,
@@ -39,28 +56,56 @@ enum Search {
 /// The key with this id, looked up in the token.
 ///
 /// # Errors
-/// `NotFound` if the token certainly holds no such key.
+/// `NotFound` if the token certainly holds no such key; `Corrupt` if it holds the private half and does not tell the
+/// public one.
 pub(crate) fn existing(session: &mut LoggedInSession, id: &KeyId) -> Result<KeyPair, Fault> {
     session.found.remove(id);
     match search(session, id)? {
         Search::Pair(pair) => {
-            session.found.insert(id.clone(), pair.clone());
+            session.found.insert(id.clone(), pair.private_key());
             Ok(pair)
         }
-        Search::Nothing | Search::Foreign | Search::Half => {
-            session.confirm_absence()?;
-            let detail = format!("the token holds no key {id}");
-            Err(BackendError::new(BackendErrorKind::NotFound, detail).into())
-        }
+        Search::Mute(private) if is_complete(session, private)? => Err(public_half_missing(id).into()),
+        Search::Nothing | Search::Foreign | Search::Half | Search::Mute(_) => Err(absent(session, id)?),
     }
 }
 
-/// The key with this id, looked up in the token unless this session has seen it already.
-pub(crate) fn remembered(session: &mut LoggedInSession, id: &KeyId) -> Result<KeyPair, Fault> {
-    match session.found.get(id) {
-        Some(pair) => Ok(pair.clone()),
-        None => existing(session, id),
+/// The private half of the key with this id, looked up in the token unless this session has seen it already. A
+/// signature needs no public object.
+///
+/// # Errors
+/// As [`existing`], and `Corrupt` only if the token does not even tell of which algorithm the key is.
+pub(crate) fn private_key(session: &mut LoggedInSession, id: &KeyId) -> Result<PrivateKey, Fault> {
+    if let Some(key) = session.found.get(id) {
+        return Ok(*key);
     }
+    let key = match search(session, id)? {
+        Search::Pair(pair) => pair.private_key(),
+        Search::Mute(object) if is_complete(session, object)? => {
+            let algorithm = algorithm(session, object)?.ok_or_else(|| public_half_missing(id))?;
+            PrivateKey { object, algorithm }
+        }
+        Search::Nothing | Search::Foreign | Search::Half | Search::Mute(_) => return Err(absent(session, id)?),
+    };
+    session.found.insert(id.clone(), key);
+    Ok(key)
+}
+
+/// That there is no such key, once that is certain.
+fn absent(session: &LoggedInSession, id: &KeyId) -> Result<Fault, Fault> {
+    session.confirm_absence()?;
+    Ok(BackendError::new(BackendErrorKind::NotFound, format!("the token holds no key {id}")).into())
+}
+
+/// The key is not lost, so another one must not be made in its place.
+fn public_half_missing(id: &KeyId) -> BackendError {
+    corrupt(format!("the token holds the private half of key {id} and does not tell the public one")).with_hint(
+        format!(
+            "write the certificate's public key (openssl x509 -pubkey) back: pkcs11-tool --write-object --type pubkey \
+         --id {} --label 'pintle {id}'; or, if the key is not in use, pintle keys prune",
+            id.as_bytes().iter().map(|octet| format!("{octet:02x}")).collect::<String>()
+        ),
+    )
 }
 
 /// The key with this id, or a new one.
@@ -69,7 +114,7 @@ pub(crate) fn generate(session: &mut LoggedInSession, id: &KeyId, algorithm: Key
     let conflict = |what: &str| BackendError::new(BackendErrorKind::Conflict, format!("key {id} {what}"));
     match search(session, id)? {
         // Never returned by this function, so in nobody's use: what a call left behind that was cut short.
-        Search::Pair(pair) if !is_complete(session, &pair)? => destroy(session, id)?,
+        Search::Pair(pair) if !is_complete(session, pair.private)? => destroy(session, id)?,
         Search::Pair(pair) if pair.public_key.algorithm() == algorithm => {
             // Perhaps the call that made it was cut short before it got here.
             verify_attributes(session, &pair, id)?;
@@ -80,7 +125,7 @@ pub(crate) fn generate(session: &mut LoggedInSession, id: &KeyId, algorithm: Key
             return Err(conflict(&format!("exists and is {}", pair.public_key.algorithm())).into());
         }
         Search::Foreign => return Err(conflict("exists in the token and is somebody else's").into()),
-        Search::Half => {
+        Search::Half | Search::Mute(_) => {
             // Half a pair, or a whole one whose private half cannot be seen just now?
             session.confirm_absence()?;
             destroy(session, id)?;
@@ -175,9 +220,8 @@ fn corrupt(detail: impl Into<String>) -> BackendError {
 }
 
 fn remember(session: &mut LoggedInSession, id: &KeyId, pair: KeyPair) -> PublicKey {
-    let public_key = pair.public_key.clone();
-    session.found.insert(id.clone(), pair);
-    public_key
+    session.found.insert(id.clone(), pair.private_key());
+    pair.public_key
 }
 
 /// The token's objects of this class with this CKA_ID, whoever made them.
@@ -213,7 +257,7 @@ fn search(session: &LoggedInSession, id: &KeyId) -> Result<Search, Fault> {
         ([], _) => Ok(Search::Half),
         ([one], [] | [_]) => match public_key(session, public.first().copied(), Some(*one))? {
             Some(public_key) => Ok(Search::Pair(KeyPair { private: *one, public_key })),
-            None => Ok(Search::Half),
+            None => Ok(Search::Mute(*one)),
         },
         _ => {
             let detail = format!("{} private and {} public objects have id {id}", private.len(), public.len());
@@ -221,6 +265,15 @@ fn search(session: &LoggedInSession, id: &KeyId) -> Result<Search, Fault> {
         }
     }
 }
+
+/// The attributes that tell a public key, or of which algorithm a private one is.
+const TELLING: [AttributeType; 5] = [
+    AttributeType::KeyType,
+    AttributeType::EcParams,
+    AttributeType::EcPoint,
+    AttributeType::Modulus,
+    AttributeType::PublicExponent,
+];
 
 /// The public key that the objects of a pair tell; `None` if they do not tell it.
 fn public_key(
@@ -230,19 +283,33 @@ fn public_key(
 ) -> Result<Option<PublicKey>, Fault> {
     // Private objects often tell the public key of an RSA pair, and rarely that of a curve.
     for object in [public, private].into_iter().flatten() {
-        let asked = [
-            AttributeType::KeyType,
-            AttributeType::EcParams,
-            AttributeType::EcPoint,
-            AttributeType::Modulus,
-            AttributeType::PublicExponent,
-        ];
-        let attributes = session.raw().get_attributes(object, &asked)?;
+        let attributes = session.raw().get_attributes(object, &TELLING)?;
         if let Some(der) = subject_public_key_info(&attributes) {
-            return PublicKey::from_der(der).map(Some).map_err(|invalid| corrupt(invalid.to_string()).into());
+            return decoded(der).map(Some);
         }
     }
-    Ok(None)
+    // PKCS #11 v2.40 has an attribute for it, which many modules do not know, or leave empty.
+    let Some(private) = private else { return Ok(None) };
+    let attributes = session.raw().get_attributes(private, &[AttributeType::PublicKeyInfo])?;
+    let told = attributes.into_iter().find_map(|attribute| match attribute {
+        Attribute::PublicKeyInfo(der) if !der.is_empty() => Some(der),
+        _ => None,
+    });
+    told.map(decoded).transpose()
+}
+
+fn decoded(subject_public_key_info: Vec<u8>) -> Result<PublicKey, Fault> {
+    PublicKey::from_der(subject_public_key_info).map_err(|invalid| corrupt(invalid.to_string()).into())
+}
+
+/// The algorithm of a private object, as far as it tells that without its public key.
+fn algorithm(session: &LoggedInSession, private: ObjectHandle) -> Result<Option<KeyAlgorithm>, Error> {
+    let attributes = session.raw().get_attributes(private, &TELLING)?;
+    Ok(attributes.iter().find_map(|attribute| match attribute {
+        Attribute::EcParams(parameters) => encoding::algorithm_of_curve(parameters),
+        Attribute::Modulus(octets) => encoding::algorithm_of_modulus(octets),
+        _ => None,
+    }))
 }
 
 fn subject_public_key_info(attributes: &[Attribute]) -> Option<Vec<u8>> {
@@ -266,8 +333,8 @@ fn subject_public_key_info(attributes: &[Attribute]) -> Option<Vec<u8>> {
 
 /// Whether the token has finished generating the key. SoftHSM stores a private object first and its value, with
 /// CKA_LOCAL, in a second step, so a process that is killed between the two leaves an object without a key.
-fn is_complete(session: &LoggedInSession, pair: &KeyPair) -> Result<bool, Error> {
-    Ok(session.raw().get_attributes(pair.private, &[AttributeType::Local])?.contains(&Attribute::Local(true)))
+fn is_complete(session: &LoggedInSession, private: ObjectHandle) -> Result<bool, Error> {
+    Ok(session.raw().get_attributes(private, &[AttributeType::Local])?.contains(&Attribute::Local(true)))
 }
 
 /// Reads back what the token says of a private key, and refuses one that could leave the token, or ever could.

@@ -68,6 +68,41 @@ impl Configuration {
         let path = self.pin_file.clone().or(TokenUri::parse(&self.uri).ok()?.pin_source)?;
         PinSource::new(Some(path), credentials_directory()).ok()?.path().map(Path::to_owned)
     }
+
+    /// Whether the configuration makes sense, without a look at the module or the PIN. A credential's name does, even
+    /// where there is no `$CREDENTIALS_DIRECTORY`: only the service has one.
+    ///
+    /// # Errors
+    /// `Unsupported` if it makes none.
+    pub fn check(&self) -> Result<(), BackendError> {
+        let (_, _, pin) = self.parts()?;
+        PinSource::new(pin, Some(credentials_directory().unwrap_or_else(|| "/run/credentials".into()))).map(drop)
+    }
+
+    /// The token, the path of its module, and the path or name of its PIN's file.
+    fn parts(&self) -> Result<(TokenUri, PathBuf, Option<PathBuf>), BackendError> {
+        let uri = TokenUri::parse(&self.uri)?;
+        let module = match (self.module.clone(), uri.module_path.clone()) {
+            (Some(_), Some(_)) => {
+                return Err(misconfigured("the module is named twice, in the URI and beside it")
+                    .with_hint("leave one of them out"));
+            }
+            (Some(path), None) | (None, Some(path)) => path,
+            (None, None) => {
+                return Err(misconfigured("no module is named")
+                    .with_hint("add ?module-path=/usr/lib/…/module.so to the pkcs11: URI"));
+            }
+        };
+        module::check_path(&module)?;
+        let pin = match (self.pin_file.clone(), uri.pin_source.clone()) {
+            (Some(_), Some(_)) => {
+                return Err(misconfigured("the PIN's file is named twice, in the URI and beside it")
+                    .with_hint("leave one of them out"));
+            }
+            (path, source) => path.or(source),
+        };
+        Ok((uri, module, pin))
+    }
 }
 
 /// A token as a key backend.
@@ -77,7 +112,7 @@ impl Configuration {
 ///   is back, without a restart.
 /// - A PIN that the token refused is not given to it again by this process, so a wrong PIN costs one try.
 /// - A key is one private and one public object with the key's id as CKA_ID and `pintle ` and the id's text as
-///   CKA_LABEL. Objects of anybody else are neither listed nor touched.
+///   CKA_LABEL. Where the public one is gone the key still signs, and is not taken for lost. Objects of anybody else are neither listed nor touched.
 pub struct Pkcs11Backend {
     token: Token,
 }
@@ -89,7 +124,7 @@ impl Pkcs11Backend {
     /// `Unsupported` if the configuration makes no sense, or if somebody other than root or this process's own user
     /// could replace the module.
     pub fn open(configuration: Configuration) -> Result<Self, BackendError> {
-        Ok(Self { token: Token::new(configuration)? })
+        Ok(Self { token: Token::new(&configuration)? })
     }
 }
 
@@ -104,13 +139,12 @@ impl KeyBackend for Pkcs11Backend {
 
     fn sign(&mut self, id: &KeyId, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, BackendError> {
         self.token.with_session(|session| {
-            let pair = keys::remembered(session, id)?;
-            let algorithm = pair.public_key.algorithm();
+            let keys::PrivateKey { object, algorithm } = keys::private_key(session, id)?;
             if !algorithm.schemes().contains(&scheme) {
                 let detail = format!("key {id} is {algorithm} and does not sign with {scheme:?}");
                 return Err(BackendError::new(BackendErrorKind::Unsupported, detail).into());
             }
-            signature::sign(session.raw(), pair.private, scheme, message)
+            signature::sign(session.raw(), object, scheme, message)
         })
     }
 
@@ -124,7 +158,8 @@ impl KeyBackend for Pkcs11Backend {
 
     fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
         let identity = self.token.with_session(|session| {
-            keys::existing(session, id)?;
+            session.found.remove(id);
+            keys::private_key(session, id)?;
             Ok(session.identity().cloned())
         })?;
         Ok(KeyReference::Uri(self.token.uri().of_key(identity.as_ref(), id)))

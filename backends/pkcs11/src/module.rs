@@ -24,14 +24,15 @@ static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new
 
 /// A module that is loaded.
 pub(crate) struct Module {
+    path: PathBuf,
     state: RwLock<Initialization>,
 }
 
 /// A module's present initialisation.
 pub(crate) struct Initialization {
     pkcs11: Pkcs11,
-    /// Whether the last C_Initialize succeeded.
-    initialized: bool,
+    /// Why the last C_Initialize did not succeed, if it did not.
+    failure: Option<BackendError>,
     /// Whether it is ours to finalize: not if somebody else in this process initialised the module first.
     ours: bool,
     generation: u64,
@@ -53,9 +54,9 @@ impl Module {
         let pkcs11 = Pkcs11::new(&path).map_err(|error| {
             misconfigured(format!("{} is not a PKCS#11 module: {}", path.display(), describe(&error)))
         })?;
-        let ours = initialize(&pkcs11)?;
-        let state = Initialization { pkcs11, initialized: true, ours, generation: 0, reloaded: None };
-        let module = Arc::new(Self { state: RwLock::new(state) });
+        let ours = initialize(&pkcs11, &path)?;
+        let state = Initialization { pkcs11, failure: None, ours, generation: 0, reloaded: None };
+        let module = Arc::new(Self { path: path.clone(), state: RwLock::new(state) });
         modules.insert(path, Arc::clone(&module));
         Ok(module)
     }
@@ -63,10 +64,9 @@ impl Module {
     /// The module for one call: it is not finalized while this is held.
     pub(crate) fn hold(&self) -> Result<RwLockReadGuard<'_, Initialization>, BackendError> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        if state.initialized {
-            Ok(state)
-        } else {
-            Err(BackendError::new(BackendErrorKind::Unavailable, "the module did not initialise again"))
+        match &state.failure {
+            None => Ok(state),
+            Some(failure) => Err(failure.clone()),
         }
     }
 
@@ -85,8 +85,8 @@ impl Module {
         state.generation += 1;
         // It may well fail, on a module that is in trouble; what counts is whether it initialises.
         let _ = state.pkcs11.clone().finalize();
-        state.initialized = initialize(&state.pkcs11).is_ok();
-        state.initialized
+        state.failure = initialize(&state.pkcs11, &self.path).err();
+        state.failure.is_none()
     }
 }
 
@@ -103,21 +103,33 @@ impl Initialization {
 }
 
 /// C_Initialize. Returns whether we did it, rather than somebody else before us.
-fn initialize(pkcs11: &Pkcs11) -> Result<bool, BackendError> {
+fn initialize(pkcs11: &Pkcs11, path: &Path) -> Result<bool, BackendError> {
+    let module = path.display();
     match pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
         Ok(()) => Ok(true),
         Err(error) => match return_value(&error) {
             Some(RvError::CryptokiAlreadyInitialized) => Ok(false),
             Some(RvError::CantLock | RvError::NeedToCreateThreads) => {
-                Err(misconfigured(format!("the module cannot be used by a program with threads: {}", describe(&error))))
+                let detail =
+                    format!("the module {module} cannot be used by a program with threads: {}", describe(&error));
+                Err(misconfigured(detail))
             }
             _ => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
-                format!("the module does not initialise: {}", describe(&error)),
+                format!("the module {module} does not initialise: {}", describe(&error)),
             )
-            .with_hint("look at the module's own configuration and log")),
+            .with_hint("look at the module's own configuration and log; pintle tries again by itself")),
         },
     }
+}
+
+/// That the path of a module says where it is.
+pub(crate) fn check_path(path: &Path) -> Result<(), BackendError> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(misconfigured(format!("the module's path {} is not absolute", path.display()))
+        .with_hint("give its full path, such as /usr/lib/softhsm/libsofthsm2.so"))
 }
 
 /// The canonical path, if neither the file nor anything on the way to it can be changed by anybody but root and the
@@ -126,9 +138,7 @@ fn initialize(pkcs11: &Pkcs11) -> Result<bool, BackendError> {
 /// # Errors
 /// `Unavailable` if there is nothing at `path`; `Unsupported` if it is not to be trusted.
 pub(crate) fn trusted(path: &Path) -> Result<PathBuf, BackendError> {
-    if !path.is_absolute() {
-        return Err(misconfigured(format!("the module's path {} is not absolute", path.display())));
-    }
+    check_path(path)?;
     let unavailable = |error: std::io::Error| {
         BackendError::new(BackendErrorKind::Unavailable, format!("the module {}: {error}", path.display()))
             .with_hint("install the module's package, or correct module-path")

@@ -33,6 +33,13 @@ pub(crate) enum PinSource {
     Credential(PathBuf),
 }
 
+/// The state of a PIN's file. Whoever writes to it, or touches it, changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    inode: u64,
+    changed: (i64, i64),
+}
+
 impl PinSource {
     /// The file at `path`, or the one of this name in `credentials_directory` if `path` is relative.
     pub(crate) fn new(path: Option<PathBuf>, credentials_directory: Option<PathBuf>) -> Result<Self, BackendError> {
@@ -59,6 +66,12 @@ impl PinSource {
             Self::None => None,
             Self::File(path) | Self::Credential(path) => Some(path),
         }
+    }
+
+    /// The state of the file, if there is one that can be seen.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        let metadata = std::fs::symlink_metadata(self.path()?).ok()?;
+        Some(Stamp { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()) })
     }
 
     /// The PIN, without the newline that editors put at its end; `None` if there is none.

@@ -9,7 +9,7 @@ use cryptoki::slot::{Slot, TokenInfo};
 use pintle_plugins_api::KeyId;
 
 use crate::fault::Fault;
-use crate::keys::KeyPair;
+use crate::keys::PrivateKey;
 use crate::module::Initialization;
 use crate::turn::Turns;
 use crate::uri::TokenIdentity;
@@ -23,8 +23,8 @@ pub(crate) struct LoggedInSession {
     identity: Option<TokenIdentity>,
     login_required: bool,
     turns: Turns,
-    /// The key pairs found so far. Handles are good for as long as the session is.
-    pub(crate) found: HashMap<KeyId, KeyPair>,
+    /// The private keys found so far. Handles are good for as long as the session is.
+    pub(crate) found: HashMap<KeyId, PrivateKey>,
 }
 
 impl LoggedInSession {

@@ -12,13 +12,13 @@ use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::RawAuthPin;
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 
+use crate::Configuration;
 use crate::fault::{Fault, answer, describe, is_absence, is_recoverable, return_value};
 use crate::module::{Initialization, Module, trusted};
-use crate::pin::{self, PinSource};
+use crate::pin::{self, PinSource, Stamp};
 use crate::session::{LoggedInSession, identity};
 use crate::turn::{Turn, Turns};
 use crate::uri::TokenUri;
-use crate::{Configuration, misconfigured};
 
 /// The pauses before an operation is repeated that another program may have spoilt by writing to the token just then.
 /// The first is short, since a write takes microseconds unless whoever does it is interrupted.
@@ -44,39 +44,40 @@ pub(crate) struct Token {
     session: Option<LoggedInSession>,
     /// A new session did not help the last time, or would not: initialise the module anew before the next one.
     suspect: bool,
-    /// When C_Login last failed in a way that may mean the PIN.
-    login_failed: Option<Instant>,
+    /// The logins of late that failed in a way that may mean the PIN.
+    doubtful_logins: Option<DoubtfulLogins>,
 }
+
+/// Logins that failed, one after the other, by a code of which nobody knows whether it counts as a wrong PIN.
+struct DoubtfulLogins {
+    last: Instant,
+    number: u32,
+    /// What the token answered to the last one.
+    answer: String,
+    /// The state of the PIN's file at the last one.
+    pin: Option<Stamp>,
+}
+
+/// So many of them, and no more: a token may lock its PIN at the third wrong one.
+const MAXIMUM_DOUBTFUL_LOGINS: u32 = 2;
 
 /// A session, and the initialisation that it is one of, which is held for as long as this lives.
 type Opened<'a> = (RwLockReadGuard<'a, Initialization>, LoggedInSession);
 
 impl Token {
     /// The token that `configuration` names. It need not be there, nor the module.
-    pub(crate) fn new(configuration: Configuration) -> Result<Self, BackendError> {
-        let Configuration { uri, module, pin_file, reload_interval } = configuration;
-        let uri = TokenUri::parse(&uri)?;
-        let module_path = match (module, uri.module_path.clone()) {
-            (Some(_), Some(_)) => return Err(misconfigured("the module is named twice, in the URI and beside it")),
-            (Some(path), None) | (None, Some(path)) => path,
-            (None, None) => {
-                return Err(misconfigured("no module is named")
-                    .with_hint("add ?module-path=/usr/lib/…/module.so to the pkcs11: URI"));
-            }
-        };
+    pub(crate) fn new(configuration: &Configuration) -> Result<Self, BackendError> {
+        let (uri, module_path, pin_path) = configuration.parts()?;
+        let reload_interval = configuration.reload_interval;
         if let Err(error) = trusted(&module_path)
             && error.kind != BackendErrorKind::Unavailable
         {
             return Err(error);
         }
-        let pin_path = match (pin_file, uri.pin_source.clone()) {
-            (Some(_), Some(_)) => return Err(misconfigured("the PIN's file is named twice, in the URI and beside it")),
-            (path, source) => path.or(source),
-        };
         let pin = PinSource::new(pin_path, pin::credentials_directory())?;
         let turns = Turns::of(&pin);
-        let (module, session, suspect, login_failed) = (None, None, false, None);
-        Ok(Self { uri, module_path, pin, turns, reload_interval, module, session, suspect, login_failed })
+        let (module, session, suspect, doubtful_logins) = (None, None, false, None);
+        Ok(Self { uri, module_path, pin, turns, reload_interval, module, session, suspect, doubtful_logins })
     }
 
     /// The URI that names the token.
@@ -120,7 +121,7 @@ impl Token {
         if std::mem::take(&mut self.suspect) {
             turn = turn.or_else(|| self.reload(&module));
         }
-        let initialization = match module.hold() {
+        let initialization = match self.hold(&module) {
             Ok(initialization) => initialization,
             Err(error) => {
                 if turn.is_none() {
@@ -129,7 +130,7 @@ impl Token {
                 if turn.is_none() {
                     return Err(error.into());
                 }
-                module.hold()?
+                self.hold(&module)?
             }
         };
         // Another backend of this process may have had the module initialised anew.
@@ -152,8 +153,18 @@ impl Token {
             return Ok((Arc::clone(module), None));
         }
         let turn = self.turns.wait();
-        let module = self.module.insert(Module::load(&self.module_path)?);
+        let loaded = Module::load(&self.module_path).map_err(|error| self.naming_the_token(error))?;
+        let module = self.module.insert(loaded);
         Ok((Arc::clone(module), Some(turn)))
+    }
+
+    /// The module for one call.
+    fn hold<'a>(&self, module: &'a Module) -> Result<RwLockReadGuard<'a, Initialization>, BackendError> {
+        module.hold().map_err(|error| self.naming_the_token(error))
+    }
+
+    fn naming_the_token(&self, error: BackendError) -> BackendError {
+        BackendError { detail: format!("{}: {}", self.uri.name(), error.detail), ..error }
     }
 
     /// Initialises the module anew, if that may be; then it is this backend's turn to log in.
@@ -189,7 +200,7 @@ impl Token {
         let mut pauses = PAUSES.into_iter().take(PAUSES_BEFORE_ABSENCE);
         loop {
             let turn = turn.take().unwrap_or_else(|| self.turns.wait());
-            let initialization = module.hold()?;
+            let initialization = self.hold(module)?;
             match self.open_at_once(&initialization) {
                 Ok(session) => return Ok((initialization, session)),
                 Err(fault) => {
@@ -269,11 +280,7 @@ impl Token {
                 .with_hint("unlock it with the security officer's PIN, as the token's manual says")
                 .into());
         }
-        // A new initialisation does not make another PIN of it.
-        if self.login_failed.is_some_and(|when| when.elapsed() < self.reload_interval) {
-            let detail = format!("{name} refused the last login without saying why");
-            return Err(BackendError::new(BackendErrorKind::Unavailable, detail).into());
-        }
+        self.refuse_after_doubtful_logins()?;
         let token = format!("{} {:?}", self.module_path.display(), session.identity());
         let pin = self.pin.read()?;
         let outcome = match &pin {
@@ -300,7 +307,10 @@ impl Token {
                     .into());
             }
         };
-        let Err(error) = outcome else { return Ok(()) };
+        let Err(error) = outcome else {
+            self.doubtful_logins = None;
+            return Ok(());
+        };
         match return_value(&error) {
             Some(RvError::UserAlreadyLoggedIn) => Ok(()),
             Some(
@@ -340,12 +350,56 @@ impl Token {
                 | RvError::TokenNotPresent
                 | RvError::TokenNotRecognized,
             ) => Err(Fault::Device(error)),
+            // A module may mean a wrong PIN by any other code.
             _ => {
-                // A module may mean a wrong PIN by any other code, so this is not repeated at once either.
-                self.login_failed = Some(Instant::now());
+                self.remember_doubtful_login(session, &error);
+                self.refuse_after_too_many_doubtful_logins()?;
                 Err(Fault::Device(error))
             }
         }
+    }
+
+    /// Not again at once after a login that failed without a reason, and not at all after the second one: a new
+    /// initialisation does not make another PIN of it. Another PIN in the file, or the same one written anew, is.
+    fn refuse_after_doubtful_logins(&mut self) -> Result<(), BackendError> {
+        let Some(failed) = &self.doubtful_logins else { return Ok(()) };
+        if failed.pin != self.pin.stamp() {
+            self.doubtful_logins = None;
+            return Ok(());
+        }
+        self.refuse_after_too_many_doubtful_logins()?;
+        if failed.last.elapsed() < self.reload_interval {
+            let detail = format!("{} refused the last login without saying why: {}", self.uri.name(), failed.answer);
+            return Err(BackendError::new(BackendErrorKind::Unavailable, detail)
+                .with_hint(format!("one more is tried in a moment; see the log of {}", self.module_path.display())));
+        }
+        Ok(())
+    }
+
+    fn refuse_after_too_many_doubtful_logins(&self) -> Result<(), BackendError> {
+        let Some(failed) = self.doubtful_logins.as_ref().filter(|failed| failed.number >= MAXIMUM_DOUBTFUL_LOGINS)
+        else {
+            return Ok(());
+        };
+        let (name, answer) = (self.uri.name(), &failed.answer);
+        let detail = format!("{name} refused the login without saying why: {answer}; the PIN is not tried again");
+        let hint = match self.pin.path().map(|path| path.display()) {
+            Some(path) => format!("put the right PIN into {path}; if it is right and the token works, touch {path}"),
+            None => "log in once by hand (pkcs11-tool --login --list-objects), then restart pintle".to_owned(),
+        };
+        Err(BackendError::new(BackendErrorKind::Locked, detail).with_hint(hint))
+    }
+
+    fn remember_doubtful_login(&mut self, session: &LoggedInSession, error: &Error) {
+        let before = self.doubtful_logins.as_ref().map_or(0, |failed| failed.number);
+        // Asked anew: it may have been this very login.
+        let was_counted = session
+            .pkcs11()
+            .get_token_info(session.slot())
+            .is_ok_and(|info| info.user_pin_count_low() || info.user_pin_final_try() || info.user_pin_locked());
+        let number = if was_counted { MAXIMUM_DOUBTFUL_LOGINS } else { before + 1 };
+        let (last, answer, pin) = (Instant::now(), describe(error), self.pin.stamp());
+        self.doubtful_logins = Some(DoubtfulLogins { last, number, answer, pin });
     }
 
     /// Gives the session up. What it knew of objects goes with it.

@@ -14,36 +14,82 @@ fn hexadecimal(text: &str) -> String {
     text.bytes().map(|octet| format!("{octet:02x}")).collect()
 }
 
-fn half_a_pair(token: &TestToken) {
+fn delete_half(token: &TestToken, kind: &str, text: &str) {
+    token.pkcs11_tool_logged_in(&["--delete-object", "--type", kind, "--id", &hexadecimal(text)]);
+}
+
+fn generated_anew(token: &TestToken, backend: &mut Pkcs11Backend, text: &str) {
+    let after = backend.generate(&id(text), KeyAlgorithm::EcdsaP256).expect("a key");
+    let signature = backend.sign(&id(text), SignatureScheme::EcdsaP256Sha256, b"message").expect("a signature");
+    assert!(after.verifies(SignatureScheme::EcdsaP256Sha256, b"message", &signature));
+    let output = token.pkcs11_tool_logged_in(&["--list-objects", "--type", "privkey", "--id", &hexadecimal(text)]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).matches("Key Object").count(), 1);
+    assert_eq!(backend.generate(&id(text), KeyAlgorithm::EcdsaP256), Ok(after));
+    backend.delete(&id(text)).expect("deleted");
+    assert_eq!(backend.list(), Ok(vec![]));
+}
+
+fn public_half_alone(token: &TestToken) {
     let mut backend = token.open();
-    for half in ["pubkey", "privkey"] {
-        let key = id(&format!("half/{half}"));
-        let before = backend.generate(&key, KeyAlgorithm::EcdsaP256).expect("a key");
-        let octets = hexadecimal(&format!("half/{half}"));
-        token.pkcs11_tool_logged_in(&["--delete-object", "--type", half, "--id", &octets]);
-        let mut backend = token.open();
-        assert_eq!(backend.list(), Ok(vec![key.clone()]), "what is left is listed, so that it is pruned");
-        refused(backend.public_key(&key), BackendErrorKind::NotFound);
-        let after = backend.generate(&key, KeyAlgorithm::EcdsaP256).expect("a new key");
-        assert_ne!(before, after);
-        let signature = backend.sign(&key, SignatureScheme::EcdsaP256Sha256, b"message").expect("a signature");
-        assert!(after.verifies(SignatureScheme::EcdsaP256Sha256, b"message", &signature));
-        for kind in ["pubkey", "privkey"] {
-            let output = token.pkcs11_tool_logged_in(&["--list-objects", "--type", kind, "--id", &octets]);
-            assert_eq!(String::from_utf8_lossy(&output.stdout).matches("Key Object").count(), 1, "{kind}");
-        }
-        backend.delete(&key).expect("deleted");
+    backend.generate(&id("half"), KeyAlgorithm::EcdsaP256).expect("a key");
+    delete_half(token, "privkey", "half");
+    let mut backend = token.open();
+    assert_eq!(backend.list(), Ok(vec![id("half")]), "what is left is listed, so that it is pruned");
+    refused(backend.public_key(&id("half")), BackendErrorKind::NotFound);
+    generated_anew(token, &mut backend, "half");
+}
+
+#[test]
+fn softhsm_public_half_alone_is_no_key() {
+    support::run(Kind::SoftHsm, "softhsm_public_half_alone_is_no_key", public_half_alone);
+}
+
+#[test]
+fn kryoptic_public_half_alone_is_no_key() {
+    support::run(Kind::Kryoptic, "kryoptic_public_half_alone_is_no_key", public_half_alone);
+}
+
+/// Whether the module's private objects tell the public key of a curve, as PKCS #11 does not demand.
+fn private_half_alone(token: &TestToken, tells_points: bool) {
+    let scheme = SignatureScheme::EcdsaP256Sha256;
+    let mut backend = token.open();
+    let curve = backend.generate(&id("curve"), KeyAlgorithm::EcdsaP256).expect("a key");
+    let rsa = backend.generate(&id("rsa"), KeyAlgorithm::Rsa2048).expect("a key");
+    delete_half(token, "pubkey", "curve");
+    delete_half(token, "pubkey", "rsa");
+    let mut backend = token.open();
+    let signature = backend.sign(&id("curve"), scheme, b"message").expect("a signature");
+    assert!(curve.verifies(scheme, b"message", &signature));
+    backend.reference(&id("curve")).expect("a reference");
+    assert_eq!(backend.public_key(&id("rsa")), Ok(rsa));
+    backend.delete(&id("rsa")).expect("deleted");
+    if tells_points {
+        assert_eq!(backend.public_key(&id("curve")), Ok(curve));
+        return generated_anew(token, &mut backend, "curve");
     }
+    let error = refused(backend.public_key(&id("curve")), BackendErrorKind::Corrupt);
+    assert!(error.detail.contains("private half of key curve"), "{error}");
+    // What the hint says.
+    assert!(error.hint.is_some_and(|hint| hint.contains("--id 6375727665 --label 'pintle curve'")));
+    let file = token.directory.join("public.der");
+    std::fs::write(&file, curve.as_der()).expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let write = ["--write-object", file, "--type", "pubkey", "--id", "6375727665", "--label", "pintle curve"];
+    token.pkcs11_tool_logged_in(&write);
+    assert_eq!(backend.public_key(&id("curve")), Ok(curve));
+    // And if it is one that no generation ever answered.
+    delete_half(token, "pubkey", "curve");
+    generated_anew(token, &mut backend, "curve");
 }
 
 #[test]
-fn softhsm_half_a_pair_is_made_anew() {
-    support::run(Kind::SoftHsm, "softhsm_half_a_pair_is_made_anew", half_a_pair);
+fn softhsm_private_half_alone_is_not_lost() {
+    support::run(Kind::SoftHsm, "softhsm_private_half_alone_is_not_lost", |token| private_half_alone(token, false));
 }
 
 #[test]
-fn kryoptic_half_a_pair_is_made_anew() {
-    support::run(Kind::Kryoptic, "kryoptic_half_a_pair_is_made_anew", half_a_pair);
+fn kryoptic_private_half_alone_is_not_lost() {
+    support::run(Kind::Kryoptic, "kryoptic_private_half_alone_is_not_lost", |token| private_half_alone(token, true));
 }
 
 fn never_leaves(token: &TestToken) {

@@ -139,6 +139,67 @@ fn c27_a_login_refused_by_an_unknown_code_is_not_repeated_at_once() {
     });
 }
 
+#[test]
+fn c27_a_login_refused_by_an_unknown_code_is_repeated_once_however_long_it_lasts() {
+    run("c27_a_login_refused_by_an_unknown_code_is_repeated_once_however_long_it_lasts", |token| {
+        // Any moment is long after the last login.
+        let configuration = || Configuration { reload_interval: Duration::ZERO, ..token.configuration() };
+        for code in [0x8000_0002, 0x05] {
+            let mut backend = Pkcs11Backend::open(configuration()).expect("a backend");
+            token.fault("login", code, 100);
+            let outcomes: Vec<_> = (0..10).map(|_| backend.list().expect_err("refused")).collect();
+            assert_eq!(token.faults_left(), 98, "{code:#x}");
+            let last = outcomes.last().expect("an outcome");
+            assert_eq!(last.kind, BackendErrorKind::Locked, "{last}");
+            assert!(
+                last.hint.as_ref().is_some_and(|hint| hint.contains("touch")) && last.detail.contains("C_Login: CKR_")
+            );
+            // The same PIN written anew: somebody says that it is right.
+            token.write_pin(support::PIN);
+            token.fault("none", 0, 0);
+            assert_eq!(backend.list(), Ok(vec![]), "{code:#x}");
+        }
+        // A token that says that its tries run out is spared the second one.
+        token.refuse_login("99999999");
+        token.fault("login", 0x8000_0002, 100);
+        let mut backend = Pkcs11Backend::open(configuration()).expect("a backend");
+        for _ in 0..10 {
+            refused(backend.list(), BackendErrorKind::Locked);
+        }
+        assert_eq!(token.faults_left(), 99);
+    });
+}
+
+#[test]
+fn a_module_that_does_not_initialise_is_named_with_its_token() {
+    run("a_module_that_does_not_initialise_is_named_with_its_token", |token| {
+        let named = |error: pintle_plugins_api::BackendError| {
+            let module = faulty_module();
+            for words in ["token \"pintle test\"", module.to_str().expect("UTF-8"), "C_Initialize: CKR_DEVICE_ERROR"] {
+                assert!(error.detail.contains(words), "{error}");
+            }
+            assert!(error.hint.is_some(), "{error}");
+        };
+        token.fault("initialize", 0x30, 1);
+        named(refused(token.open().list(), BackendErrorKind::Unavailable));
+        // And the same when the token went away and the module is to look for it anew.
+        let (mut backend, _) = with_a_key(token);
+        token.remove();
+        token.fault("initialize", 0x30, 100);
+        let started = Instant::now();
+        let error = loop {
+            let error = refused(backend.list(), BackendErrorKind::Unavailable);
+            if error.detail.contains("initialise") || started.elapsed() > Duration::from_secs(10) {
+                break error;
+            }
+        };
+        named(error);
+        token.fault("none", 0, 0);
+        token.put_back();
+        assert_eq!(when_available(|| backend.list()), vec![id("key")]);
+    });
+}
+
 /// A backend that has its module initialised anew once, and then not again.
 fn without_reloads(token: &TestToken) -> Pkcs11Backend {
     let configuration = Configuration { reload_interval: Duration::from_secs(3600), ..token.configuration() };

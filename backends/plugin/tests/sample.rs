@@ -73,6 +73,13 @@ fn sample_plugin_says_what_is_wrong() {
     assert_eq!(torn.kind, BackendErrorKind::Corrupt);
     assert_eq!(torn.hint.as_deref(), Some("restore it from a backup, or remove it"));
     assert_eq!(backend.generate(&id, KeyAlgorithm::EcdsaP256), Err(torn), "it is not replaced");
+
+    // A directory that is unmounted is not one without keys.
+    std::fs::rename(sample.scratch.path().join("keys"), sample.scratch.path().join("unmounted")).expect("renamed");
+    let kind = |error: BackendError| error.kind;
+    assert_eq!(backend.public_key(&id).map_err(kind), Err(BackendErrorKind::Unavailable));
+    assert_eq!(backend.delete(&id).map_err(kind), Err(BackendErrorKind::Unavailable));
+    assert_eq!(backend.list().map_err(kind), Err(BackendErrorKind::Unavailable));
 }
 
 #[test]

@@ -62,7 +62,11 @@ impl TpmBackend {
     /// be made or read.
     pub fn open(configuration: &Configuration) -> Result<Self, BackendError> {
         let device = Device::new(configuration.address()?, configuration.tcti.clone());
-        Ok(Self { device, directory: Directory::open(&configuration.directory)?, saved: HashMap::new() })
+        Ok(Self {
+            device,
+            directory: Directory::open(&configuration.directory, configuration.make_directory)?,
+            saved: HashMap::new(),
+        })
     }
 
     /// The key's file: its text, what it says, and the key's public half.

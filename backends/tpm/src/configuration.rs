@@ -14,13 +14,20 @@ pub struct Configuration {
     /// How the TPM is reached, in the words of libtss2: `device:/dev/tpmrm0`, `swtpm:host=127.0.0.1,port=2321`,
     /// `mssim:…` or `tabrmd:…`. The default is the kernel's resource manager, which shares the TPM's few slots.
     pub tcti: String,
-    /// The directory of the key files. Absolute. It is made if it does not exist.
+    /// The directory of the key files. Absolute, of mode 0700, and this user's.
     pub directory: PathBuf,
+    /// Whether the directory is made if it does not exist. One that may be a file system not mounted yet must not be:
+    /// an empty one says that every key is lost.
+    pub make_directory: bool,
 }
 
 impl Default for Configuration {
     fn default() -> Self {
-        Self { tcti: "device:/dev/tpmrm0".to_owned(), directory: PathBuf::from("/var/lib/pintle/tpm") }
+        Self {
+            tcti: "device:/dev/tpmrm0".to_owned(),
+            directory: PathBuf::from("/var/lib/pintle/tpm"),
+            make_directory: false,
+        }
     }
 }
 
@@ -31,7 +38,10 @@ impl Configuration {
     /// `Unsupported`, with a hint, if it is not one, or asks for what this backend cannot do.
     pub fn from_json(text: &str) -> Result<Self, BackendError> {
         let configuration: Self = serde_json::from_str(text).map_err(|error| {
-            unsupported(format!("the TPM's configuration: {error}"), "its fields are tcti and directory")
+            unsupported(
+                format!("the TPM's configuration: {error}"),
+                "its fields are tcti, directory and make_directory",
+            )
         })?;
         if !configuration.directory.is_absolute() {
             let detail = format!("the TPM's directory {} is not absolute", configuration.directory.display());

@@ -25,7 +25,7 @@ impl Harness for Device {
             None => Ok(Box::new(TpmBackend::open(&configuration)?)),
             Some((trust, path)) => {
                 let (tcti, directory) = (configuration.tcti, configuration.directory.display());
-                let json = format!(r#"{{"tcti": "{tcti}", "directory": "{directory}"}}"#);
+                let json = format!(r#"{{"tcti": "{tcti}", "directory": "{directory}", "make_directory": true}}"#);
                 Ok(Box::new(PluginBackend::open_with(trust, path, &json)?))
             }
         }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
 use super::protocol::{Answer, Octets, Request, Response, read_frame, write_frame};
 
@@ -70,7 +71,8 @@ fn give_up(socket: &UnixStream) -> Result<(), (&'static str, std::io::Error)> {
     close_inherited(socket).map_err(|error| ("close the descriptors that were inherited", error))?;
     // The agent ends a child; a child whose agent was killed must not stay with the device.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed("follow the agent"))?;
-    rustix::thread::set_no_new_privs(true).map_err(failed("give up new privileges"))?;
+    thread::set_no_new_privs(true).map_err(failed("give up new privileges"))?;
+    give_up_capabilities().map_err(failed("give up capabilities"))?;
     // PINs must reach neither a core dump nor another process of the same user.
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(Resource::Core, none).map_err(failed("forbid core dumps"))?;
@@ -79,6 +81,34 @@ fn give_up(socket: &UnixStream) -> Result<(), (&'static str, std::io::Error)> {
     // What a terminal sends to the agent's process group is not for the module.
     rustix::process::setsid().map_err(failed("have its own session"))?;
     Ok(())
+}
+
+/// What root's child keeps of root's powers: to get to devices and tokens that belong to others (`/dev/tpmrm0` is
+/// tss's), and to keep PINs and keys from being swapped out. A child that runs as another user has none to keep.
+const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::IPC_LOCK);
+
+/// Gives up every other capability, in every set. A service that has none already may be forbidden even to ask, so only
+/// what is there is given up.
+fn give_up_capabilities() -> rustix::io::Result<()> {
+    let held = thread::capabilities(None)?;
+    // Who may not change the bounding set need not: without new privileges (execve(2)) nothing is gained from it.
+    if held.effective.contains(CapabilitySet::SETPCAP) {
+        for capability in (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number)) {
+            match thread::capability_is_in_bounding_set(capability) {
+                Ok(true) if !KEPT.contains(capability) => thread::remove_capability_from_bounding_set(capability)?,
+                Ok(_) => {}
+                // The kernel knows no more.
+                Err(_) => break,
+            }
+        }
+    }
+    let none = CapabilitySet::empty();
+    let kept = CapabilitySets { effective: held.effective & KEPT, permitted: held.permitted & KEPT, inheritable: none };
+    if kept == held {
+        return Ok(());
+    }
+    // The ambient set is within the inheritable one (capabilities(7)), and goes with it.
+    thread::set_capabilities(None, kept)
 }
 
 /// Closes every descriptor but the first three and the socket. This program opens its own with O_CLOEXEC; what is left

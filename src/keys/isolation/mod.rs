@@ -11,7 +11,7 @@
 //!   `Unavailable` and says it.
 //! - A child that has ended is started again at a next call, at once the first time and then after longer and longer
 //!   waits.
-//! - A PIN that was refused to one child is not tried by the next one (case C27).
+//! - A PIN that was refused to one child is not tried by the next one, nor by another process's (case C27).
 //! - Nothing secret is in the child's arguments or environment: what it opens comes over the socket, and a PIN only as
 //!   the path of its file.
 //! - A call that a child did not live to answer may have been carried out. Keys are made under ids that the agent has
@@ -29,7 +29,7 @@ use pintle_plugins_api::{
 };
 
 use super::module::{ModuleConfiguration, PinOrigin};
-use super::refused::{self, PinState};
+use super::refused::{PinState, RefusedPins};
 use crate::config::{ProcessIsolation, User};
 use process::{ChildProcess, Silence};
 use protocol::{Answer, Octets, Request, Response};
@@ -62,6 +62,7 @@ pub struct IsolatedBackend {
     name: String,
     module: ModuleConfiguration,
     pin: PinOrigin,
+    refused: RefusedPins,
     isolation: ProcessIsolation,
     user: Option<User>,
     program: PathBuf,
@@ -98,18 +99,14 @@ impl IsolatedBackend {
         module: ModuleConfiguration,
         isolation: ProcessIsolation,
     ) -> Result<Self, BackendError> {
-        let user = match (&isolation.user, &isolation.group) {
-            (Some(user), Some(group)) => Some(User::with_group(user, group)),
-            (Some(user), None) => Some(User::named(user)),
-            (None, _) => None,
-        };
-        let user = user.transpose().map_err(|error| {
+        let user = isolation.run_as().map_err(|error| {
             BackendError::new(BackendErrorKind::Unsupported, format!("{error} to run the backend as"))
                 .with_hint("name a user and a group of /etc/passwd and /etc/group, or their numbers")
         })?;
         Ok(Self {
             name: name.into(),
             pin: module.pin(),
+            refused: RefusedPins::default(),
             module,
             isolation,
             user,
@@ -129,6 +126,12 @@ impl IsolatedBackend {
         Self { deadlines, ..self }
     }
 
+    /// The same with this memory of refused PINs, instead of one for this process alone.
+    #[must_use]
+    pub(super) fn with_refused_pins(self, refused: RefusedPins) -> Self {
+        Self { refused, ..self }
+    }
+
     /// The same for a process that is not pintle: `program` is.
     #[must_use]
     pub fn with_program(self, program: impl Into<PathBuf>) -> Self {
@@ -138,7 +141,7 @@ impl IsolatedBackend {
     fn call(&mut self, request: &Request) -> Response {
         let deadline = Instant::now() + self.time(request);
         let mut running = self.running()?;
-        let pin = PinState::now(&self.pin);
+        let pin = PinState::now(&self.pin, self.user);
         if !running.opened {
             let open = Request::Open(self.module.clone());
             match self.exchange(running, &open, deadline, &pin)? {
@@ -207,7 +210,7 @@ impl IsolatedBackend {
 
     /// Not with a PIN that was refused before.
     fn unless_refused(&self) -> Result<(), BackendError> {
-        refused::still_refused(&self.module).map_or(Ok(()), Err)
+        self.refused.still_refused(&self.module, self.user).map_or(Ok(()), Err)
     }
 
     /// One exchange; the child comes back with the answer, unless it has ended over it.
@@ -222,11 +225,11 @@ impl IsolatedBackend {
             Ok(response) => {
                 match &response {
                     Err(error) if error.kind == BackendErrorKind::Locked => {
-                        refused::remember(&self.module, pin.clone(), error);
+                        self.refused.remember(&self.module, pin.clone(), error);
                         self.doubtful = true;
                     }
                     Ok(_) if running.opened && self.doubtful => {
-                        refused::forget(&self.module);
+                        self.refused.forget(&self.module);
                         self.doubtful = false;
                     }
                     _ => {}

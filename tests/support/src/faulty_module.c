@@ -6,6 +6,7 @@
  * Deeds: segfault, exit, hang, or the return value to answer with, such as 0x30.
  *
  * Places, in the order of their functions below:
+ *   initialize        C_Initialize
  *   token-info        C_GetTokenInfo
  *   login             C_Login
  *   destroy           C_DestroyObject
@@ -32,6 +33,7 @@ typedef struct { unsigned char major, minor; void *functions[68]; } CK_FUNCTION_
 
 /* Positions in CK_FUNCTION_LIST (PKCS #11 v2.40, section 5.1). */
 enum {
+    INITIALIZE = 0,
     GET_TOKEN_INFO = 6,
     LOGIN = 18,
     DESTROY_OBJECT = 22,
@@ -86,6 +88,14 @@ static int fails(const char *place, CK_ULONG *answer)
         pause();
     *answer = strtoul(deed, NULL, 0);
     return 1;
+}
+
+static CK_ULONG initialize(void *arguments)
+{
+    CK_ULONG answer;
+    if (fails("initialize", &answer))
+        return answer;
+    return REAL(INITIALIZE, void *)(arguments);
 }
 
 static CK_ULONG get_token_info(CK_ULONG slot, void *info)
@@ -183,6 +193,7 @@ CK_ULONG C_GetFunctionList(CK_FUNCTION_LIST **list)
         fclose(file);
     }
     real = faulty = *functions;
+    faulty.functions[INITIALIZE] = initialize;
     faulty.functions[GET_TOKEN_INFO] = get_token_info;
     faulty.functions[LOGIN] = login;
     faulty.functions[DESTROY_OBJECT] = destroy_object;

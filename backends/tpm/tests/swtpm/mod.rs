@@ -74,7 +74,7 @@ impl Swtpm {
     }
 
     pub(crate) fn configuration(&self) -> Configuration {
-        Configuration { tcti: self.tcti(), directory: self.path("keys") }
+        Configuration { tcti: self.tcti(), directory: self.path("keys"), make_directory: true }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
