@@ -35,7 +35,7 @@
 /**
  * The minor version of this ABI: it grows by one when a table grows at its end.
  */
-#define PINTLE_ABI_MINOR 0
+#define PINTLE_ABI_MINOR 1
 
 /**
  * A function succeeded. Every other answer is a `PintleError` or `PINTLE_BUFFER_TOO_SMALL`.
@@ -250,7 +250,7 @@ typedef struct PintleBuffer {
 /**
  * What a plugin can do. The plugin owns the table, which is valid and unchanged as long as the process lives.
  *
- * No function may be NULL. Key ids are 1 to 128 arbitrary octets, not text.
+ * No function before `usage` may be NULL. Key ids are 1 to 128 arbitrary octets, not text.
  */
 typedef struct PintleBackend {
     /**
@@ -323,6 +323,15 @@ typedef struct PintleBackend {
      * there is nothing to say. Must not change what it reports, and if it fails the host does without the text.
      */
     int32_t (*last_error)(struct PintleContext *context, struct PintleBuffer *text);
+    /**
+     * Writes how much is taken of what the device can run out of, one line each, ended by a line feed: how much is
+     * taken, a space, how much there is (`-` if that is not known), a space, and what it is, such as
+     * `1 16 sessions`. Of what keys consist of, such as objects, those made for pintle are counted; of everything
+     * else, what the device counts.
+     *
+     * Since 1.1. May be NULL, or lie beyond `struct_size`: then nothing is said.
+     */
+    int32_t (*usage)(struct PintleContext *context, struct PintleBuffer *lines);
 } PintleBackend;
 
 /**

@@ -1,5 +1,6 @@
 //! What a key backend does.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,41 @@ pub trait KeyBackend: Send {
     /// # Errors
     /// As [`public_key`](Self::public_key).
     fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError>;
+
+    /// An optional ability: how much is taken of what the device can run out of. Without it, nothing is said.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list). A device that does not tell of a resource is no error: the resource is left out.
+    fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Something that a device can run out of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resource {
+    /// What it is, in the device's own terms and in the plural: `sessions`, `transient objects`, `files`.
+    pub name: String,
+    /// How much of it is taken now. Of what keys consist of (`objects`, `files`), this agent's are counted; of
+    /// everything else, what the device counts, whoever has it.
+    pub used: u64,
+    /// How much of it there is, if that is known.
+    pub limit: Option<u64>,
+}
+
+impl Resource {
+    /// A resource of this name.
+    pub fn new(name: impl Into<String>, used: u64, limit: Option<u64>) -> Self {
+        Self { name: name.into(), used, limit }
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.name, self.used)?;
+        self.limit.map_or(Ok(()), |limit| write!(formatter, " of {limit}"))
+    }
 }
 
 /// An optional ability: a backend that can take over a key made elsewhere.

@@ -16,6 +16,6 @@ pub mod conformance;
 pub mod error;
 pub mod key;
 
-pub use backend::{KeyBackend, KeyImport, KeyReference};
+pub use backend::{KeyBackend, KeyImport, KeyReference, Resource};
 pub use error::{BackendError, BackendErrorKind};
 pub use key::{InvalidKeyId, InvalidPublicKey, KeyAlgorithm, KeyId, PublicKey, SignatureScheme};

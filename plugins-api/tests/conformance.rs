@@ -8,7 +8,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
 use pintle_plugins_api::conformance::{self, Harness, Outcome, Report, Situation};
 use pintle_plugins_api::{
-    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, SignatureScheme,
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, Resource, SignatureScheme,
 };
 
 #[test]
@@ -86,6 +86,9 @@ enum Lie {
     ListIsEmpty,
     ListRepeats,
     ListShowsForeignKeys,
+    UsageFails,
+    UsageHasNoName,
+    UsageIsBeyondTheLimit,
     IdEndsAtNul,
     IdIsText,
     IdIsPrefix,
@@ -144,6 +147,9 @@ const LIES: &[(Lie, &str)] = &[
     (Lie::ListIsEmpty, "list shows"),
     (Lie::ListRepeats, "list shows"),
     (Lie::ListShowsForeignKeys, "a key that somebody else made"),
+    (Lie::UsageFails, "usage"),
+    (Lie::UsageHasNoName, "usage"),
+    (Lie::UsageIsBeyondTheLimit, "usage"),
     (Lie::IdEndsAtNul, "ids of any octets"),
     (Lie::IdIsText, "ids of any octets"),
     (Lie::IdIsPrefix, "an id that begins as another"),
@@ -472,6 +478,16 @@ impl KeyBackend for Opened {
             Some(Lie::ReferenceToAbsentFile) => KeyReference::File("/nonexistent/key.pem".into()),
             _ => KeyReference::Uri(format!("memory:{id}")),
         })
+    }
+
+    fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
+        let used = self.store()?.keys.len() as u64;
+        match self.device.lie {
+            Some(Lie::UsageFails) => Err(error(BackendErrorKind::Unsupported)),
+            Some(Lie::UsageHasNoName) => Ok(vec![Resource::new("", used, None)]),
+            Some(Lie::UsageIsBeyondTheLimit) => Ok(vec![Resource::new("keys", used, Some(used - 1))]),
+            _ => Ok(vec![Resource::new("keys", used, None)]),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `pintle backend`: what holds the keys.
 
 use pintle_plugins_api::conformance::{self, Harness, THROWAWAY_PREFIX};
-use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId};
+use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, Resource};
 
 use super::table::table;
 use super::{CliError, Exit, print};
@@ -13,7 +13,7 @@ use crate::keys::{self, Keyring};
 /// The commands under `pintle backend`.
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Show the configured backends: whether they answer, and how many keys they hold
+    /// Show the configured backends: whether they answer, how many keys they hold, and what room there is
     List {
         #[command(flatten)]
         flags: Box<Flags>,
@@ -66,11 +66,20 @@ fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
             ]
         });
         print(&table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
+        for backend in &backends {
+            print(&usage(&backend.name, &backend.usage));
+        }
         for (name, error) in backends.iter().filter_map(|backend| Some((&backend.name, backend.error.as_ref()?))) {
             print(&trouble(name, error));
         }
     }
     Ok(if all_up { Exit::Ok } else { Exit::Problem })
+}
+
+/// The line below a table about the room in a backend's device; empty if there is nothing to say.
+pub(super) fn usage(name: &str, resources: &[Resource]) -> String {
+    let resources: Vec<_> = resources.iter().map(Resource::to_string).collect();
+    if resources.is_empty() { String::new() } else { format!("  {name}: {}\n", resources.join(", ")) }
 }
 
 /// The lines below a table about what does not work.

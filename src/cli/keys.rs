@@ -1,12 +1,12 @@
 //! `pintle keys`: what is in the backends.
 
-use super::backend::{open_all, trouble};
+use super::backend::{open_all, trouble, usage};
 use super::run::lock_state_directory;
 use super::table::table;
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
 use crate::control::{self, ControlError, Request, Response};
-use crate::keys::inventory::{self, Inventory, Standing};
+use crate::keys::inventory::{self, Inventory, Standing, Usage};
 use crate::store::Journal;
 
 /// The commands under `pintle keys`.
@@ -76,6 +76,9 @@ fn prune(config: &Config, dry_run: bool) -> Result<Exit, CliError> {
     for key in &inventory.keys {
         print(&format!("{done}: {}:{} ({})\n", key.backend, key.id, key.standing.word()));
     }
+    for Usage { backend, resources } in &inventory.usage {
+        print(&usage(&format!("freed in {backend}"), resources));
+    }
     if inventory.keys.is_empty() && inventory.failed.is_empty() {
         print("nothing to destroy\n");
     }
@@ -93,6 +96,9 @@ fn rows(inventory: &Inventory) -> String {
     let mut text = table(&std::iter::once(header).chain(keys).collect::<Vec<_>>());
     if inventory.keys.iter().any(|key| key.standing == Standing::Unknown) {
         text += "  unknown: the journal does not say which key is in use; pintle run finds out\n";
+    }
+    for Usage { backend, resources } in &inventory.usage {
+        text += &usage(backend, resources);
     }
     for failure in &inventory.unreachable {
         text += &trouble(&failure.name, &failure.error);

@@ -2,7 +2,7 @@
 
 use pintle_agent_core::{KeyName, Phase, State};
 use pintle_plugins_api::conformance::THROWAWAY_PREFIX;
-use pintle_plugins_api::{BackendError, KeyId};
+use pintle_plugins_api::{BackendError, KeyId, Resource};
 use serde::{Deserialize, Serialize};
 
 use super::{CALL_DEADLINE, Keyring};
@@ -22,6 +22,9 @@ pub struct BackendEntry {
     pub new_keys: bool,
     /// How many keys of pintle's it holds, if it answers.
     pub keys: Option<usize>,
+    /// What is taken of the room in its device, as far as it tells.
+    #[serde(default)]
+    pub usage: Vec<Resource>,
     /// Why it does not answer.
     pub error: Option<BackendError>,
 }
@@ -86,10 +89,22 @@ pub struct KeyEntry {
 pub struct Inventory {
     /// The keys, by backend and id.
     pub keys: Vec<KeyEntry>,
+    /// What is taken of the room in each device, as far as its backend tells; after a pruning, what that made free.
+    #[serde(default)]
+    pub usage: Vec<Usage>,
     /// The backends that do not answer: what is in them is not known.
     pub unreachable: Vec<Failure>,
     /// What was to be destroyed and is still there.
     pub failed: Vec<Failure>,
+}
+
+/// What is taken of the room in a backend's device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// The backend.
+    pub backend: String,
+    /// What it tells of.
+    pub resources: Vec<Resource>,
 }
 
 /// What failed, and why.
@@ -106,6 +121,7 @@ pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
     let mut entries = Vec::new();
     for (name, backend) in &config.backends {
         let listed = list(keyring, name).await;
+        let usage = if listed.is_ok() { usage(keyring, name).await } else { Ok(Vec::new()) };
         let isolation = match backend.isolation() {
             Some(Isolation::Process(_)) => "process",
             Some(Isolation::None) => "none",
@@ -117,7 +133,8 @@ pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
             isolation: isolation.to_owned(),
             new_keys: *name == config.backend,
             keys: listed.as_ref().ok().map(Vec::len),
-            error: listed.err(),
+            error: listed.err().or(usage.as_ref().err().cloned()),
+            usage: usage.unwrap_or_default(),
         });
     }
     entries
@@ -140,6 +157,11 @@ pub async fn keys(config: &Config, keyring: &Keyring, state: Option<&State>) -> 
             let standing = standing(config, state, &key);
             inventory.keys.push(KeyEntry { backend: key.backend, id: key.id, algorithm, standing });
         }
+        // The keys are what was asked for; why there is no more to tell, `backends` says.
+        match usage(keyring, name).await {
+            Ok(resources) if !resources.is_empty() => inventory.usage.push(Usage { backend: name.clone(), resources }),
+            _ => {}
+        }
     }
     inventory.keys.sort_by(|one, other| (&one.backend, &one.id).cmp(&(&other.backend, &other.id)));
     inventory
@@ -152,6 +174,7 @@ pub async fn keys(config: &Config, keyring: &Keyring, state: Option<&State>) -> 
 pub async fn prune(config: &Config, keyring: &Keyring, state: Option<&State>, dry_run: bool) -> Inventory {
     let mut inventory = keys(config, keyring, state).await;
     inventory.keys.retain(|key| key.standing.is_prunable());
+    let before = std::mem::take(&mut inventory.usage);
     if !dry_run {
         let mut destroyed = Vec::new();
         for entry in inventory.keys {
@@ -162,12 +185,31 @@ pub async fn prune(config: &Config, keyring: &Keyring, state: Option<&State>, dr
             }
         }
         inventory.keys = destroyed;
+        for Usage { backend, resources } in before {
+            if inventory.keys.iter().any(|key| key.backend == backend) {
+                let resources = freed(&resources, &usage(keyring, &backend).await.unwrap_or_default());
+                inventory.usage.push(Usage { backend, resources });
+            }
+        }
     }
     inventory
 }
 
+/// What is taken no more.
+fn freed(before: &[Resource], after: &[Resource]) -> Vec<Resource> {
+    let freed = before.iter().filter_map(|before| {
+        let after = after.iter().find(|after| after.name == before.name)?;
+        Some(Resource::new(&before.name, before.used.checked_sub(after.used)?, None))
+    });
+    freed.filter(|resource| resource.used > 0).collect()
+}
+
 async fn list(keyring: &Keyring, name: &str) -> Result<Vec<KeyId>, BackendError> {
     keyring.backend(name)?.call(CALL_DEADLINE, |backend| backend.list()).await
+}
+
+async fn usage(keyring: &Keyring, name: &str) -> Result<Vec<Resource>, BackendError> {
+    keyring.backend(name)?.call(CALL_DEADLINE, |backend| backend.usage()).await
 }
 
 fn standing(config: &Config, state: Option<&State>, key: &KeyName) -> Standing {

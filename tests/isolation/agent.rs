@@ -191,7 +191,11 @@ fn c15_what_nobody_needs_is_pruned_and_nothing_else() {
     }
     assert!(node.succeed(&["keys", "prune", "--dry-run"]).contains("would be destroyed: token:worker-1_client_900"));
     assert_eq!(backend.list().expect("listed").len(), 4);
-    assert_eq!(node.succeed(&["keys", "prune"]).lines().count(), 2);
+    // A private and a public object each, in one session: this process's is another one.
+    assert!(keys.contains("\n  token: objects 8, sessions 1\n") && keys.contains("\n  file: files 0\n"), "{keys}");
+    let pruned = node.succeed(&["keys", "prune"]);
+    assert_eq!(pruned.lines().filter(|line| line.starts_with("destroyed: token:")).count(), 2, "{pruned}");
+    assert!(pruned.ends_with("\n  freed in token: objects 4\n") && pruned.lines().count() == 3, "{pruned}");
     let left: Vec<_> = backend.list().expect("listed").iter().map(ToString::to_string).collect();
     assert!(left.len() == 2 && left.contains(&"worker-1_client_2".to_owned()), "{left:?}");
     // The same without an agent.
@@ -221,6 +225,11 @@ fn c25_the_agent_outlives_its_module_and_says_why_it_is_down() {
     agent.wait_for_log("the log says that it is over", DEADLINE, |line| line["event"] == "backend_up");
     eventually("the old key is gone", DEADLINE, || (node.token.open().list().ok()?.len() == 1).then_some(()));
     let table = node.succeed(&["backend", "list"]);
+    assert!(table.ends_with("\n  file: files 0\n  token: objects 2, sessions 1\n"), "{table}");
+    let json: Value = serde_json::from_str(&node.succeed(&["backend", "list", "--json"])).expect("JSON");
+    let usage = serde_json::json!([{"name": "objects", "used": 2, "limit": null},
+                                   {"name": "sessions", "used": 1, "limit": null}]);
+    assert_eq!(json[1]["usage"], usage, "{json}");
     assert!(
         table.lines().any(|line| line.starts_with("token   pkcs11   process     up") && line.ends_with("yes")),
         "{table}"

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use pintle_plugins_api::{
-    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyImport, KeyReference, PublicKey,
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyImport, KeyReference, PublicKey, Resource,
     SignatureScheme,
 };
 
@@ -166,6 +166,10 @@ impl KeyBackend for FileBackend {
     fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
         self.load(id)?;
         Ok(KeyReference::File(self.directory.path(id)))
+    }
+
+    fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
+        Ok(vec![Resource::new("files", self.list()?.len() as u64, None)])
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pintle_backend_file::FileBackend;
 use pintle_plugins_api::conformance::{self, Harness, Situation};
-use pintle_plugins_api::{BackendError, KeyAlgorithm, KeyBackend, KeyId, KeyReference};
+use pintle_plugins_api::{BackendError, KeyAlgorithm, KeyBackend, KeyId, KeyReference, Resource};
 
 /// A key directory that can go away and come back.
 struct Files {
@@ -115,4 +115,5 @@ fn reference_is_the_file_that_openssl_reads() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.stdout, public_key.as_der(), "{algorithm}");
     }
+    assert_eq!(backend.usage(), Ok(vec![Resource::new("files", 4, None)]), "one for each key");
 }

@@ -12,6 +12,7 @@
 //! - `keys`: what a key pair is in a token
 //! - `generation`: how a new one is asked for
 //! - `signature`: how a scheme becomes a mechanism
+//! - `usage`: what is taken of the token's room
 //! - `encoding`: the few DER structures that stand between PKCS#11's attributes and X.509's
 //! - `fault`: PKCS#11's return values, sorted by what to do next
 
@@ -26,12 +27,13 @@ mod signature;
 mod token;
 mod turn;
 mod uri;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pintle_plugins_api::{
-    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, SignatureScheme,
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, Resource, SignatureScheme,
 };
 
 use crate::fault::Fault;
@@ -163,6 +165,10 @@ impl KeyBackend for Pkcs11Backend {
             Ok(session.identity().cloned())
         })?;
         Ok(KeyReference::Uri(self.token.uri().of_key(identity.as_ref(), id)))
+    }
+
+    fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
+        self.token.with_session(usage::usage)
     }
 }
 

@@ -95,21 +95,23 @@ impl LoggedInSession {
         if self.wants_login()? {
             return Err(Fault::Device(Error::Pkcs11(RvError::UserNotLoggedIn, FindObjects)));
         }
-        // Not while somebody logs in.
-        let turn = self.turns.wait();
-        let now = match self.pkcs11.get_token_info(self.slot) {
-            Ok(info) => Some(identity(&info)),
-            // Whatever the code is: the token is not in a state to tell what it holds.
-            Err(Error::Pkcs11(..)) => {
-                return Err(Fault::busy(Error::Pkcs11(RvError::TokenNotPresent, GetTokenInfo)));
-            }
-            Err(_) => None,
-        };
-        drop(turn);
-        if now == self.identity {
+        if self.token_info()?.as_ref().map(identity) == self.identity {
             Ok(())
         } else {
             Err(Fault::busy(Error::Pkcs11(RvError::DeviceRemoved, GetTokenInfo)))
+        }
+    }
+
+    /// What the token says of itself now, if it can be read.
+    pub(crate) fn token_info(&self) -> Result<Option<TokenInfo>, Fault> {
+        use cryptoki::context::Function::GetTokenInfo;
+        // Not while somebody logs in.
+        let _turn = self.turns.wait();
+        match self.pkcs11.get_token_info(self.slot) {
+            Ok(info) => Ok(Some(info)),
+            // Whatever the code is: the token is not in a state to tell what it holds.
+            Err(Error::Pkcs11(..)) => Err(Fault::busy(Error::Pkcs11(RvError::TokenNotPresent, GetTokenInfo))),
+            Err(_) => Ok(None),
         }
     }
 }

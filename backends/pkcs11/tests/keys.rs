@@ -288,3 +288,30 @@ fn a_configuration_that_makes_no_sense_is_refused_at_once() {
         refused(Pkcs11Backend::open(configuration).map(|_| ()), BackendErrorKind::Unsupported);
     }
 }
+
+fn usage_of(token: &TestToken) {
+    let mut backend = token.open();
+    let usage = |backend: &mut Pkcs11Backend| -> Vec<_> {
+        backend.usage().expect("the token tells").into_iter().map(|resource| resource.to_string()).collect()
+    };
+    assert_eq!(usage(&mut backend), ["objects 0", "sessions 1"]);
+    for number in 1..=2 {
+        backend.generate(&id(&format!("usage/{number}")), KeyAlgorithm::EcdsaP256).expect("a key");
+    }
+    // Another program's, of the same id.
+    let octets = hexadecimal("usage/2");
+    token.pkcs11_tool_logged_in(&["--keypairgen", "--key-type", "EC:prime256v1", "--id", &octets, "--label", "theirs"]);
+    assert_eq!(usage(&mut token.open())[0], "objects 4");
+    backend.delete(&id("usage/1")).expect("deleted");
+    assert_eq!(usage(&mut backend)[0], "objects 2");
+}
+
+#[test]
+fn softhsm_usage_counts_this_agents_objects() {
+    support::run(Kind::SoftHsm, "softhsm_usage_counts_this_agents_objects", usage_of);
+}
+
+#[test]
+fn kryoptic_usage_counts_this_agents_objects() {
+    support::run(Kind::Kryoptic, "kryoptic_usage_counts_this_agents_objects", usage_of);
+}

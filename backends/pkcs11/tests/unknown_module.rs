@@ -278,3 +278,17 @@ fn a_token_without_a_pin_is_locked() {
         assert!(error.detail.contains("has no user PIN yet"), "{error}");
     });
 }
+
+#[test]
+fn what_a_token_counts_and_limits_is_told() {
+    run("what_a_token_counts_and_limits_is_told", |token| {
+        let (mut backend, _) = with_a_key(token);
+        token.fault("limits", 0, 100);
+        let usage: Vec<_> = backend.usage().expect("told").iter().map(ToString::to_string).collect();
+        let expected =
+            ["objects 2", "sessions 3 of 16", "read/write sessions 2 of 4", "octets of public memory 400 of 1000"];
+        assert_eq!(usage, expected);
+        token.fault("token-info", 0x30, 100);
+        refused(backend.usage(), BackendErrorKind::Unavailable);
+    });
+}

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use pintle_plugins_api::abi::{PINTLE_REFERENCE_FILE, PINTLE_REFERENCE_PEM, PINTLE_REFERENCE_URI};
 use pintle_plugins_api::{
-    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, SignatureScheme,
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, Resource, SignatureScheme,
 };
 
 use crate::Trust;
-use crate::context::Context;
+use crate::context::{Context, printable};
 use crate::module::load;
 
 /// A key backend in a shared object.
@@ -131,6 +131,23 @@ impl KeyBackend for PluginBackend {
         reference(kind, text)
             .ok_or_else(|| self.context.broken("reference", &format!("answered nonsense for key {id}")))
     }
+
+    fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
+        let lines = self.context.usage()?;
+        resources(&lines).ok_or_else(|| self.context.broken("usage", "answered what is no list of resources"))
+    }
+}
+
+/// The resources in these lines, if every line is one.
+fn resources(lines: &[u8]) -> Option<Vec<Resource>> {
+    let resource = |line: &str| {
+        let (used, rest) = line.split_once(' ')?;
+        let (limit, name) = rest.split_once(' ')?;
+        let limit = if limit == "-" { None } else { Some(limit.parse().ok()?) };
+        let used = used.parse().ok()?;
+        (!name.is_empty() && printable(name) == name).then(|| Resource::new(name, used, limit))
+    };
+    std::str::from_utf8(lines).ok()?.lines().map(resource).collect()
 }
 
 /// The reference of this kind, if the text can be one.

@@ -77,6 +77,13 @@ impl Context {
         self.answer("list", |buffer| unsafe { function(context, buffer) })
     }
 
+    /// The lines about what the device can run out of; none if the plugin does not have the function.
+    pub(crate) fn usage(&mut self) -> Result<Vec<u8>, BackendError> {
+        let (function, context) = (self.functions.usage, self.context);
+        // SAFETY: as in `generate`.
+        function.map_or(Ok(Vec::new()), |function| self.answer("usage", |buffer| unsafe { function(context, buffer) }))
+    }
+
     /// The number of the kind, and the text.
     pub(crate) fn reference(&mut self, id: &KeyId) -> Result<(i32, Vec<u8>), BackendError> {
         let (function, context, id) = (self.functions.reference, self.context, bytes(id.as_bytes()));
@@ -168,7 +175,7 @@ fn failure(name: &str, function: &str, code: i32, text: &[u8]) -> BackendError {
 }
 
 /// A plugin's line, without what could forge a line of a log or move a terminal's cursor.
-fn printable(line: &str) -> String {
+pub(crate) fn printable(line: &str) -> String {
     // The marks that change the direction of text are formatting characters, not control characters.
     let forbidden = |character: char| {
         character.is_control() || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -2,9 +2,10 @@
 #![allow(unsafe_code, reason = "this is the host's side of a C ABI; every block says why it is sound")]
 
 use std::collections::HashMap;
-use std::mem::offset_of;
+use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
+use std::ptr;
 use std::sync::{Mutex, PoisonError};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -37,8 +38,12 @@ pub(crate) type Delete = unsafe extern "C" fn(*mut PintleContext, PintleBytes) -
 pub(crate) type List = unsafe extern "C" fn(*mut PintleContext, *mut PintleBuffer) -> i32;
 pub(crate) type Reference = unsafe extern "C" fn(*mut PintleContext, PintleBytes, *mut i32, *mut PintleBuffer) -> i32;
 pub(crate) type LastError = unsafe extern "C" fn(*mut PintleContext, *mut PintleBuffer) -> i32;
+pub(crate) type Usage = unsafe extern "C" fn(*mut PintleContext, *mut PintleBuffer) -> i32;
 
-/// The functions of a plugin, none of them missing. The plugin stays loaded, so they are valid for ever.
+/// How long the table was at version 1.0.
+const LEAST_SIZE: usize = offset_of!(PintleBackend, last_error) + size_of::<Option<LastError>>();
+
+/// The functions of a plugin, none of which is missing that every plugin must have. The plugin stays loaded, so they are valid for ever.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Functions {
     pub(crate) open: Open,
@@ -50,6 +55,7 @@ pub(crate) struct Functions {
     pub(crate) list: List,
     pub(crate) reference: Reference,
     pub(crate) last_error: LastError,
+    pub(crate) usage: Option<Usage>,
 }
 
 /// Loads the plugin at `path`, or finds it loaded.
@@ -115,12 +121,17 @@ fn negotiate(path: &Path, library: &Library) -> Result<Functions, BackendError> 
     if abi_major != PINTLE_ABI_MAJOR {
         return Err(unsupported_version(path, &format!("speaks version {abi_major}")));
     }
-    if struct_size < offset_of!(PintleBackend, last_error) + size_of::<Option<LastError>>() {
+    if struct_size < LEAST_SIZE {
         return Err(incomplete(path, &format!("its table has only {struct_size} octets")));
     }
-    // SAFETY: the table has at least this size, and any bit pattern is a function pointer or NULL. The plugin keeps
-    // it unchanged as long as the process lives.
-    let table = unsafe { table.read() };
+    // A table that ends before a function, or in the middle of it, does not have it: NULL takes its place.
+    let length = if struct_size < size_of::<PintleBackend>() { LEAST_SIZE } else { size_of::<PintleBackend>() };
+    let mut copy = MaybeUninit::<PintleBackend>::zeroed();
+    // SAFETY: the table has at least this length, and the copy too. The plugin keeps it unchanged as long as the
+    // process lives.
+    unsafe { ptr::copy_nonoverlapping(table.cast::<u8>(), copy.as_mut_ptr().cast(), length) };
+    // SAFETY: every octet is set, and any bit pattern is a number, a function pointer or NULL.
+    let table = unsafe { copy.assume_init() };
     let missing = |name| move || incomplete(path, &format!("its function {name} is missing"));
     Ok(Functions {
         open: table.open.ok_or_else(missing("open"))?,
@@ -132,6 +143,7 @@ fn negotiate(path: &Path, library: &Library) -> Result<Functions, BackendError> 
         list: table.list.ok_or_else(missing("list"))?,
         reference: table.reference.ok_or_else(missing("reference"))?,
         last_error: table.last_error.ok_or_else(missing("last_error"))?,
+        usage: table.usage,
     })
 }
 

@@ -186,6 +186,22 @@ static int32_t last_error(PintleContext *context, PintleBuffer *text) {
     return answer(text, "", 0);
 }
 
+static int32_t usage(PintleContext *context, PintleBuffer *lines) {
+#if defined(FAULT_VERSION_1_0)
+    abort(); /* What lies beyond struct_size is not called. */
+#endif
+    if (is(context, "resource of no name")) {
+        return answer(lines, "1 - sessions\n1 - \n", 18);
+    }
+    if (is(context, "resource of no number")) {
+        return answer(lines, "-1 - sessions\n", 14);
+    }
+    if (is(context, "resource with a nasty name")) {
+        return answer(lines, "1 - \x1b[2Jsessions\n", 17);
+    }
+    return lie(context, lines, "1 16 sessions\n2 - key slots\n", 28);
+}
+
 #if defined(FAULT_SHORT_TABLE)
 /* Nothing lies behind these fields. */
 static const struct {
@@ -194,7 +210,11 @@ static const struct {
 } table = {sizeof table, PINTLE_ABI_MAJOR, PINTLE_ABI_MINOR};
 #else
 static const PintleBackend table = {
+#if defined(FAULT_VERSION_1_0)
+    .struct_size = offsetof(PintleBackend, usage),
+#else
     .struct_size = sizeof(PintleBackend),
+#endif
 #if defined(FAULT_MAJOR)
     .abi_major = PINTLE_ABI_MAJOR + 1,
 #else
@@ -212,6 +232,7 @@ static const PintleBackend table = {
     .list = list,
     .reference = reference,
     .last_error = last_error,
+    .usage = usage,
 };
 #endif
 
@@ -224,7 +245,7 @@ const PintleBackend *pintle_backend_v1(const PintleHost *host) {
     (void)host;
     /* Not every fault uses every function. */
     (void)open_backend, (void)close_backend, (void)generate, (void)sign, (void)delete_key, (void)list;
-    (void)reference, (void)last_error, (void)&table;
+    (void)reference, (void)last_error, (void)usage, (void)&table;
 #if defined(FAULT_NULL)
     return NULL;
 #elif defined(FAULT_MISALIGNED)

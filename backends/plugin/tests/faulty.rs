@@ -8,7 +8,7 @@ use std::process::Command;
 
 use pintle_backend_plugin::PluginBackend;
 use pintle_plugins_api::{
-    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, SignatureScheme,
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, Resource, SignatureScheme,
 };
 
 fn compiled(directory: &Path, fault: &str) -> PathBuf {
@@ -75,6 +75,8 @@ fn lies_are_found_out() {
     honest.generate(&id(), KeyAlgorithm::EcdsaP256).expect("a key");
     assert_eq!(honest.list().map(|ids| ids.len()), Ok(2));
     assert_eq!(honest.reference(&id()), Ok(KeyReference::Uri("faulty:key".to_owned())));
+    let resources = [Resource::new("sessions", 1, Some(16)), Resource::new("key slots", 2, None)];
+    assert_eq!(honest.usage(), Ok(resources.to_vec()));
 
     // Its signature is well-formed, and is not one of the key.
     clear(&sign(&mut honest).expect_err("forged"), corrupt, "a signature that is not one of key");
@@ -108,6 +110,7 @@ fn lies_are_found_out() {
             sign(&mut backend).map(|_| ()),
             backend.list().map(|_| ()),
             backend.reference(&id()).map(|_| ()),
+            backend.usage().map(|_| ()),
         ] {
             clear(&error.expect_err(fault), corrupt, "is faulty");
         }
@@ -118,9 +121,20 @@ fn lies_are_found_out() {
     for fault in ["list of an empty id", "list that ends early", "list of a long id"] {
         clear(&open(fault).list().expect_err(fault), corrupt, "no list of key ids");
     }
+    for fault in ["resource of no name", "resource of no number", "resource with a nasty name"] {
+        clear(&open(fault).usage().expect_err(fault), corrupt, "no list of resources");
+    }
     for fault in ["unknown reference", "relative file", "reference of no text"] {
         clear(&open(fault).reference(&id()).expect_err(fault), corrupt, "nonsense");
     }
+}
+
+#[test]
+fn a_plugin_built_before_usage_loads_and_says_nothing_of_it() {
+    let scratch = shared::scratch();
+    let mut backend = shared::open(&compiled(scratch.path(), "VERSION_1_0"), "none").expect("it opens");
+    assert_eq!(backend.usage(), Ok(vec![]));
+    assert_eq!(backend.list().map(|ids| ids.len()), Ok(2));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use pintle_plugins_api::abi::DigestSigner;
 use pintle_plugins_api::{
-    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, SignatureScheme,
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, Resource, SignatureScheme,
 };
 use tss_esapi::Context;
 use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
@@ -265,6 +265,13 @@ impl KeyBackend for TpmBackend {
 
     fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
         self.read(id).map(|(text, _, _)| KeyReference::Pem(text))
+    }
+
+    fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
+        // A key takes nothing of the TPM but while it signs: it is a file.
+        let mut resources = vec![Resource::new("files", self.directory.list()?.len() as u64, None)];
+        resources.append(&mut self.device.usage()?);
+        Ok(resources)
     }
 }
 

@@ -4,10 +4,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use pintle_plugins_api::{BackendError, BackendErrorKind};
+use pintle_plugins_api::{BackendError, BackendErrorKind, Resource};
 use tss_esapi::constants::response_code::Tss2ResponseCodeKind;
+use tss_esapi::constants::tss::TPM2_TRANSIENT_FIRST;
 use tss_esapi::constants::{CapabilityType, PropertyTag};
 use tss_esapi::interface_types::session_handles::AuthSession;
+use tss_esapi::structures::CapabilityData;
 use tss_esapi::tcti_ldr::TctiNameConf;
 use tss_esapi::{Context, Error};
 
@@ -72,6 +74,36 @@ impl Device {
             })
         });
         answered.map(|_| ()).map_err(|failure| failure.into_error("answering"))
+    }
+
+    /// How much is taken of the TPM's room. Of what it does not tell, nothing is said. A resource manager such as
+    /// `/dev/tpmrm0` shows nobody else's transient objects, and swaps them out.
+    pub(crate) fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
+        let answered = self.run(|context| {
+            context.execute_without_session(|context| {
+                let handles = CapabilityType::Handles;
+                let (transient, _) = context.get_capability(handles, TPM2_TRANSIENT_FIRST, 254)?;
+                let (first, count) = (PropertyTag::HrLoaded.into(), 7);
+                let (properties, _) = context.get_capability(CapabilityType::TpmProperties, first, count)?;
+                Ok((transient, properties))
+            })
+        });
+        match answered.map_err(|failure| failure.into_error("telling its room"))? {
+            (CapabilityData::Handles(transient), CapabilityData::TpmProperties(properties)) => {
+                let property = |tag| properties.find(tag).map(|property| u64::from(property.value()));
+                let room = |name, used: Option<u64>, available| {
+                    used.zip(property(available)).map(|(used, free)| Resource::new(name, used, Some(used + free)))
+                };
+                use PropertyTag::{HrLoaded, HrLoadedAvail, HrPersistent, HrPersistentAvail, HrTransientAvail};
+                let resources = [
+                    room("transient objects", Some(transient.len() as u64), HrTransientAvail),
+                    room("loaded sessions", property(HrLoaded), HrLoadedAvail),
+                    room("persistent objects", property(HrPersistent), HrPersistentAvail),
+                ];
+                Ok(resources.into_iter().flatten().collect())
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 
     fn connected(&mut self) -> tss_esapi::Result<&mut Context> {

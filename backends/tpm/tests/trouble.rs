@@ -117,6 +117,26 @@ fn nothing_is_left_in_the_tpm() {
 }
 
 #[test]
+fn usage_counts_the_slots_that_others_hold() {
+    let swtpm = Swtpm::new();
+    let mut backend = open(&swtpm);
+    backend.generate(&id("node/1"), KeyAlgorithm::EcdsaP256).expect("a key");
+    let usage = |backend: &mut TpmBackend| -> Vec<_> {
+        backend.usage().expect("the TPM tells").into_iter().map(|resource| resource.to_string()).collect()
+    };
+    let before = usage(&mut backend);
+    assert_eq!(before[..3], ["files 1", "transient objects 0 of 3", "loaded sessions 0 of 3"], "{before:?}");
+    assert!(before[3].starts_with("persistent objects 0 of ") && before.len() == 4, "{before:?}");
+    swtpm.run("tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "other.ctx"]);
+    assert_eq!(usage(&mut backend)[1], "transient objects 1 of 3");
+    swtpm.run("tpm2_evictcontrol", &["-C", "o", "-c", "other.ctx", "0x81000001"]);
+    swtpm.run("tpm2_flushcontext", &["-t"]);
+    let after = usage(&mut backend);
+    assert_eq!(after[..3], before[..3]);
+    assert!(after[3].starts_with("persistent objects 1 of "), "{after:?}");
+}
+
+#[test]
 fn a_key_file_that_is_none_is_corrupt_and_stays() {
     let swtpm = Swtpm::new();
     let mut backend = open(&swtpm);

@@ -13,7 +13,7 @@ pub use plugin::DigestSigner;
 pub const PINTLE_ABI_MAJOR: u32 = 1;
 
 /// The minor version of this ABI: it grows by one when a table grows at its end.
-pub const PINTLE_ABI_MINOR: u32 = 0;
+pub const PINTLE_ABI_MINOR: u32 = 1;
 
 /// A function succeeded. Every other answer is a `PintleError` or `PINTLE_BUFFER_TOO_SMALL`.
 pub const PINTLE_OK: i32 = 0;
@@ -77,7 +77,7 @@ pub struct PintleContext(());
 
 /// What a plugin can do. The plugin owns the table, which is valid and unchanged as long as the process lives.
 ///
-/// No function may be NULL. Key ids are 1 to 128 arbitrary octets, not text.
+/// No function before `usage` may be NULL. Key ids are 1 to 128 arbitrary octets, not text.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PintleBackend {
@@ -150,6 +150,13 @@ pub struct PintleBackend {
     /// and holds no secret, and, where a person can do something about it, a second line that says what. Empty if
     /// there is nothing to say. Must not change what it reports, and if it fails the host does without the text.
     pub last_error: Option<unsafe extern "C" fn(context: *mut PintleContext, text: *mut PintleBuffer) -> i32>,
+    /// Writes how much is taken of what the device can run out of, one line each, ended by a line feed: how much is
+    /// taken, a space, how much there is (`-` if that is not known), a space, and what it is, such as
+    /// `1 16 sessions`. Of what keys consist of, such as objects, those made for pintle are counted; of everything
+    /// else, what the device counts.
+    ///
+    /// Since 1.1. May be NULL, or lie beyond `struct_size`: then nothing is said.
+    pub usage: Option<unsafe extern "C" fn(context: *mut PintleContext, lines: *mut PintleBuffer) -> i32>,
 }
 
 unsafe extern "C" {

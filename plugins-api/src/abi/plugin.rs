@@ -14,7 +14,7 @@ use super::{
     PINTLE_ABI_MAJOR, PINTLE_ABI_MINOR, PINTLE_BUFFER_TOO_SMALL, PINTLE_OK, PINTLE_REFERENCE_FILE,
     PINTLE_REFERENCE_PEM, PINTLE_REFERENCE_URI, PintleBackend, PintleBuffer, PintleBytes, PintleContext, PintleHost,
 };
-use crate::{BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, SignatureScheme};
+use crate::{BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, Resource, SignatureScheme};
 
 /// A key backend that signs digests, as the C ABI demands: devices differ in what they can hash, so the host hashes.
 pub trait DigestSigner: KeyBackend {
@@ -83,6 +83,7 @@ pub const fn table<O: Open>() -> PintleBackend {
         list: Some(list),
         reference: Some(reference),
         last_error: Some(last_error),
+        usage: Some(usage),
     }
 }
 
@@ -221,6 +222,19 @@ unsafe extern "C" fn last_error(context: *mut PintleContext, text: *mut PintleBu
     let context = unsafe { &*context.cast::<Context>() };
     // SAFETY: the host's buffer is valid during the call.
     unsafe { fill(text, context.last_error.as_bytes()) }
+}
+
+unsafe extern "C" fn usage(context: *mut PintleContext, lines: *mut PintleBuffer) -> i32 {
+    // SAFETY: the host's buffer is valid during the call, and the context came from `open`.
+    unsafe {
+        answer(context, lines, |backend| {
+            let line = |Resource { name, used, limit }: Resource| {
+                let limit = limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
+                format!("{used} {limit} {name}\n")
+            };
+            Ok(backend.usage()?.into_iter().map(line).collect::<String>().into_bytes())
+        })
+    }
 }
 
 /// Runs `operation` on the open backend and writes what it returns.

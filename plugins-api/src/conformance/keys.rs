@@ -103,6 +103,26 @@ pub(super) fn check_naming(suite: &mut Suite<'_>) {
         }
         Ok(None)
     });
+    suite.check("usage tells of what the device can run out of", |suite| {
+        suite.key("usage")?;
+        let backend = suite.backend()?;
+        let started = Instant::now();
+        let resources = backend.usage()?;
+        let latency = started.elapsed();
+        if resources.is_empty() {
+            return Err(Verdict::Skipped("it says nothing of that".to_owned()));
+        }
+        let mut names = BTreeSet::new();
+        for resource in &resources {
+            if resource.name.is_empty() || resource.name.contains(char::is_control) || !names.insert(&resource.name) {
+                return fail(format!("{:?} is no name of a resource, or that of two", resource.name));
+            }
+            if resource.limit.is_some_and(|limit| resource.used > limit) {
+                return fail(format!("{resource}: more is taken than there is"));
+            }
+        }
+        Ok(Some(latency))
+    });
     suite.check("ids of any octets keep keys apart", |suite| {
         let mut keys: Vec<Throwaway> = Vec::new();
         for ending in ODD_ENDINGS {

@@ -49,6 +49,7 @@ fn answer(backend: &mut Option<Box<dyn KeyBackend>>, request: Request) -> Respon
         }
         Request::List => Answer::Keys(backend.list()?),
         Request::Reference { id } => Answer::Reference(backend.reference(&id)?),
+        Request::Usage => Answer::Usage(backend.usage()?),
     })
 }
 

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use pintle_plugins_api::{
-    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, SignatureScheme,
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, Resource, SignatureScheme,
 };
 
 use super::module::{ModuleConfiguration, PinOrigin};
@@ -315,6 +315,13 @@ impl KeyBackend for IsolatedBackend {
     fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
         match self.call(&Request::Reference { id: id.clone() })? {
             Answer::Reference(reference) => Ok(reference),
+            _ => Err(out_of_step()),
+        }
+    }
+
+    fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
+        match self.call(&Request::Usage)? {
+            Answer::Usage(resources) => Ok(resources),
             _ => Err(out_of_step()),
         }
     }

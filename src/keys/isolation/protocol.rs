@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
-use pintle_plugins_api::{BackendError, KeyAlgorithm, KeyId, KeyReference, PublicKey, SignatureScheme};
+use pintle_plugins_api::{BackendError, KeyAlgorithm, KeyId, KeyReference, PublicKey, Resource, SignatureScheme};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,8 @@ pub(super) enum Request {
     List,
     /// [`KeyBackend::reference`](pintle_plugins_api::KeyBackend::reference).
     Reference { id: KeyId },
+    /// [`KeyBackend::usage`](pintle_plugins_api::KeyBackend::usage).
+    Usage,
 }
 
 impl Request {
@@ -46,6 +48,7 @@ impl Request {
             Self::Delete { .. } => "delete",
             Self::List => "list",
             Self::Reference { .. } => "reference",
+            Self::Usage => "usage",
         }
     }
 }
@@ -64,6 +67,8 @@ pub(super) enum Answer {
     Keys(Vec<KeyId>),
     /// How a consumer names a key.
     Reference(KeyReference),
+    /// What is taken of the device's room.
+    Usage(Vec<Resource>),
 }
 
 /// What the child answers.
