@@ -251,6 +251,7 @@ async fn connect_to(shared: &Shared, upstream: &super::Upstream, begin: &Begin<'
         let connected = upstream.connect(&tried, shared.connect_timeout).await;
         let (stream, server) = connected.map_err(|error| failure(FailureReason::ServerUnreachable, error))?;
         tried.push(server);
+        let at = stream.peer_addr().ok();
         let mut socket = Socket::Tcp(stream);
         let broken = |error: &dyn std::fmt::Display| {
             failure(FailureReason::ServerHandshake, format!("{}: {error}", upstream.authority(server)))
@@ -258,7 +259,7 @@ async fn connect_to(shared: &Shared, upstream: &super::Upstream, begin: &Begin<'
         let mut session = begin(upstream.name(server).clone()).map_err(|error| broken(&error))?;
         let handshake = session.handshake(&mut socket, Some((&shared.signing, shared.signing_deadline)));
         // Whoever waits for all this may give up first: a server that has not come through by then has failed.
-        let trial = upstream.trial(server);
+        let trial = upstream.trial(server, at);
         // One that says nothing must not use up the time of the others.
         let patience = match upstream.has_others(&tried) {
             true => shared.connect_timeout.min(shared.handshake_timeout / 2),

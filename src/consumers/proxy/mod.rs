@@ -20,6 +20,7 @@
 //! # Assumptions
 //! It runs on a tokio runtime with more than one worker: a signature blocks the one it is made on.
 
+mod address;
 mod admission;
 mod connection;
 mod conversation;
