@@ -134,12 +134,13 @@ impl Proxy {
         let local = LocalTls::new(LocalAuthority::open(directory, user).map_err(failed)?)?;
         let (listeners, address) =
             listener::open(activated, configuration.listen, configuration.unix_socket.as_deref(), user)?;
+        let connections = connection_limit(configuration.maximum_connections);
         let shared = Arc::new(Shared {
             generations: Generations::new(configuration.drain),
             counters: Counters::new(Arc::clone(&telemetry)),
             local,
-            admission: Arc::new(Admission::new(configuration.maximum_handshakes)),
-            connections: Arc::new(Semaphore::new(connection_limit(configuration.maximum_connections))),
+            admission: Arc::new(Admission::new(configuration.maximum_handshakes.min(connections / 2))),
+            connections: Arc::new(Semaphore::new(connections)),
             signing: Semaphore::new(SIGNING_AT_ONCE),
             protocols: Mutex::default(),
             connect_timeout: configuration.connect_timeout,
