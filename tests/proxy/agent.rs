@@ -187,6 +187,51 @@ async fn rotate_waits_for_the_certificate_and_not_for_old_connections_and_is_not
     assert!(said.starts_with("rotated: serial ") && !said.contains("old key"), "{said}");
 }
 
+/// Another address of this server, and how many have come by it.
+async fn by_way(server: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicU64>::default());
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (address, count)
+}
+
+#[allow(clippy::zombie_processes, reason = "it is waited for before the end")]
+#[tokio::test(flavor = "multi_thread")]
+async fn another_api_server_in_the_kubeconfig_is_followed_without_a_rotation() {
+    let control_plane = control_plane().await;
+    let node = Node::start(&control_plane);
+    node.ready().await;
+    let path = node.directory.path().join("cluster.kubeconfig");
+    let before = std::fs::read_to_string(&path).unwrap();
+    let server = before.split("https://").nth(1).unwrap().split_whitespace().next().unwrap().trim_end_matches('"');
+    let (address, count) = by_way(server.parse().unwrap()).await;
+    let mut watch = node.watch().await;
+    std::fs::write(&path, before.replace(server, &address.to_string())).unwrap();
+    until("the proxy goes there", || node.swaps() == 2).await;
+    assert!(watch.try_wait().unwrap().is_none(), "what is under way goes on where it is");
+    let kubeconfig = node.kubeconfig();
+    let asked = count.load(Ordering::Relaxed);
+    let served = tokio::task::spawn_blocking(move || kubectl(&kubeconfig, &["auth", "whoami"])).await.unwrap();
+    assert!(text(&served).contains("system:node:worker"));
+    assert!(count.load(Ordering::Relaxed) > asked);
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    // A kubeconfig that is torn for a moment is no reason to go anywhere else.
+    let whole = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!((node.swaps(), node.log().matches("rotation_started").count()), (2, 1));
+}
+
 /// A connection of its own, and one whole request over it.
 struct Attempt {
     began: Instant,

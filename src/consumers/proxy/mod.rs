@@ -171,8 +171,8 @@ pub struct ProxyHandle {
 }
 
 impl ProxyHandle {
-    /// Makes new connections speak as this generation, and moves the others over. A generation of the same serial number
-    /// as the current one changes nothing.
+    /// Makes new connections speak as this generation, and moves the others over. One of the same serial number and the
+    /// same API servers as the current one changes nothing, unless that has ended.
     pub fn swap(&self, generation: Generation) {
         let (serial, not_after) = (generation.serial.clone(), generation.not_after.to_string());
         if self.shared.generations.swap(generation) {
@@ -191,9 +191,9 @@ impl ProxyHandle {
         self.shared.generations.wait_until_only_current().await;
     }
 
-    /// The serial number of the current generation.
-    pub fn serial(&self) -> Option<String> {
-        self.shared.generations.serial()
+    /// The current generation, unless it has ended.
+    pub fn current(&self) -> Option<Generation> {
+        self.shared.generations.current()
     }
 
     /// Tells how it stands, for the status of its identity.

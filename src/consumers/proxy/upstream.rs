@@ -43,6 +43,8 @@ pub struct Upstream {
     servers: Vec<Server>,
     tunnel: Option<Tunnel>,
     tls: rustls::ClientConfig,
+    /// What they were read from, to tell whether that has changed since.
+    cluster: Option<Cluster>,
 }
 
 impl fmt::Debug for Upstream {
@@ -76,11 +78,17 @@ impl Upstream {
         }
         let endpoints =
             Endpoints { servers: &servers, tls_server_name: cluster.tls_server_name(), proxy_url: cluster.proxy_url() };
-        Self::new(&endpoints, tls).map_err(|detail| ClusterError {
+        let upstream = Self::new(&endpoints, tls).map_err(|detail| ClusterError {
             path: cluster.source().to_owned(),
             detail,
             missing: false,
-        })
+        })?;
+        Ok(Self { cluster: Some(cluster.without_credential()), ..upstream })
+    }
+
+    /// Whether these are the API servers of this cluster as it is now.
+    pub fn is_of(&self, cluster: &Cluster) -> bool {
+        self.cluster.as_ref().is_some_and(|known| known.is_same_as(cluster))
     }
 
     /// These API servers, verified as `tls` says; what it says of client certificates and protocols is not used.
@@ -99,7 +107,7 @@ impl Upstream {
             // The URL may hold a password.
             (scheme, _) => Err(format!("a proxy-url of scheme {scheme:?}: the credential proxy takes only http://")),
         });
-        Ok(Self { servers: servers.collect::<Result<_, String>>()?, tunnel: tunnel.transpose()?, tls })
+        Ok(Self { servers: servers.collect::<Result<_, String>>()?, tunnel: tunnel.transpose()?, tls, cluster: None })
     }
 
     pub(super) fn tls(&self) -> &rustls::ClientConfig {
