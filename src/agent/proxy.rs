@@ -51,13 +51,11 @@ impl Agent {
         if held.has_ended(now()) {
             return;
         }
-        match self.next_generation(handle, held).await {
-            Ok(None) => {}
-            Ok(Some(generation)) => handle.swap(generation),
-            // It is tried again at the next look around.
-            Err(reason) => {
-                self.telemetry.emit(Event::ProxyFailed { reason: "no-certificate", detail: reason, count: 1 })
-            }
+        // What fails is tried again at the next look around.
+        let next = self.next_generation(handle, held).await;
+        handle.note_trouble(next.as_ref().err().cloned().unwrap_or_default());
+        if let Ok(Some(generation)) = next {
+            handle.swap(generation);
         }
     }
 

@@ -232,6 +232,34 @@ async fn another_api_server_in_the_kubeconfig_is_followed_without_a_rotation() {
     assert_eq!((node.swaps(), node.log().matches("rotation_started").count()), (2, 1));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_url_that_the_proxy_cannot_use_is_said_once_and_stands_in_the_status() {
+    let control_plane = control_plane().await;
+    let mut node = Node::start(&control_plane);
+    node.ready().await;
+    node.kill();
+    let path = node.directory.path().join("cluster.kubeconfig");
+    let before = std::fs::read_to_string(&path).unwrap();
+    let server = before.lines().find(|line| line.contains("server:")).unwrap();
+    let proxy_url = server.replace("server:", "proxy-url:").replace("https://", "socks5://user:s3cret@");
+    std::fs::write(&path, before.replace(server, &format!("{server}\n{}", proxy_url.replace("- ", "  ")))).unwrap();
+    let checked = node.pintle(&["config", "check"]);
+    let words = String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(2), "{words}");
+    assert!(words.contains("its proxy-url is socks5://…") && words.contains("hint:"), "{words}");
+    node.run_again();
+    let status = || String::from_utf8_lossy(&node.pintle(&["status"]).stdout).into_owned();
+    until("the status says so", || status().contains(": its proxy-url is socks5://…")).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let log = node.log();
+    assert_eq!(log.lines().filter(|line| line.contains("socks5://…")).count(), 1, "{log}");
+    assert!(!log.contains("s3cret") && !status().contains("s3cret"));
+    std::fs::write(&path, before).unwrap();
+    until("the proxy follows", || !status().contains("socks5")).await;
+    assert_eq!(node.swaps(), 2);
+    assert!(node.pintle(&["config", "check"]).status.success());
+}
+
 /// A connection of its own, and one whole request over it.
 struct Attempt {
     began: Instant,

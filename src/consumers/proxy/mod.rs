@@ -71,6 +71,7 @@ struct Shared {
     connections: Arc<Semaphore>,
     signing: Semaphore,
     protocols: Mutex<Vec<(Protocols, Option<Vec<u8>>)>>,
+    trouble: Mutex<String>,
     connect_timeout: Duration,
     handshake_timeout: Duration,
     signing_deadline: Duration,
@@ -143,6 +144,7 @@ impl Proxy {
             connections: Arc::new(Semaphore::new(connections)),
             signing: Semaphore::new(SIGNING_AT_ONCE),
             protocols: Mutex::default(),
+            trouble: Mutex::default(),
             connect_timeout: configuration.connect_timeout,
             handshake_timeout: configuration.handshake_timeout,
             signing_deadline: configuration.signing_deadline,
@@ -180,6 +182,20 @@ impl ProxyHandle {
         }
     }
 
+    /// Notes why there can be no other generation, or by an empty reason that there is no trouble: for the status, and once
+    /// for the log.
+    pub fn note_trouble(&self, reason: String) {
+        let mut known = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == reason {
+            return;
+        }
+        known.clone_from(&reason);
+        drop(known);
+        if !reason.is_empty() {
+            self.telemetry.emit(Event::ProxyFailed { reason: "no-certificate", detail: reason, count: 1 });
+        }
+    }
+
     /// Returns once no connection speaks as the generation of this serial number, and none will: its key is not needed
     /// any more. A generation that is not known is unused.
     pub async fn wait_until_unused(&self, serial: &str) {
@@ -204,6 +220,7 @@ impl ProxyHandle {
             Some(ProxyStatus {
                 address: address.to_string(),
                 serial: shared.generations.serial().unwrap_or_default(),
+                reason: shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
                 statistics: shared.statistics(),
             })
         })

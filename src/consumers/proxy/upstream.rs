@@ -105,7 +105,10 @@ impl Upstream {
         let tunnel = endpoints.proxy_url.map(|url| match (url.scheme_str(), Address::of(url, 80)) {
             (Some("http"), Some(address)) => Ok(Tunnel { address, authorization: authorization(url) }),
             // The URL may hold a password.
-            (scheme, _) => Err(format!("a proxy-url of scheme {scheme:?}: the credential proxy takes only http://")),
+            (scheme, _) => {
+                let scheme = scheme.unwrap_or_default();
+                Err(format!("its proxy-url is {scheme}://…, and the credential proxy takes only http://"))
+            }
         });
         Ok(Self { servers: servers.collect::<Result<_, String>>()?, tunnel: tunnel.transpose()?, tls, cluster: None })
     }
