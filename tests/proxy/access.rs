@@ -48,6 +48,33 @@ async fn c18_only_the_local_certificate_of_this_boot_is_let_in_and_nobody_else_m
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_odd_offer_of_protocols_is_the_clients_own_failure_and_pushes_out_nobody_elses() {
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let second = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = authority.upstream(&[server.address, second.local_addr().unwrap()]);
+    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    assert_eq!(bed.get("/whoami").await.unwrap(), "node");
+    let refused = outcome(&bed, bed.client_config_with(&["bogus"], None)).await.unwrap_err();
+    assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
+    until("it is counted", || bed.failures("local-handshake") == 1).await;
+    assert_eq!(bed.statistics().failures.len(), 1);
+    let other = tokio::time::timeout(Duration::from_millis(100), second.accept()).await;
+    assert!(other.is_err(), "no other API server is asked");
+
+    let asked = || server.seen.anonymous.load(std::sync::atomic::Ordering::Relaxed);
+    let before = asked();
+    for number in 0..20 {
+        let odd = format!("odd-{number}");
+        outcome(&bed, bed.client_config_with(&["http/1.1", &odd], None)).await.unwrap_err();
+    }
+    until("the server was asked each time", || asked() == before + 20).await;
+    assert_eq!(bed.get("/whoami").await.unwrap(), "node");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(asked(), before + 20, "what the client of before offers is still known");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_local_certificate_survives_a_restart_and_not_a_boot() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
