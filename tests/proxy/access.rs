@@ -115,6 +115,42 @@ async fn the_local_certificate_survives_a_restart_and_not_a_boot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_kubeconfig_taken_off_the_node_is_useless() {
+    if !rustix::process::getuid().is_root() {
+        return; // Only root can make another machine of a network namespace.
+    }
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let generation = authority.generation("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(generation), |_, _| {}).await;
+    let kubeconfig = std::fs::read_to_string(bed.kubeconfig()).unwrap();
+    assert!(kubeconfig.contains("server: https://127.0.0.1:"), "{kubeconfig}");
+    assert!(!kubeconfig.contains("-data") && !kubeconfig.contains("PRIVATE"), "{kubeconfig}");
+
+    // With the files that it names, too.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-a").arg(bed.file("")).arg(elsewhere.path().join("client")).status();
+    assert!(copied.unwrap().success());
+    let [here, there] = [bed.directory.path(), elsewhere.path()].map(|path| path.display().to_string());
+    let stolen = elsewhere.path().join("kubeconfig");
+    std::fs::write(&stolen, kubeconfig.replace(&here, &there)).unwrap();
+    let kubectl = pintle_test_support::kubectl();
+    let ask = |machine: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec {machine} \"$@\""), "sh"]).arg(kubectl.get_program());
+        command.args(["kubectl", "get", "--raw", "/whoami", "--kubeconfig"]).arg(&stolen);
+        tokio::task::block_in_place(|| command.output().unwrap())
+    };
+    let of_another = ask("unshare --net sh -c 'ip link set lo up; exec \"$@\"' sh");
+    let words = String::from_utf8_lossy(&of_another.stderr);
+    assert!(!of_another.status.success() && words.contains("127.0.0.1"), "{words}");
+    assert!(words.contains("refused") || words.contains("unreachable"), "{words}");
+    assert_eq!((bed.statistics().accepted, server.requests()), (0, 0));
+    let here = ask("");
+    assert_eq!(String::from_utf8_lossy(&here.stdout), "node", "{}", String::from_utf8_lossy(&here.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_user_can_neither_read_the_key_nor_use_the_unix_socket() {
     if !rustix::process::getuid().is_root() {
         return; // Only root can become another user.
