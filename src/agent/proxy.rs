@@ -45,36 +45,45 @@ impl Agent {
         Ok(())
     }
 
-    /// Has the proxy speak as the held credential, if it does not yet.
+    /// Has the proxy speak as the held credential to the cluster as its kubeconfig describes it now, if it does not yet.
     pub(super) async fn update_proxy(&self) {
         let (Some(handle), Some(held)) = (&self.proxy, &self.state.held) else { return };
-        if held.has_ended(now()) || handle.serial().as_deref() == Some(held.serial()) {
+        if held.has_ended(now()) {
             return;
         }
-        match self.generation(handle, held).await {
-            Ok(generation) => handle.swap(generation),
-            // It is tried again at the next look around.
-            Err(reason) => {
-                self.telemetry.emit(Event::ProxyFailed { reason: "no-certificate", detail: reason, count: 1 })
-            }
+        // What fails is tried again at the next look around.
+        let next = self.next_generation(handle, held).await;
+        handle.note_trouble(next.as_ref().err().cloned().unwrap_or_default());
+        if let Ok(Some(generation)) = next {
+            handle.swap(generation);
         }
     }
 
-    async fn generation(&self, handle: &ProxyHandle, held: &Credential) -> Result<Generation, String> {
+    /// The generation to take the place of the current one; `None` if that is as it should be.
+    async fn next_generation(&self, handle: &ProxyHandle, held: &Credential) -> Result<Option<Generation>, String> {
         let Some(settings) = &self.config.proxy else { return Err("there is no table [proxy]".to_owned()) };
         let cluster = self.connections.cluster(&self.config).await.map_err(|failure| failure.to_string())?;
+        // What is only instead of a kubeconfig that is being written just now is no reason to change.
+        let follows = |current: &Generation| {
+            current.upstream.is_of(&cluster) || cluster.source() != self.config.kubeconfig.as_path()
+        };
+        if handle.current().is_some_and(|current| current.serial == held.serial() && follows(&current)) {
+            return Ok(None);
+        }
         if points_at(&cluster, handle) {
             return Err(format!("{} names the proxy itself as the API server", cluster.source().display()));
         }
         let upstream = Upstream::of(&cluster, &settings.api_servers).map_err(|error| error.to_string())?;
-        Generation::new(held, &self.keyring, settings.configuration.signing_deadline, Arc::new(upstream))
-            .map_err(|error| error.to_string())
+        let (keyring, deadline) = (&self.keyring, settings.configuration.signing_deadline);
+        let generation = Generation::new(held, keyring, deadline, Arc::new(upstream));
+        generation.map(Some).map_err(|error| error.to_string())
     }
 
     /// Waits a while for the last connections as earlier certificates; `None` once there are none, or what came up instead.
     pub(super) async fn await_last_connections(&mut self) -> Option<Reaction> {
         /// Something else may have to be looked at meanwhile, the watchdog for one.
         const HOP: Duration = Policy::LOCAL_RETRY;
+        self.update_proxy().await;
         let handle = self.proxy.as_ref()?;
         tokio::select! {
             biased;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags, ProxySettings};
+use crate::consumers::proxy::Upstream;
+use crate::kubernetes::{Cluster, ClusterError};
 
 /// The commands under `pintle config`.
 #[derive(clap::Subcommand)]
@@ -20,6 +22,9 @@ impl Command {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let Self::Check { flags } = self;
         let config = Config::load(&flags)?;
+        if let Some(proxy) = &config.proxy {
+            check_cluster(&config, proxy)?;
+        }
         let path =
             |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string());
         let backends: Vec<_> = config.backends.keys().map(String::as_str).collect();
@@ -52,6 +57,17 @@ impl Command {
             print(&format!("{name:<27}{value}\n"));
         }
         Ok(Exit::Ok)
+    }
+}
+
+/// Whether the proxy can reach the cluster of the kubeconfig. One that cannot be read is the agent's to wait for.
+fn check_cluster(config: &Config, proxy: &ProxySettings) -> Result<(), CliError> {
+    let refused = |error: ClusterError| {
+        CliError::new(Exit::Usage, error, "mend the cluster's entry there, or remove the table [proxy]")
+    };
+    match super::runtime()?.block_on(Cluster::read(&config.kubeconfig)) {
+        Ok(cluster) => Upstream::of(&cluster, &proxy.api_servers).map(drop).map_err(refused),
+        Err(_) => Ok(()),
     }
 }
 

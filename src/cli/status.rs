@@ -115,6 +115,9 @@ fn table(status: &Status, wide: bool) -> String {
         text.push('\n');
         if let Some(identity) = index.checked_sub(1).map(|index| &status.identities[index]) {
             text += &trouble(identity);
+            if let Some(proxy) = identity.proxy.as_ref().filter(|proxy| !proxy.reason.is_empty()) {
+                text += &format!("  proxy {}: {}\n", proxy.address, proxy.reason);
+            }
             if let Some(proxy) = identity.proxy.as_ref().filter(|_| wide) {
                 text += &connections(proxy);
             }

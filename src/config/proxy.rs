@@ -141,13 +141,20 @@ impl ProxyTable {
     }
 }
 
+/// The longest duration: sums of a few of these and a point in time must not overflow.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// A duration such as "90s", "15m" or "1h 30m".
 fn duration(name: &str, text: Option<String>, default: Duration) -> Result<Duration, ConfigError> {
     let Some(text) = text else { return Ok(default) };
     let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    parsed.filter(|duration| *duration >= Duration::from_millis(100)).ok_or_else(|| {
-        ConfigError::new(format!("proxy.{name} = {text:?} is no duration"), "write it as \"10s\", \"15m\" or \"1h\"")
-    })
+    let problem = match parsed {
+        Some(duration) if duration > LONGEST => "longer than a year",
+        Some(duration) if duration >= Duration::from_millis(100) => return Ok(duration),
+        _ => "no duration",
+    };
+    let hint = "write it as \"10s\", \"15m\" or \"1h\"";
+    Err(ConfigError::new(format!("proxy.{name} = {text:?} is {problem}"), hint))
 }
 
 #[cfg(test)]
@@ -172,6 +179,8 @@ mod tests {
             ("listen = \"0.0.0.0:6444\"", "0.0.0.0"),
             ("drain = \"soon\"", "drain"),
             ("drain = \"-1s\"", "drain"),
+            ("idle-timeout = \"9000000000000000000s\"", "longer than a year"),
+            ("handshake-timeout = \"8761h\"", "longer than a year"),
             ("user = \"no-such-user\"", "no-such-user"),
             ("api-servers = [\"10.0.0.1\"]", "10.0.0.1"),
             ("maximum-connections = 0", "maximum-connections"),

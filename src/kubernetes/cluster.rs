@@ -100,9 +100,24 @@ impl Cluster {
     /// # Errors
     /// If the kubeconfig's authority cannot be used.
     pub fn client_config(&self) -> Result<rustls::ClientConfig, ClusterError> {
+        self.without_credential().config.rustls_client_config().map_err(|error| self.failed(&error))
+    }
+
+    /// The API server alone.
+    pub fn without_credential(&self) -> Self {
         let mut config = self.config.clone();
         config.auth_info = AuthInfo::default();
-        config.rustls_client_config().map_err(|error| self.failed(&error))
+        Self { config, source: self.source.clone() }
+    }
+
+    /// Whether this is the same API server, reached and verified in the same way, whatever the credential.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let (one, other) = (&self.config, &other.config);
+        one.cluster_url == other.cluster_url
+            && one.proxy_url == other.proxy_url
+            && one.tls_server_name == other.tls_server_name
+            && one.root_cert == other.root_cert
+            && one.accept_invalid_certs == other.accept_invalid_certs
     }
 
     /// A client with the credential that the kubeconfig carries. Having it may take as long as an exec plugin likes, and

@@ -12,6 +12,9 @@ pub struct ProxyStatus {
     pub address: String,
     /// The serial number of the certificate that new connections speak as; empty while there is none.
     pub serial: String,
+    /// Why it cannot follow the certificate or the kubeconfig; empty if it does.
+    #[serde(default)]
+    pub reason: String,
     /// What it has done since it was started.
     pub statistics: Statistics,
 }

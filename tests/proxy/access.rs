@@ -48,6 +48,33 @@ async fn c18_only_the_local_certificate_of_this_boot_is_let_in_and_nobody_else_m
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_odd_offer_of_protocols_is_the_clients_own_failure_and_pushes_out_nobody_elses() {
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let second = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = authority.upstream(&[server.address, second.local_addr().unwrap()]);
+    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    assert_eq!(bed.get("/whoami").await.unwrap(), "node");
+    let refused = outcome(&bed, bed.client_config_with(&["bogus"], None)).await.unwrap_err();
+    assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
+    until("it is counted", || bed.failures("local-handshake") == 1).await;
+    assert_eq!(bed.statistics().failures.len(), 1);
+    let other = tokio::time::timeout(Duration::from_millis(100), second.accept()).await;
+    assert!(other.is_err(), "no other API server is asked");
+
+    let asked = || server.seen.anonymous.load(std::sync::atomic::Ordering::Relaxed);
+    let before = asked();
+    for number in 0..20 {
+        let odd = format!("odd-{number}");
+        outcome(&bed, bed.client_config_with(&["http/1.1", &odd], None)).await.unwrap_err();
+    }
+    until("the server was asked each time", || asked() == before + 20).await;
+    assert_eq!(bed.get("/whoami").await.unwrap(), "node");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(asked(), before + 20, "what the client of before offers is still known");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_local_certificate_survives_a_restart_and_not_a_boot() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
@@ -85,6 +112,42 @@ async fn the_local_certificate_survives_a_restart_and_not_a_boot() {
     );
     let refused = outcome(&third, third.client_config_with(&["http/1.1"], Some(pair))).await.unwrap_err();
     assert!(refused.to_string().contains("UnknownCA"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubeconfig_taken_off_the_node_is_useless() {
+    if !rustix::process::getuid().is_root() {
+        return; // Only root can make another machine of a network namespace.
+    }
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let generation = authority.generation("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(generation), |_, _| {}).await;
+    let kubeconfig = std::fs::read_to_string(bed.kubeconfig()).unwrap();
+    assert!(kubeconfig.contains("server: https://127.0.0.1:"), "{kubeconfig}");
+    assert!(!kubeconfig.contains("-data") && !kubeconfig.contains("PRIVATE"), "{kubeconfig}");
+
+    // With the files that it names, too.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-a").arg(bed.file("")).arg(elsewhere.path().join("client")).status();
+    assert!(copied.unwrap().success());
+    let [here, there] = [bed.directory.path(), elsewhere.path()].map(|path| path.display().to_string());
+    let stolen = elsewhere.path().join("kubeconfig");
+    std::fs::write(&stolen, kubeconfig.replace(&here, &there)).unwrap();
+    let kubectl = pintle_test_support::kubectl();
+    let ask = |machine: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec {machine} \"$@\""), "sh"]).arg(kubectl.get_program());
+        command.args(["kubectl", "get", "--raw", "/whoami", "--kubeconfig"]).arg(&stolen);
+        tokio::task::block_in_place(|| command.output().unwrap())
+    };
+    let of_another = ask("unshare --net sh -c 'ip link set lo up; exec \"$@\"' sh");
+    let words = String::from_utf8_lossy(&of_another.stderr);
+    assert!(!of_another.status.success() && words.contains("127.0.0.1"), "{words}");
+    assert!(words.contains("refused") || words.contains("unreachable"), "{words}");
+    assert_eq!((bed.statistics().accepted, server.requests()), (0, 0));
+    let here = ask("");
+    assert_eq!(String::from_utf8_lossy(&here.stdout), "node", "{}", String::from_utf8_lossy(&here.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]

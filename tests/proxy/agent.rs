@@ -187,6 +187,79 @@ async fn rotate_waits_for_the_certificate_and_not_for_old_connections_and_is_not
     assert!(said.starts_with("rotated: serial ") && !said.contains("old key"), "{said}");
 }
 
+/// Another address of this server, and how many have come by it.
+async fn by_way(server: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicU64>::default());
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (address, count)
+}
+
+#[allow(clippy::zombie_processes, reason = "it is waited for before the end")]
+#[tokio::test(flavor = "multi_thread")]
+async fn another_api_server_in_the_kubeconfig_is_followed_without_a_rotation() {
+    let control_plane = control_plane().await;
+    let node = Node::start(&control_plane);
+    node.ready().await;
+    let path = node.directory.path().join("cluster.kubeconfig");
+    let before = std::fs::read_to_string(&path).unwrap();
+    let server = before.split("https://").nth(1).unwrap().split_whitespace().next().unwrap().trim_end_matches('"');
+    let (address, count) = by_way(server.parse().unwrap()).await;
+    let mut watch = node.watch().await;
+    std::fs::write(&path, before.replace(server, &address.to_string())).unwrap();
+    until("the proxy goes there", || node.swaps() == 2).await;
+    assert!(watch.try_wait().unwrap().is_none(), "what is under way goes on where it is");
+    let kubeconfig = node.kubeconfig();
+    let asked = count.load(Ordering::Relaxed);
+    let served = tokio::task::spawn_blocking(move || kubectl(&kubeconfig, &["auth", "whoami"])).await.unwrap();
+    assert!(text(&served).contains("system:node:worker"));
+    assert!(count.load(Ordering::Relaxed) > asked);
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    // A kubeconfig that is torn for a moment is no reason to go anywhere else.
+    let whole = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!((node.swaps(), node.log().matches("rotation_started").count()), (2, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_url_that_the_proxy_cannot_use_is_said_once_and_stands_in_the_status() {
+    let control_plane = control_plane().await;
+    let mut node = Node::start(&control_plane);
+    node.ready().await;
+    node.kill();
+    let path = node.directory.path().join("cluster.kubeconfig");
+    let before = std::fs::read_to_string(&path).unwrap();
+    let server = before.lines().find(|line| line.contains("server:")).unwrap();
+    let proxy_url = server.replace("server:", "proxy-url:").replace("https://", "socks5://user:s3cret@");
+    std::fs::write(&path, before.replace(server, &format!("{server}\n{}", proxy_url.replace("- ", "  ")))).unwrap();
+    let checked = node.pintle(&["config", "check"]);
+    let words = String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(2), "{words}");
+    assert!(words.contains("its proxy-url is socks5://…") && words.contains("hint:"), "{words}");
+    node.run_again();
+    let status = || String::from_utf8_lossy(&node.pintle(&["status"]).stdout).into_owned();
+    until("the status says so", || status().contains(": its proxy-url is socks5://…")).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let log = node.log();
+    assert_eq!(log.lines().filter(|line| line.contains("socks5://…")).count(), 1, "{log}");
+    assert!(!log.contains("s3cret") && !status().contains("s3cret"));
+    std::fs::write(&path, before).unwrap();
+    until("the proxy follows", || !status().contains("socks5")).await;
+    assert_eq!(node.swaps(), 2);
+    assert!(node.pintle(&["config", "check"]).status.success());
+}
+
 /// A connection of its own, and one whole request over it.
 struct Attempt {
     began: Instant,

@@ -74,9 +74,30 @@ impl Authority {
         (certificate.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }
 
+    /// An API server's TLS.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider())
+            .allow_unauthenticated()
+            .build()
+            .unwrap();
+        let (certificate, key) = self.issue("server", true);
+        let mut tls = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        TlsAcceptor::from(Arc::new(tls))
+    }
+
     pub(crate) fn certified_key(&self, name: &str) -> Arc<CertifiedKey> {
         let (certificate, key) = self.issue(name, false);
         Arc::new(CertifiedKey::from_der(vec![certificate], key, &provider()).unwrap())
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
     }
 
     /// Issues a certificate for a key that is elsewhere, PEM.
@@ -152,20 +173,7 @@ impl ApiServer {
     }
 
     fn start_on(listener: TcpListener, authority: &Authority) -> Self {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authority.roots()), provider())
-            .allow_unauthenticated()
-            .build()
-            .unwrap();
-        let (certificate, key) = authority.issue("server", true);
-        let mut tls = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![certificate], key)
-            .unwrap();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let (address, seen) = (listener.local_addr().unwrap(), Arc::<Seen>::default());
+        let (acceptor, address, seen) = (authority.acceptor(), listener.local_addr().unwrap(), Arc::<Seen>::default());
         let shared = Arc::clone(&seen);
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();

@@ -84,6 +84,26 @@ async fn a_slow_loris_is_cut_off_and_crowds_out_only_itself() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_loris_never_has_all_the_connections_that_there_may_be() {
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority).await;
+    let upstream = authority.upstream(&[server.address]);
+    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+        configuration.handshake_timeout = Duration::from_secs(60);
+        configuration.maximum_connections = 20;
+    })
+    .await;
+    let mut loris = Vec::new();
+    for _ in 0..50 {
+        loris.push(TcpStream::connect(bed.proxy.address()).await.unwrap());
+    }
+    let served = tokio::time::timeout(Duration::from_secs(20), bed.get("/whoami")).await;
+    assert_eq!(served.expect("it is let in").unwrap(), "node");
+    // Each has one connection for which another one had to go, but for the half that may stay.
+    assert!(bed.failures("too-many-handshakes") >= 40);
+}
+
 /// A key whose device does not answer, as [`pintle::keys`] presents it: an error after the deadline.
 #[derive(Debug)]
 struct Hung(Duration, Arc<dyn SigningKey>);

@@ -7,6 +7,7 @@ mod agent;
 mod bed;
 mod client;
 mod faults;
+mod flow;
 mod go_clients;
 mod outages;
 mod rotation;

@@ -1,7 +1,8 @@
 //! Connections that have not shown who they are: only so many, and when there are more, the oldest has to go.
 //!
 //! A client that means well is through its handshake in milliseconds. One that opens connections and says nothing (a
-//! slow loris, or any other user of the machine) crowds out its own older ones, not the kubelet.
+//! slow loris, or any other user of the machine) crowds out its own older ones, not the kubelet. It must not have all the
+//! connections that there may be, either: nobody would be accepted then for whom an older one could go.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

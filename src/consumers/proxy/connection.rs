@@ -3,7 +3,7 @@
 //! # Flow
 //! 1. The ClientHello is read for the application protocols that the client offers.
 //! 2. The local handshake is finished with the protocol that the API server settles on for such an offer. That is
-//!    remembered; where it is not known yet, it is found out by a handshake with the API server *without* a client
+//!    remembered once the client has shown who it is; where it is not known yet, it is found out by a handshake with the API server *without* a client
 //!    certificate. So the key never signs for anybody who has not shown the local certificate: a local user without it
 //!    can neither use the identity nor keep a slow key device busy.
 //! 3. A lease of the current generation is taken, and the API server is connected to as that certificate, with the
@@ -42,6 +42,8 @@ const UNTOLD_QUIET: Duration = Duration::from_secs(100);
 const LINGER: Duration = Duration::from_secs(60);
 /// A client of a unix socket that speaks HTTP/2 begins with these (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+/// The record of a fatal alert, no_application_protocol (RFC 7301, section 3.2; RFC 8446, section 6).
+const NO_APPLICATION_PROTOCOL: [u8; 7] = [21, 3, 3, 0, 2, 2, 120];
 
 struct Failure {
     reason: FailureReason,
@@ -90,7 +92,12 @@ async fn open(shared: &Shared, socket: Socket, mut place: Place) -> Result<(Box<
     }
     let deadline = Instant::now() + shared.server_timeout();
     let lease = timeout_at(deadline, shared.generations.lease()).await.map_err(no_certificate)?;
-    let server = timeout_at(deadline, connect(shared, &lease, &client.offer)).await.map_err(no_server)??;
+    let server = timeout_at(deadline, connect(shared, &lease, &client.offer)).await.map_err(no_server)?;
+    let server = server.inspect_err(|failure| {
+        if failure.reason == FailureReason::LocalHandshake {
+            shared.forget_protocol(&client.offer);
+        }
+    })?;
     shared.counters.server_handshakes.fetch_add(1, Ordering::Relaxed);
     let settled = server.session.common().and_then(|tls| tls.alpn_protocol()).map(<[u8]>::to_vec);
     if client.promised.is_some_and(|promised| promised != settled) {
@@ -123,10 +130,16 @@ async fn accept(shared: &Shared, mut socket: Socket, deadline: Instant) -> Resul
         return timeout_at(deadline, accept_plain(socket)).await.map_err(no_client)?;
     }
     let (incoming, offer) = timeout_at(deadline, client_hello(&mut socket)).await.map_err(no_client)??;
-    let promised = match shared.known_protocol(&offer) {
-        Some(known) => known,
-        None => learn_protocol(shared, &offer, deadline).await?,
+    let known = shared.known_protocol(&offer);
+    let is_new = known.is_none() && !offer.is_empty();
+    let learned = match known {
+        Some(known) => Ok(known),
+        None => learn_protocol(shared, &offer, deadline).await,
     };
+    if learned.as_ref().is_err_and(|failure| failure.reason == FailureReason::LocalHandshake) {
+        let _ = timeout_at(deadline, socket.write_all(&NO_APPLICATION_PROTOCOL)).await;
+    }
+    let promised = learned?;
     let config = shared.local.settling_on(promised.as_deref());
     let broken = |error: rustls::Error| failure(FailureReason::LocalHandshake, error);
     let mut session = Session::server(config, incoming).map_err(broken)?;
@@ -147,6 +160,10 @@ async fn accept(shared: &Shared, mut socket: Socket, deadline: Instant) -> Resul
         HandshakeError::Tls(error) => broken(error),
         HandshakeError::KeyBusy => failure(FailureReason::KeyUnavailable, "the key is busy"),
     })?;
+    // Not of anybody else: with odd offers, they would push out the ones that matter.
+    if is_new {
+        shared.remember_protocol(&offer, promised.as_deref());
+    }
     Ok(Client { endpoint: Endpoint { socket, session }, offer, promised: Some(promised) })
 }
 
@@ -213,9 +230,7 @@ async fn learn_protocol(shared: &Shared, offer: &Protocols, deadline: Instant) -
     let config = std::sync::Arc::new(config);
     let begin = |name| Session::client(config.clone(), name);
     let endpoint = timeout_at(deadline, connect_to(shared, &upstream, &begin)).await.map_err(no_server)??;
-    let settled = endpoint.session.common().and_then(|tls| tls.alpn_protocol()).map(<[u8]>::to_vec);
-    shared.remember_protocol(offer, settled.as_deref());
-    Ok(settled)
+    Ok(endpoint.session.common().and_then(|tls| tls.alpn_protocol()).map(<[u8]>::to_vec))
 }
 
 #[derive(Debug)]
@@ -251,6 +266,7 @@ async fn connect_to(shared: &Shared, upstream: &super::Upstream, begin: &Begin<'
         let connected = upstream.connect(&tried, shared.connect_timeout).await;
         let (stream, server) = connected.map_err(|error| failure(FailureReason::ServerUnreachable, error))?;
         tried.push(server);
+        let at = stream.peer_addr().ok();
         let mut socket = Socket::Tcp(stream);
         let broken = |error: &dyn std::fmt::Display| {
             failure(FailureReason::ServerHandshake, format!("{}: {error}", upstream.authority(server)))
@@ -258,7 +274,7 @@ async fn connect_to(shared: &Shared, upstream: &super::Upstream, begin: &Begin<'
         let mut session = begin(upstream.name(server).clone()).map_err(|error| broken(&error))?;
         let handshake = session.handshake(&mut socket, Some((&shared.signing, shared.signing_deadline)));
         // Whoever waits for all this may give up first: a server that has not come through by then has failed.
-        let trial = upstream.trial(server);
+        let trial = upstream.trial(server, at);
         // One that says nothing must not use up the time of the others.
         let patience = match upstream.has_others(&tried) {
             true => shared.connect_timeout.min(shared.handshake_timeout / 2),
@@ -277,6 +293,12 @@ async fn connect_to(shared: &Shared, upstream: &super::Upstream, begin: &Begin<'
             Ok(Err(HandshakeError::Tls(rustls::Error::Other(error)))) => {
                 trial.passed();
                 return Err(failure(FailureReason::KeyUnavailable, error));
+            }
+            // Nor would another server take what the client offers.
+            Ok(Err(HandshakeError::Tls(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)))) => {
+                trial.passed();
+                let detail = "a local client offers no application protocol that the API server speaks";
+                return Err(failure(FailureReason::LocalHandshake, detail));
             }
             Ok(Err(error)) => broken(&error),
             Err(_) => broken(&"no handshake in time"),

@@ -93,6 +93,15 @@ impl Epoch {
         config
     }
 
+    /// The same certificate, towards the same API servers.
+    fn is(&self, generation: &Generation) -> bool {
+        self.generation.serial == generation.serial && Arc::ptr_eq(&self.generation.upstream, &generation.upstream)
+    }
+
+    fn has_ended(&self) -> bool {
+        *self.stage.borrow() == Stage::Ended
+    }
+
     pub(super) fn stage(&self) -> watch::Receiver<Stage> {
         self.stage.subscribe()
     }
@@ -128,10 +137,11 @@ impl Generations {
         Self { inner: Mutex::default(), swapped: watch::Sender::new(()), drain }
     }
 
-    /// Makes this the generation of new connections; those of the one before are moved over. False if it already is.
+    /// Makes this the generation of new connections; those of the one before are moved over. False if it already is, and
+    /// has not ended: it does so for good, even where the clock that said so is set back.
     pub(super) fn swap(&self, generation: Generation) -> bool {
         let mut inner = lock(&self.inner);
-        if inner.current.as_ref().is_some_and(|current| current.generation.serial == generation.serial) {
+        if inner.current.as_ref().is_some_and(|current| current.is(&generation) && !current.has_ended()) {
             return false;
         }
         let end = last_moment(&generation);
@@ -171,7 +181,7 @@ impl Generations {
     fn lease_now(&self) -> Option<Lease> {
         // Under the lock, so that a generation that was swapped out gets no more connections.
         let inner = lock(&self.inner);
-        let epoch = inner.current.as_ref().filter(|epoch| *epoch.stage.borrow() != Stage::Ended)?;
+        let epoch = inner.current.as_ref().filter(|epoch| !epoch.has_ended())?;
         epoch.open.send_modify(|open| *open += 1);
         Some(Lease { epoch: Arc::clone(epoch) })
     }
@@ -191,21 +201,19 @@ impl Generations {
     pub(super) async fn wait_until_unused(&self, serial: &str) {
         let mut swapped = self.swapped.subscribe();
         loop {
-            let (epoch, current) = {
+            let (current, in_use) = {
                 let inner = lock(&self.inner);
                 let is_it = |epoch: &&Arc<Epoch>| epoch.generation.serial == serial;
-                let current = inner.current.as_ref().filter(is_it);
-                let found = current.or_else(|| inner.earlier.iter().rfind(is_it));
-                (found.map(Arc::clone), current.is_some())
+                let in_use = inner.earlier.iter().filter(is_it).find(|epoch| *epoch.open.borrow() > 0);
+                (inner.current.as_ref().is_some_and(|current| is_it(&current)), in_use.map(Arc::clone))
             };
-            match epoch {
-                None => return,
-                Some(_) if current => {
+            match in_use {
+                _ if current => {
                     let _ = swapped.changed().await;
                 }
+                None => return,
                 Some(epoch) => {
                     let _ = epoch.open.subscribe().wait_for(|open| *open == 0).await;
-                    return;
                 }
             }
         }
@@ -218,6 +226,12 @@ impl Generations {
             let Some(earlier) = earlier else { return };
             let _ = earlier.open.subscribe().wait_for(|open| *open == 0).await;
         }
+    }
+
+    /// The current generation, unless it has ended.
+    pub(super) fn current(&self) -> Option<Generation> {
+        let inner = lock(&self.inner);
+        inner.current.as_ref().filter(|current| !current.has_ended()).map(|current| current.generation.clone())
     }
 
     /// The serial number of the current generation.
@@ -280,4 +294,64 @@ async fn wait_until(clock: &Clock, end: UnixTime) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::{ClientConfig, RootCertStore};
+
+    use super::super::upstream::Endpoints;
+    use super::*;
+
+    fn generation(not_after: UnixTime, upstream: &Arc<Upstream>) -> Generation {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("a key");
+        let certificate = Arc::new(CertifiedKey::new(Vec::new(), key));
+        Generation { serial: "A1".to_owned(), not_after, certificate, upstream: Arc::clone(upstream) }
+    }
+
+    fn upstream() -> Arc<Upstream> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let tls = tls.expect("versions").with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        let servers = ["https://192.0.2.1:6443".parse().expect("a URL")];
+        let endpoints = Endpoints { servers: &servers, tls_server_name: None, proxy_url: None };
+        Arc::new(Upstream::new(&endpoints, tls).expect("an upstream"))
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_had_ended_by_a_wrong_clock_serves_again() {
+        let (generations, upstream) = (Generations::new(Duration::from_secs(60)), upstream());
+        // As it looks while the clock is ahead.
+        assert!(generations.swap(generation(now() - Duration::from_secs(10), &upstream)));
+        while generations.current().is_some() {
+            tokio::task::yield_now().await;
+        }
+        let good = generation(now() + Duration::from_secs(3600), &upstream);
+        assert!(generations.swap(good.clone()));
+        assert!(generations.lease_now().is_some());
+        assert!(!generations.swap(good), "it is the current one");
+    }
+
+    #[tokio::test]
+    async fn the_same_certificate_towards_another_api_server_is_unused_when_all_its_connections_have_ended() {
+        let generations = Arc::new(Generations::new(Duration::from_secs(60)));
+        let mut leases = Vec::new();
+        for _ in 0..2 {
+            let good = generation(now() + Duration::from_secs(3600), &upstream());
+            assert!(generations.swap(good));
+            leases.push(generations.lease_now().expect("it is good"));
+        }
+        assert_eq!(*leases[0].epoch.stage.borrow(), Stage::Draining);
+        let next = generation(now() + Duration::from_secs(3600), &upstream());
+        generations.swap(Generation { serial: "B2".to_owned(), ..next });
+        while let Some(lease) = leases.pop() {
+            let waiting = tokio::time::timeout(Duration::from_millis(10), generations.wait_until_unused("A1")).await;
+            assert!(waiting.is_err());
+            drop(lease);
+        }
+        generations.wait_until_unused("A1").await;
+    }
 }

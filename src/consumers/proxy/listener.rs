@@ -68,6 +68,7 @@ pub(super) fn open(
 ) -> io::Result<(Vec<Listener>, SocketAddr)> {
     let mut listeners = Vec::new();
     for listener in activated.tcp {
+        on_loopback(listener.local_addr()?)?;
         listener.set_nonblocking(true)?;
         listeners.push(Listener::Tcp(TcpListener::from_std(listener)?));
     }
@@ -78,9 +79,7 @@ pub(super) fn open(
         Listener::Tcp(listener) => listener.local_addr()?,
         Listener::Unix(..) => listen,
     };
-    if !address.ip().is_loopback() {
-        return Err(io::Error::other(format!("the credential proxy listens on loopback only, not on {address}")));
-    }
+    on_loopback(address)?;
     let none_passed = activated.unix.is_empty();
     for listener in activated.unix {
         listener.set_nonblocking(true)?;
@@ -90,6 +89,14 @@ pub(super) fn open(
         listeners.push(Listener::Unix(bind_unix(path, user)?, user));
     }
     Ok((listeners, address))
+}
+
+/// The service manager's sockets are somebody else's configuration: each of them is looked at.
+fn on_loopback(address: SocketAddr) -> io::Result<()> {
+    match address.ip().is_loopback() {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("the credential proxy listens on loopback only, not on {address}"))),
+    }
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -158,4 +165,19 @@ fn spawn(shared: &Arc<Shared>, socket: Socket, permit: OwnedSemaphorePermit) {
         connection::serve(&shared, socket, place).await;
         drop(permit);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_socket_of_the_service_manager_must_be_on_loopback() {
+        let bind = |address| std::net::TcpListener::bind(address).expect("bound");
+        let user = User { uid: 0, gid: 0 };
+        let open_all = |tcp| open(Activated::of(tcp, Vec::new()), ([127, 0, 0, 1], 0).into(), None, user);
+        assert!(open_all(vec![bind("127.0.0.1:0"), bind("127.0.0.2:0")]).is_ok());
+        let refused = open_all(vec![bind("127.0.0.1:0"), bind("0.0.0.0:0")]).err().expect("refused");
+        assert!(refused.to_string().contains("0.0.0.0"), "{refused}");
+    }
 }

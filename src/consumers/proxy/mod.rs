@@ -20,6 +20,7 @@
 //! # Assumptions
 //! It runs on a tokio runtime with more than one worker: a signature blocks the one it is made on.
 
+mod address;
 mod admission;
 mod connection;
 mod conversation;
@@ -70,6 +71,7 @@ struct Shared {
     connections: Arc<Semaphore>,
     signing: Semaphore,
     protocols: Mutex<Vec<(Protocols, Option<Vec<u8>>)>>,
+    trouble: Mutex<String>,
     connect_timeout: Duration,
     handshake_timeout: Duration,
     signing_deadline: Duration,
@@ -133,14 +135,16 @@ impl Proxy {
         let local = LocalTls::new(LocalAuthority::open(directory, user).map_err(failed)?)?;
         let (listeners, address) =
             listener::open(activated, configuration.listen, configuration.unix_socket.as_deref(), user)?;
+        let connections = connection_limit(configuration.maximum_connections);
         let shared = Arc::new(Shared {
             generations: Generations::new(configuration.drain),
             counters: Counters::new(Arc::clone(&telemetry)),
             local,
-            admission: Arc::new(Admission::new(configuration.maximum_handshakes)),
-            connections: Arc::new(Semaphore::new(connection_limit(configuration.maximum_connections))),
+            admission: Arc::new(Admission::new(configuration.maximum_handshakes.min(connections / 2))),
+            connections: Arc::new(Semaphore::new(connections)),
             signing: Semaphore::new(SIGNING_AT_ONCE),
             protocols: Mutex::default(),
+            trouble: Mutex::default(),
             connect_timeout: configuration.connect_timeout,
             handshake_timeout: configuration.handshake_timeout,
             signing_deadline: configuration.signing_deadline,
@@ -169,12 +173,26 @@ pub struct ProxyHandle {
 }
 
 impl ProxyHandle {
-    /// Makes new connections speak as this generation, and moves the others over. A generation of the same serial number
-    /// as the current one changes nothing.
+    /// Makes new connections speak as this generation, and moves the others over. One of the same serial number and the
+    /// same API servers as the current one changes nothing, unless that has ended.
     pub fn swap(&self, generation: Generation) {
         let (serial, not_after) = (generation.serial.clone(), generation.not_after.to_string());
         if self.shared.generations.swap(generation) {
             self.telemetry.emit(Event::ProxySwapped { serial, not_after });
+        }
+    }
+
+    /// Notes why there can be no other generation, or by an empty reason that there is no trouble: for the status, and once
+    /// for the log.
+    pub fn note_trouble(&self, reason: String) {
+        let mut known = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == reason {
+            return;
+        }
+        known.clone_from(&reason);
+        drop(known);
+        if !reason.is_empty() {
+            self.telemetry.emit(Event::ProxyFailed { reason: "no-certificate", detail: reason, count: 1 });
         }
     }
 
@@ -189,9 +207,9 @@ impl ProxyHandle {
         self.shared.generations.wait_until_only_current().await;
     }
 
-    /// The serial number of the current generation.
-    pub fn serial(&self) -> Option<String> {
-        self.shared.generations.serial()
+    /// The current generation, unless it has ended.
+    pub fn current(&self) -> Option<Generation> {
+        self.shared.generations.current()
     }
 
     /// Tells how it stands, for the status of its identity.
@@ -202,6 +220,7 @@ impl ProxyHandle {
             Some(ProxyStatus {
                 address: address.to_string(),
                 serial: shared.generations.serial().unwrap_or_default(),
+                reason: shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
                 statistics: shared.statistics(),
             })
         })

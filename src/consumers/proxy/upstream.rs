@@ -2,49 +2,21 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::address::{Address, Preference, race};
 use crate::kubernetes::{Cluster, ClusterError};
 
-/// The next API server is tried as well when one does not accept a connection within this time (compare RFC 8305,
-/// section 8).
-const HEAD_START: Duration = Duration::from_millis(300);
 /// How long an API server that failed is tried only after the others: the first time, and at most.
 const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
-/// How soon it is looked whether there is a descriptor for a connection.
-const DESCRIPTOR_WAIT: Duration = Duration::from_millis(50);
 /// The longest answer of an HTTP proxy to CONNECT.
 const LONGEST_ANSWER: usize = 8 << 10;
-
-/// An address to connect to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Address {
-    host: String,
-    port: u16,
-}
-
-impl Address {
-    fn of(uri: &http::Uri, default_port: u16) -> Option<Self> {
-        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Some(Self { host, port: uri.port_u16().unwrap_or(default_port) })
-    }
-
-    /// As in a request line or a URL (RFC 3986, section 3.2.2).
-    fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
-    }
-}
 
 /// An HTTP proxy that opens tunnels (RFC 9110, section 9.3.6).
 struct Tunnel {
@@ -56,6 +28,8 @@ struct Tunnel {
 struct Server {
     address: Address,
     name: ServerName<'static>,
+    /// Of the addresses that its name stands for, or the HTTP proxy's.
+    preference: Preference,
     health: Mutex<Option<Failed>>,
 }
 
@@ -69,6 +43,8 @@ pub struct Upstream {
     servers: Vec<Server>,
     tunnel: Option<Tunnel>,
     tls: rustls::ClientConfig,
+    /// What they were read from, to tell whether that has changed since.
+    cluster: Option<Cluster>,
 }
 
 impl fmt::Debug for Upstream {
@@ -102,11 +78,17 @@ impl Upstream {
         }
         let endpoints =
             Endpoints { servers: &servers, tls_server_name: cluster.tls_server_name(), proxy_url: cluster.proxy_url() };
-        Self::new(&endpoints, tls).map_err(|detail| ClusterError {
+        let upstream = Self::new(&endpoints, tls).map_err(|detail| ClusterError {
             path: cluster.source().to_owned(),
             detail,
             missing: false,
-        })
+        })?;
+        Ok(Self { cluster: Some(cluster.without_credential()), ..upstream })
+    }
+
+    /// Whether these are the API servers of this cluster as it is now.
+    pub fn is_of(&self, cluster: &Cluster) -> bool {
+        self.cluster.as_ref().is_some_and(|known| known.is_same_as(cluster))
     }
 
     /// These API servers, verified as `tls` says; what it says of client certificates and protocols is not used.
@@ -116,16 +98,19 @@ impl Upstream {
     pub fn new(endpoints: &Endpoints<'_>, tls: rustls::ClientConfig) -> Result<Self, String> {
         let servers = endpoints.servers.iter().map(|url| {
             let address = Address::of(url, 443).ok_or_else(|| format!("the API server's URL {url} has no host"))?;
-            let name = endpoints.tls_server_name.unwrap_or(&address.host).to_owned();
+            let name = endpoints.tls_server_name.unwrap_or(address.host()).to_owned();
             let name = ServerName::try_from(name).map_err(|error| format!("the API server {url}: {error}"))?;
-            Ok(Server { address, name, health: Mutex::default() })
+            Ok(Server { address, name, preference: Preference::default(), health: Mutex::default() })
         });
         let tunnel = endpoints.proxy_url.map(|url| match (url.scheme_str(), Address::of(url, 80)) {
             (Some("http"), Some(address)) => Ok(Tunnel { address, authorization: authorization(url) }),
             // The URL may hold a password.
-            (scheme, _) => Err(format!("a proxy-url of scheme {scheme:?}: the credential proxy takes only http://")),
+            (scheme, _) => {
+                let scheme = scheme.unwrap_or_default();
+                Err(format!("its proxy-url is {scheme}://…, and the credential proxy takes only http://"))
+            }
         });
-        Ok(Self { servers: servers.collect::<Result<_, String>>()?, tunnel: tunnel.transpose()?, tls })
+        Ok(Self { servers: servers.collect::<Result<_, String>>()?, tunnel: tunnel.transpose()?, tls, cluster: None })
     }
 
     pub(super) fn tls(&self) -> &rustls::ClientConfig {
@@ -143,51 +128,27 @@ impl Upstream {
     /// Connects to the API server that answers first, given a head start in the order of preference and health, and
     /// says which it is. Those in `tried` are left out.
     pub(super) async fn connect(&self, tried: &[usize], timeout: Duration) -> Result<(TcpStream, usize), String> {
-        let mut waiting = self.order(tried).into_iter();
-        let mut attempts = FuturesUnordered::new();
-        let mut failures = Vec::new();
-        loop {
-            if attempts.is_empty() {
-                match waiting.next() {
-                    Some(server) => attempts.push(self.attempt(server, timeout)),
-                    None => return Err(failures.join("; ")),
-                }
-            }
-            tokio::select! {
-                Some((server, result)) = attempts.next() => match result {
-                    Ok(stream) => return Ok((stream, server)),
-                    Err(error) => {
-                        self.failed(server);
-                        failures.push(format!("{}: {error}", self.servers[server].address.authority()));
-                        attempts.extend(waiting.next().map(|server| self.attempt(server, timeout)));
-                    }
-                },
-                () = tokio::time::sleep(HEAD_START), if waiting.len() > 0 => {
-                    attempts.extend(waiting.next().map(|server| self.attempt(server, timeout)));
-                }
-            }
-        }
+        let attempt = |server: usize| async move {
+            let attempt = tokio::time::timeout(timeout, self.attempt(server)).await;
+            let late = format!("no connection within {} s", timeout.as_secs());
+            let result = attempt.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, late)));
+            result.map(|stream| (stream, server)).map_err(|error| {
+                self.failed(server);
+                format!("{}: {error}", self.authority(server))
+            })
+        };
+        race(self.order(tried), attempt).await.map_err(|failures| failures.join("; "))
     }
 
-    async fn attempt(&self, server: usize, timeout: Duration) -> (usize, io::Result<TcpStream>) {
-        let target = &self.servers[server].address;
-        let connect = async {
-            let address = self.tunnel.as_ref().map_or(target, |tunnel| &tunnel.address);
-            let mut stream = loop {
-                match TcpStream::connect((address.host.as_str(), address.port)).await {
-                    // That is no fault of the server, and the end of any other connection makes room.
-                    Err(error) if lacks_descriptors(&error) => tokio::time::sleep(DESCRIPTOR_WAIT).await,
-                    connected => break connected?,
-                }
-            };
-            configure(&stream);
-            if let Some(tunnel) = &self.tunnel {
-                open_tunnel(&mut stream, tunnel, target).await?;
-            }
-            Ok(stream)
-        };
-        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {} s", timeout.as_secs()));
-        (server, tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| Err(late())))
+    async fn attempt(&self, server: usize) -> io::Result<TcpStream> {
+        let Server { address: target, preference, .. } = &self.servers[server];
+        let address = self.tunnel.as_ref().map_or(target, |tunnel| &tunnel.address);
+        let mut stream = address.connect(preference).await?;
+        configure(&stream);
+        if let Some(tunnel) = &self.tunnel {
+            open_tunnel(&mut stream, tunnel, target).await?;
+        }
+        Ok(stream)
     }
 
     /// The servers in the order to try them: as configured, and those that failed a short while ago behind the others.
@@ -213,9 +174,9 @@ impl Upstream {
         *health = Some(Failed { until: now + quarantine, times: times + 1 });
     }
 
-    /// Puts a server on trial: unless it passes, it has failed.
-    pub(super) fn trial(&self, server: usize) -> Trial<'_> {
-        Trial { upstream: self, server, passed: false }
+    /// Puts a server, reached at this address, on trial: unless it passes, it has failed.
+    pub(super) fn trial(&self, server: usize, at: Option<SocketAddr>) -> Trial<'_> {
+        Trial { upstream: self, server, at, passed: false }
     }
 
     /// Whether there is another server than these.
@@ -228,6 +189,7 @@ impl Upstream {
 pub(super) struct Trial<'a> {
     upstream: &'a Upstream,
     server: usize,
+    at: Option<SocketAddr>,
     passed: bool,
 }
 
@@ -242,14 +204,10 @@ impl Trial<'_> {
 impl Drop for Trial<'_> {
     fn drop(&mut self) {
         if !self.passed {
+            self.upstream.servers[self.server].preference.failed(self.at);
             self.upstream.failed(self.server);
         }
     }
-}
-
-fn lacks_descriptors(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// No delay, and a dead peer is noticed within a minute although nothing is said: a watch may be silent for long.

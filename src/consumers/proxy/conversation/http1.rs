@@ -74,17 +74,20 @@ impl Message {
         (taken, end.is_some())
     }
 
-    fn text(&self) -> &str {
-        str::from_utf8(&self.line).unwrap_or_default().trim_end()
+    /// Octets: what is in a header need not be UTF-8 (RFC 9110, section 5.5), and a long line is cut anywhere.
+    fn text(&self) -> &[u8] {
+        self.line.trim_ascii_end()
     }
 
     /// Notes a header that says where the body ends.
     fn note_header(&mut self) {
-        let Some((name, value)) = self.text().split_once(':') else { return };
-        if name.eq_ignore_ascii_case("content-length") {
-            self.length = value.trim().parse().ok();
-        } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            self.chunked = value.trim().to_ascii_lowercase().ends_with("chunked");
+        let text = self.text();
+        let Some(colon) = text.iter().position(|byte| *byte == b':') else { return };
+        let (name, value) = (&text[..colon], text[colon + 1..].trim_ascii());
+        if name.eq_ignore_ascii_case(b"content-length") {
+            self.length = number(value, 10);
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.chunked = value.to_ascii_lowercase().ends_with(b"chunked");
         }
     }
 
@@ -102,11 +105,20 @@ impl Message {
             }
             return Some(last);
         }
-        let size = self.text().split(';').next().unwrap_or_default().trim();
-        let size = u64::from_str_radix(size, 16).ok()?;
+        let size = self.text().split(|byte| *byte == b';').next().unwrap_or_default();
+        let size = number(size.trim_ascii(), 16)?;
         self.part = if size == 0 { Part::Trailers } else { Part::Chunk(size.checked_add(2)?) };
         Some(false)
     }
+}
+
+fn number(digits: &[u8], radix: u32) -> Option<u64> {
+    u64::from_str_radix(str::from_utf8(digits).ok()?, radix).ok()
+}
+
+/// An octet of a token (RFC 9110, section 5.6.2), as a method is one.
+fn is_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 impl Http1 {
@@ -130,10 +142,10 @@ impl Http1 {
         match request.part {
             Part::StartLine if request.text().is_empty() => {}
             Part::StartLine => {
-                let method = match request.text().split(' ').next() {
-                    Some("HEAD") => Method::Head,
-                    Some("CONNECT") => Method::Connect,
-                    Some(method) if method.bytes().all(|byte| byte.is_ascii_uppercase()) => Method::Other,
+                let method = match request.text().split(|byte| *byte == b' ').next() {
+                    Some(b"HEAD") => Method::Head,
+                    Some(b"CONNECT") => Method::Connect,
+                    Some(method) if method.iter().all(is_token) => Method::Other,
                     _ => return self.give_up(),
                 };
                 request.begin();
@@ -189,9 +201,11 @@ impl Http1 {
         match response.part {
             Part::StartLine if response.text().is_empty() => {}
             Part::StartLine => {
-                let text = response.text();
-                let status = text.strip_prefix("HTTP/1.").and_then(|text| text.get(2..5)?.parse().ok());
-                let Some(status) = status.filter(|_| !self.outstanding.is_empty()) else { return self.give_up() };
+                let text = response.text().strip_prefix(b"HTTP/1.");
+                let status = text.and_then(|text| number(text.get(2..5)?, 10)?.try_into().ok());
+                let Some(status): Option<u16> = status.filter(|_| !self.outstanding.is_empty()) else {
+                    return self.give_up();
+                };
                 response.begin();
                 response.status = status;
             }
@@ -298,6 +312,18 @@ mod tests {
             assert!(http1.is_idle(), "{piece}");
             http1.client_said(b"GET / HT");
             assert!(!http1.is_idle());
+        }
+    }
+
+    #[test]
+    fn any_method_and_any_octets_in_a_header_are_understood() {
+        for long in [0, 210, 211, 212] {
+            let mut http1 = Http1::default();
+            let padding = "x".repeat(long);
+            http1.client_said(format!("M-SEARCH / HTTP/1.1\r\nX-Name: é{padding}ééééééééééééééééééé\r\n").as_bytes());
+            http1.client_said(b"X-Latin: \xe9\r\nContent-Length: 4\r\n\r\nbody");
+            http1.server_said(b"HTTP/1.1 200 \xe9\r\nX: \xff\r\nContent-Length: 5\r\n\r\n01234", false);
+            assert!(http1.is_idle(), "{long}");
         }
     }
 
