@@ -65,7 +65,11 @@ impl Arguments {
             Ok(false) => print(&format!("as it should be already: {}\n", path.display())),
             Err(error) => {
                 let detail = format!("{} cannot be written: {error}", path.display());
-                return Err(CliError::new(Exit::Problem, detail, "run it as the file's owner"));
+                let hint = match error.kind() {
+                    std::io::ErrorKind::PermissionDenied => "run it as the file's owner",
+                    _ => "see to that, or name another file",
+                };
+                return Err(CliError::new(Exit::Problem, detail, hint));
             }
         }
         Ok(Exit::Ok)
