@@ -55,14 +55,14 @@ impl Arguments {
             }
         }
         let Some(path) = &self.write else {
-            print(&kubeconfig.to_yaml().map_err(|error| CliError::new(Exit::Problem, error, ""))?);
+            print(&kubeconfig.to_yaml().map_err(|error| CliError::new(Exit::Problem, error, ""))?)?;
             return Ok(Exit::Ok);
         };
         let owner = config.proxy.as_ref().filter(|_| consumer == Consumer::Proxy).map(|proxy| proxy.configuration.user);
         let owner = owner.filter(|user| *user != User { uid: 0, gid: 0 });
         match kubeconfig.write(path, owner) {
-            Ok(true) => print(&format!("written: {}\n", path.display())),
-            Ok(false) => print(&format!("as it should be already: {}\n", path.display())),
+            Ok(true) => print(&format!("written: {}\n", path.display()))?,
+            Ok(false) => print(&format!("as it should be already: {}\n", path.display()))?,
             Err(error) => {
                 let detail = format!("{} cannot be written: {error}", path.display());
                 let hint = match error.kind() {
