@@ -249,3 +249,11 @@ fn prometheus_finds_the_metrics_where_the_configuration_says() {
     let handshakes = page.lines().find_map(|line| line.strip_prefix(handshakes)).expect("it is there");
     assert_ne!(handshakes, "0");
 }
+    for consumer in ["file", "exec"] {
+        succeed(&node, &["kubeconfig", "--for", consumer, "--write", &through.display().to_string()]);
+        let text = std::fs::read_to_string(&through).expect("readable");
+        assert!(text.contains(control_plane.server_url().as_str()) && !text.contains("ca.crt"), "{consumer}: {text}");
+        whoami(&node, &through);
+        succeed(&node, &["kubeconfig", "--for", "proxy", "--write", &through.display().to_string()]);
+    }
+    whoami(&node, &through);
