@@ -240,15 +240,23 @@ fn prometheus_finds_the_metrics_where_the_configuration_says() {
     assert!(page.contains("pintle_proxy_connections{identity=\"client\",certificate=\"current\"} 0"), "{page}");
     assert!(get("GET /").starts_with("HTTP/1.1 404") && get("POST /metrics").starts_with("HTTP/1.1 405"));
 
+    // Whoever keeps a connection keeps nobody else out.
+    let kept: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port.port(0))).expect("it listens");
+            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+            write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).expect("an answer in time");
+            stream
+        })
+        .collect();
+    drop(kept);
+
     // And with the proxy's kubeconfig.
     let through = node.scratch().join("for-proxy");
     succeed(&node, &["kubeconfig", "--write", &through.display().to_string()]);
     whoami(&node, &through);
-    let page = get("GET /metrics");
-    let handshakes = "pintle_proxy_handshakes_total{identity=\"client\",side=\"server\"} ";
-    let handshakes = page.lines().find_map(|line| line.strip_prefix(handshakes)).expect("it is there");
-    assert_ne!(handshakes, "0");
-}
     for consumer in ["file", "exec"] {
         succeed(&node, &["kubeconfig", "--for", consumer, "--write", &through.display().to_string()]);
         let text = std::fs::read_to_string(&through).expect("readable");
@@ -257,3 +265,8 @@ fn prometheus_finds_the_metrics_where_the_configuration_says() {
         succeed(&node, &["kubeconfig", "--for", "proxy", "--write", &through.display().to_string()]);
     }
     whoami(&node, &through);
+    let page = get("GET /metrics");
+    let handshakes = "pintle_proxy_handshakes_total{identity=\"client\",side=\"server\"} ";
+    let handshakes = page.lines().find_map(|line| line.strip_prefix(handshakes)).expect("it is there");
+    assert_ne!(handshakes, "0");
+}
