@@ -4,12 +4,13 @@ mod embedded;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use embedded::{DEADLINE, Embedded};
-use pintle_test_support::{Agent, Node, ReservedPorts, kubectl};
+use pintle_test_support::{Agent, AgentCommand, Node, ReservedPorts, kubectl};
 use serde_json::Value;
 
 const HOUR: u64 = 3600;
@@ -132,6 +133,86 @@ fn the_exec_plugin_answers_in_the_clients_version_and_refuses_what_it_cannot_do(
 }
 
 #[test]
+fn several_writers_of_a_kubeconfig_do_not_disturb_one_another() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "writers");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    let written = node.scratch().join("written");
+    for _ in 0..3 {
+        let _ = std::fs::remove_file(&written);
+        let write = |consumer: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_pintle"));
+            command.args(["kubeconfig", "--for", consumer, "--write"]).arg(&written).args(node.flags());
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            command.spawn().expect("pintle starts")
+        };
+        let writers: Vec<_> = (0..4).flat_map(|_| ["file", "exec"]).map(write).collect();
+        for writer in writers {
+            let output = writer.wait_with_output().expect("it ends");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    let left = std::fs::read_dir(node.scratch().path()).expect("listed").filter_map(Result::ok);
+    let left: Vec<_> =
+        left.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().contains(".pintle")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// As the packaged service starts it, with the capabilities that a drop-in for proxy.user names.
+#[test]
+fn a_user_of_the_proxy_gets_in_under_the_services_umask_and_capabilities() {
+    if !rustix::process::getuid().is_root() {
+        return; // Only root can become another user.
+    }
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "user");
+    std::fs::set_permissions(node.scratch().path(), PermissionsExt::from_mode(0o755)).expect("ours");
+    node.give_bootstrap(control_plane.bootstrap_kubeconfig());
+    let (port, local) = (ReservedPorts::one(), node.scratch().join("local/kubeconfig"));
+    let (runtime, socket) = (node.scratch().join("run/proxy"), node.scratch().join("run/socket/proxy.sock"));
+    let configuration = format!(
+        "[proxy]\nlisten = \"127.0.0.1:{}\"\nuser = \"nobody\"\nkubeconfig = {local:?}\nruntime-dir = {runtime:?}\n\
+         unix-socket = {socket:?}\n",
+        port.port(0)
+    );
+    let _ = node.scratch().write("config.toml", configuration);
+    let service = |capabilities: &str| {
+        let script = format!("umask 077; exec setpriv --bounding-set={capabilities} --inh-caps=-all \"$@\"");
+        AgentCommand::named("/bin/sh", node.scratch(), "service")
+            .arguments(["-c", &script, "sh", env!("CARGO_BIN_EXE_pintle"), "run"])
+            .arguments(node.flags())
+    };
+    // The directory that the operator made for it.
+    std::fs::create_dir(node.scratch().join("local")).expect("made");
+    let refused = |capabilities: &str| {
+        let (status, output) = service(capabilities).run(DEADLINE);
+        assert_eq!(status.code(), Some(1), "{output}");
+        assert!(output.contains("CAP_CHOWN CAP_DAC_READ_SEARCH"), "{capabilities}: {output}");
+    };
+    refused("-all");
+    // Where another user can start it.
+    let program = node.scratch().join("kubectl");
+    std::fs::copy(kubectl().get_program(), &program).expect("copied");
+    for _ in ["at first", "restarted"] {
+        let mut agent = service("-all,+chown,+dac_read_search").start();
+        agent.wait_for_log("a certificate is held", DEADLINE, |line| line["event"] == "holding");
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program).args(kubectl().get_args());
+        command.arg("--kubeconfig").arg(&local).args(["auth", "whoami", "-o", "name"]).env("HOME", "/nonexistent");
+        let output = command.output().expect("setpriv starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let connect = "use IO::Socket::UNIX; exit(IO::Socket::UNIX->new(Peer => $ARGV[0]) ? 0 : 2)";
+        let status = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-e", connect])
+            .arg(&socket)
+            .status();
+        assert!(status.expect("setpriv starts").success(), "the unix socket can be reached");
+        assert!(agent.terminate(DEADLINE).success());
+    }
+    refused("-all,+chown");
+}
+
+#[test]
 fn prometheus_finds_the_metrics_where_the_configuration_says() {
     let control_plane = Embedded::signing_for(HOUR);
     let (port, proxy) = (ReservedPorts::one(), ReservedPorts::one());
@@ -159,9 +240,30 @@ fn prometheus_finds_the_metrics_where_the_configuration_says() {
     assert!(page.contains("pintle_proxy_connections{identity=\"client\",certificate=\"current\"} 0"), "{page}");
     assert!(get("GET /").starts_with("HTTP/1.1 404") && get("POST /metrics").starts_with("HTTP/1.1 405"));
 
+    // Whoever keeps a connection keeps nobody else out.
+    let kept: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port.port(0))).expect("it listens");
+            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+            write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).expect("an answer in time");
+            stream
+        })
+        .collect();
+    drop(kept);
+
     // And with the proxy's kubeconfig.
     let through = node.scratch().join("for-proxy");
     succeed(&node, &["kubeconfig", "--write", &through.display().to_string()]);
+    whoami(&node, &through);
+    for consumer in ["file", "exec"] {
+        succeed(&node, &["kubeconfig", "--for", consumer, "--write", &through.display().to_string()]);
+        let text = std::fs::read_to_string(&through).expect("readable");
+        assert!(text.contains(control_plane.server_url().as_str()) && !text.contains("ca.crt"), "{consumer}: {text}");
+        whoami(&node, &through);
+        succeed(&node, &["kubeconfig", "--for", "proxy", "--write", &through.display().to_string()]);
+    }
     whoami(&node, &through);
     let page = get("GET /metrics");
     let handshakes = "pintle_proxy_handshakes_total{identity=\"client\",side=\"server\"} ";

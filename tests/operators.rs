@@ -276,11 +276,24 @@ fn commands_say_what_is_wrong_with_what_they_are_given() {
         (vec!["needs-renewal", &der], 255, "der"),
         (vec!["config", "check", "--config", &config], 2, "keep-pairs"),
         (vec!["inspect", &der], 1, "no PEM block"),
+        (vec!["backend", "check", "nosuch"], 2, "nosuch"),
     ] {
         let (found, error) = pintle(&arguments);
         assert_eq!(found, Some(code), "{arguments:?}: {error}");
         assert!(error.contains(words) && error.contains("hint: "), "{arguments:?}: {error}");
     }
+    // clap's own words, which have no hint.
+    for identity in [["migrate", "nosuch"], ["kubeconfig", "nosuch"]] {
+        let (found, error) =
+            pintle(&[identity.as_slice(), &["--to=file"][..usize::from(identity[0] == "migrate")]].concat());
+        assert!(found == Some(2) && error.contains("nosuch"), "{identity:?}: {error}");
+    }
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("every Linux has it");
+    let completions = Command::new(env!("CARGO_BIN_EXE_pintle")).args(["completions", "bash"]).stdout(full).output();
+    let completions = completions.expect("it starts");
+    let error = String::from_utf8_lossy(&completions.stderr);
+    assert_eq!(completions.status.code(), Some(1), "{error}");
+    assert!(error.contains("No space left") && error.contains("hint: "), "{error}");
     let closed = format!("{} completions bash | head -n 0; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_pintle"));
     let completions = Command::new("bash").args(["-c", &closed]).output().expect("bash starts");
     assert!(completions.status.success(), "{}", String::from_utf8_lossy(&completions.stderr));

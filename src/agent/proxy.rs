@@ -1,11 +1,13 @@
 //! The credential proxy as the agent drives it: it follows the identity, and old keys wait for its last connections.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pintle_agent_core::{Credential, Event as Reaction, Policy};
 
 use super::{Agent, StartError, now};
+use crate::config::User;
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::consumers::proxy::{Activated, Generation, Proxy, ProxyHandle, Upstream};
 use crate::kubernetes::Cluster;
@@ -19,12 +21,12 @@ impl Agent {
     /// If it cannot listen, or the local client's files cannot be written.
     pub async fn start_proxy(&mut self, activated: Activated) -> Result<(), StartError> {
         let Some(settings) = &self.config.proxy else { return Ok(()) };
-        let failed = |error: std::io::Error| StartError {
-            detail: format!("the credential proxy cannot be started: {error}"),
-            hint: "see the table [proxy] of the configuration file".to_owned(),
-        };
         let configuration = settings.configuration.clone();
         let user = configuration.user;
+        let failed = |error: io::Error| StartError {
+            detail: format!("the credential proxy cannot be started: {error}"),
+            hint: hint(&error, user, "see the table [proxy] of the configuration file"),
+        };
         let handle = Proxy::start(configuration, activated, None, Arc::clone(&self.telemetry)).await.map_err(failed)?;
         if let Some(path) = &settings.kubeconfig {
             let written = Kubeconfig::read_or_new(path).and_then(|mut kubeconfig| {
@@ -33,7 +35,7 @@ impl Agent {
             });
             let written = written.map_err(|error| StartError {
                 detail: format!("the local client's kubeconfig {} cannot be written: {error}", path.display()),
-                hint: "mend or remove the file, or name another as proxy.kubeconfig".to_owned(),
+                hint: hint(&error, user, "mend or remove the file, or name another as proxy.kubeconfig"),
             })?;
             if written {
                 self.telemetry.emit(Event::KubeconfigWritten { path: path.display().to_string() });
@@ -92,6 +94,23 @@ impl Agent {
             () = tokio::time::sleep(HOP) => Some(Reaction::Woke),
         }
     }
+}
+
+/// What helps against a failure of the proxy's start: `otherwise`, unless the error says more.
+fn hint(error: &io::Error, user: User, otherwise: &str) -> String {
+    let hint = match error.kind() {
+        io::ErrorKind::PermissionDenied if user.uid != 0 => {
+            "to give files to proxy.user, and read them again, the service needs CapabilityBoundingSet=CAP_CHOWN \
+             CAP_DAC_READ_SEARCH (systemctl edit pintle)"
+        }
+        io::ErrorKind::PermissionDenied => "run it as root, or with proxy.runtime-dir where it may write",
+        // What local_authority refuses to trust.
+        io::ErrorKind::NotADirectory => {
+            "remove it, or name a directory that only root can write to as proxy.runtime-dir"
+        }
+        _ => otherwise,
+    };
+    hint.to_owned()
 }
 
 /// Whether this cluster's API server is the proxy: the connection would go round in circles.

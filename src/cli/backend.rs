@@ -52,7 +52,7 @@ fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
     };
     let all_up = backends.iter().all(|backend| backend.error.is_none());
     if json {
-        print(&super::json(&backends)?);
+        print(&super::json(&backends)?)?;
     } else {
         let header = ["NAME", "TYPE", "ISOLATION", "STATE", "KEYS", "NEW-KEYS"].map(str::to_owned).to_vec();
         let rows = backends.iter().map(|backend| {
@@ -65,12 +65,12 @@ fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
                 if backend.new_keys { "yes" } else { "" }.to_owned(),
             ]
         });
-        print(&table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
+        print(&table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()))?;
         for backend in &backends {
-            print(&usage(&backend.name, &backend.usage));
+            print(&usage(&backend.name, &backend.usage))?;
         }
         for (name, error) in backends.iter().filter_map(|backend| Some((&backend.name, backend.error.as_ref()?))) {
-            print(&trouble(name, error));
+            print(&trouble(name, error))?;
         }
     }
     Ok(if all_up { Exit::Ok } else { Exit::Problem })
@@ -125,9 +125,9 @@ fn check(config: &Config, name: &str, callers: usize, json: bool) -> Result<Exit
     let algorithms = algorithms(config, name).map_err(failed)?;
     let report = conformance::run(&mut OwnDevice { config, name, callers, algorithms });
     if json {
-        print(&super::json(&report)?)
+        print(&super::json(&report)?)?;
     } else {
-        print(&format!("{report}\n"))
+        print(&format!("{report}\n"))?;
     }
     Ok(if report.passed() { Exit::Ok } else { Exit::Problem })
 }

@@ -54,7 +54,7 @@ impl Command {
             None => lines.push(("proxy", "none".to_owned())),
         }
         for (name, value) in lines {
-            print(&format!("{name:<27}{value}\n"));
+            print(&format!("{name:<27}{value}\n"))?;
         }
         Ok(Exit::Ok)
     }

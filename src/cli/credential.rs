@@ -90,7 +90,7 @@ impl Arguments {
                 client_key_data: &parts.key,
             },
         };
-        print(&Zeroizing::new(super::json(&credential)?));
+        print(&Zeroizing::new(super::json(&credential)?))?;
         Ok(Exit::Ok)
     }
 }

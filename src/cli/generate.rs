@@ -17,7 +17,7 @@ impl Completions {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "pintle", &mut script);
-        print(&String::from_utf8_lossy(&script));
+        print(&String::from_utf8_lossy(&script))?;
         Ok(Exit::Ok)
     }
 }

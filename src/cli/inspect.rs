@@ -45,7 +45,7 @@ impl Arguments {
             let detail = format!("{}: {detail}", path.display());
             CliError::new(Exit::Problem, detail, "it should be PEM: a certificate, a request, or a pair")
         })?;
-        print(&words);
+        print(&words)?;
         Ok(Exit::Ok)
     }
 }

@@ -50,11 +50,11 @@ fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
         answer => return Err(super::unexpected(answer)),
     };
     if json {
-        print(&super::json(&inventory)?);
+        print(&super::json(&inventory)?)?;
     } else {
-        print(&rows(&inventory));
+        print(&rows(&inventory))?;
         if inventory.keys.iter().any(|key| key.standing.is_prunable()) {
-            print("  hint: pintle keys prune destroys what is orphaned or left over\n");
+            print("  hint: pintle keys prune destroys what is orphaned or left over\n")?;
         }
     }
     Ok(end(&inventory))
@@ -74,16 +74,16 @@ fn prune(config: &Config, dry_run: bool) -> Result<Exit, CliError> {
     };
     let done = if dry_run { "would be destroyed" } else { "destroyed" };
     for key in &inventory.keys {
-        print(&format!("{done}: {}:{} ({})\n", key.backend, key.id, key.standing.word()));
+        print(&format!("{done}: {}:{} ({})\n", key.backend, key.id, key.standing.word()))?;
     }
     for Usage { backend, resources } in &inventory.usage {
-        print(&usage(&format!("freed in {backend}"), resources));
+        print(&usage(&format!("freed in {backend}"), resources))?;
     }
     if inventory.keys.is_empty() && inventory.failed.is_empty() {
-        print("nothing to destroy\n");
+        print("nothing to destroy\n")?;
     }
     for failure in inventory.unreachable.iter().chain(&inventory.failed) {
-        print(&trouble(&failure.name, &failure.error));
+        print(&trouble(&failure.name, &failure.error))?;
     }
     Ok(end(&inventory))
 }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::{CliError, Exit, print};
-use crate::config::{Config, Flags, User};
+use crate::config::{Config, Flags, ProxyConfiguration, User};
 use crate::consumers::kubeconfig::{ClientFiles, Kubeconfig, LocalServer};
 use crate::control::{self, Request, Response};
-use crate::store::PairDirectory;
+use crate::store::{PairDirectory, shared};
 
 /// How a client comes to speak as an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -43,6 +43,10 @@ impl Arguments {
             Some(path) if path.exists() => Kubeconfig::read_or_new(path).map_err(|error| unusable(path, &error))?,
             _ => of_cluster(&config)?,
         };
+        if consumer != Consumer::Proxy && kubeconfig.is_of_proxy(&proxy_files(&config)) {
+            // The listener knows its own client's certificate alone.
+            kubeconfig.use_cluster(of_cluster(&config)?);
+        }
         match consumer {
             Consumer::Proxy => use_proxy(&config, &mut kubeconfig, self.write.as_deref())?,
             Consumer::File => {
@@ -55,17 +59,21 @@ impl Arguments {
             }
         }
         let Some(path) = &self.write else {
-            print(&kubeconfig.to_yaml().map_err(|error| CliError::new(Exit::Problem, error, ""))?);
+            print(&kubeconfig.to_yaml().map_err(|error| CliError::new(Exit::Problem, error, ""))?)?;
             return Ok(Exit::Ok);
         };
         let owner = config.proxy.as_ref().filter(|_| consumer == Consumer::Proxy).map(|proxy| proxy.configuration.user);
         let owner = owner.filter(|user| *user != User { uid: 0, gid: 0 });
         match kubeconfig.write(path, owner) {
-            Ok(true) => print(&format!("written: {}\n", path.display())),
-            Ok(false) => print(&format!("as it should be already: {}\n", path.display())),
+            Ok(true) => print(&format!("written: {}\n", path.display()))?,
+            Ok(false) => print(&format!("as it should be already: {}\n", path.display()))?,
             Err(error) => {
                 let detail = format!("{} cannot be written: {error}", path.display());
-                return Err(CliError::new(Exit::Problem, detail, "run it as the file's owner"));
+                let hint = match error.kind() {
+                    std::io::ErrorKind::PermissionDenied => "run it as the file's owner",
+                    _ => "see to that, or name another file",
+                };
+                return Err(CliError::new(Exit::Problem, detail, hint));
             }
         }
         Ok(Exit::Ok)
@@ -87,12 +95,24 @@ impl Arguments {
 fn of_cluster(config: &Config) -> Result<Kubeconfig, CliError> {
     let kept = config.cluster_kubeconfig();
     let sources = [&config.kubeconfig].into_iter().chain(&config.bootstrap_kubeconfig).chain([&kept]);
-    let Some(path) = sources.clone().find(|path| path.exists()) else {
-        let names: Vec<_> = sources.map(|path| path.display().to_string()).collect();
-        let detail = format!("nothing says where the API server is: there is none of {}", names.join(", "));
-        return Err(CliError::new(Exit::Usage, detail, "name one with --kubeconfig or --bootstrap-kubeconfig"));
-    };
-    Kubeconfig::for_cluster_of(path).map_err(|error| unusable(path, &error))
+    let files = proxy_files(config);
+    for path in sources.clone().filter(|path| path.exists()) {
+        let mut found = Kubeconfig::for_cluster_of(path).map_err(|error| unusable(path, &error))?;
+        // It was the proxy's client's once.
+        if !found.is_of_proxy(&files) {
+            return Ok(found);
+        }
+    }
+    let names: Vec<_> = sources.map(|path| path.display().to_string()).collect();
+    let detail = format!("nothing says where the API server is: there is none of {}", names.join(", "));
+    Err(CliError::new(Exit::Usage, detail, "name one with --kubeconfig or --bootstrap-kubeconfig"))
+}
+
+/// The files of the proxy's client, also where the table [proxy] is gone.
+fn proxy_files(config: &Config) -> ClientFiles {
+    let default = ProxyConfiguration::default();
+    let configuration = config.proxy.as_ref().map_or(&default, |proxy| &proxy.configuration);
+    ClientFiles::in_directory(&configuration.runtime_directory)
 }
 
 fn use_proxy(config: &Config, kubeconfig: &mut Kubeconfig, target: Option<&Path>) -> Result<(), CliError> {
@@ -100,7 +120,7 @@ fn use_proxy(config: &Config, kubeconfig: &mut Kubeconfig, target: Option<&Path>
         let hint = "add the table [proxy] to the configuration file, or say --for file";
         return Err(CliError::new(Exit::Usage, "there is no credential proxy", hint));
     };
-    if target.is_some_and(|target| *target == config.kubeconfig) {
+    if target.is_some_and(|target| shared::is_same(target, &config.kubeconfig)) {
         let detail = format!("{} tells the agent where the API server is", config.kubeconfig.display());
         return Err(CliError::new(Exit::Usage, detail, "give the proxy's client another file"));
     }
@@ -111,7 +131,7 @@ fn use_proxy(config: &Config, kubeconfig: &mut Kubeconfig, target: Option<&Path>
         }
         _ => None,
     };
-    let files = ClientFiles::in_directory(&settings.configuration.runtime_directory);
+    let files = proxy_files(config);
     let server = LocalServer { address: listening.unwrap_or(settings.configuration.listen), files: &files };
     kubeconfig.use_proxy(server).map_err(|error| unusable(&files.key, &error))
 }

@@ -9,7 +9,8 @@ use crate::control::{self, ControlError, Request, Response};
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// The identity, such as client
+    /// The identity
+    #[arg(value_parser = ["client"])]
     identity: String,
     /// The backend in which its keys are made from now on
     #[arg(long, value_name = "BACKEND")]
@@ -26,10 +27,11 @@ impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let config = Config::load(&self.flags)?;
         let Self { identity, to, dry_run, wait, .. } = self;
+        let failed = if config.backends.contains_key(&to) { Exit::Problem } else { Exit::Usage };
         let request = Request::Migrate { identity, to, dry_run, wait };
         match control::ask(&config.control_socket(), request) {
             Ok(Response::Migration { from, to, algorithm, moves: false }) => {
-                print(&format!("{from} is in {to} already; new keys ({algorithm}) are made there\n"));
+                print(&format!("{from} is in {to} already; new keys ({algorithm}) are made there\n"))?;
             }
             Ok(Response::Migration { from, to, algorithm, moves: true }) => {
                 let will = if dry_run { "would be" } else { "is" };
@@ -37,15 +39,15 @@ impl Arguments {
                 print(&format!(
                     "{from} {will} replaced by a new {algorithm} key in {to}; the old key is destroyed once the API \
                      server has accepted the new certificate\n"
-                ));
+                ))?;
             }
             Ok(Response::Status { status }) => {
                 for identity in &status.identities {
                     let key = identity.key.as_ref().map(|key| format!("{}:{}", key.backend, key.id));
-                    print(&format!("migrated: key {}, serial {}\n", key.unwrap_or_default(), identity.serial));
+                    print(&format!("migrated: key {}, serial {}\n", key.unwrap_or_default(), identity.serial))?;
                 }
             }
-            Ok(Response::Failed { reason, hint }) => return Err(CliError::new(Exit::Problem, reason, hint)),
+            Ok(Response::Failed { reason, hint }) => return Err(CliError::new(failed, reason, hint)),
             Err(error @ ControlError::NotRunning) => {
                 let hint = "start the agent with pintle run; or set backend in its configuration file, then start it";
                 return Err(CliError::new(Exit::Problem, error, hint));

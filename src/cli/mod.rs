@@ -131,9 +131,19 @@ pub fn main() -> ExitCode {
 }
 
 /// Writes to standard output. Who reads it may have seen enough: that is no error.
-fn print(text: &str) {
+///
+/// # Errors
+/// If it cannot be written: a full disk must not look like an answer.
+fn print(text: &str) -> Result<(), CliError> {
     use std::io::Write;
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    let mut output = std::io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let detail = format!("standard output cannot be written: {error}");
+            Err(CliError::new(Exit::Problem, detail, "make room, or write it elsewhere"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A value as JSON for scripts.

@@ -20,12 +20,12 @@ impl Arguments {
         let answer = control::ask(&config.control_socket(), Request::Rotate { wait: self.wait })
             .map_err(|error| CliError::new(Exit::Problem, &error, error.hint()))?;
         match answer {
-            Response::Accepted => print("rotation requested; see pintle status\n"),
+            Response::Accepted => print("rotation requested; see pintle status\n")?,
             Response::Status { status } => {
                 for identity in &status.identities {
                     let then =
                         if identity.drains() { "; the old key goes with the last connections that use it" } else { "" };
-                    print(&format!("rotated: serial {}, good until {}{then}\n", identity.serial, identity.not_after));
+                    print(&format!("rotated: serial {}, good until {}{then}\n", identity.serial, identity.not_after))?;
                 }
             }
             Response::Failed { reason, hint } => return Err(CliError::new(Exit::Problem, reason, hint)),

@@ -39,12 +39,12 @@ impl Arguments {
         let status = read(&config)?;
         let broken = |error: &dyn std::fmt::Display| CliError::new(Exit::Problem, error, "");
         match self.output {
-            Output::Table => print(&table(&status, false)),
-            Output::Wide => print(&table(&status, true)),
+            Output::Table => print(&table(&status, false))?,
+            Output::Wide => print(&table(&status, true))?,
             Output::Json => {
-                print(&(serde_json::to_string_pretty(&status).map_err(|error| broken(&error))? + "\n"));
+                print(&(serde_json::to_string_pretty(&status).map_err(|error| broken(&error))? + "\n"))?;
             }
-            Output::Yaml => print(&serde_saphyr::to_string(&status).map_err(|error| broken(&error))?),
+            Output::Yaml => print(&serde_saphyr::to_string(&status).map_err(|error| broken(&error))?)?,
         }
         let well = !status.identities.is_empty() && status.identities.iter().all(is_well);
         Ok(if well { Exit::Ok } else { Exit::Problem })

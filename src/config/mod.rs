@@ -19,6 +19,8 @@ pub use file::{BackendConfiguration, FileConfiguration, Isolation, PluginTable, 
 pub use proxy::{ProxyConfiguration, ProxySettings};
 pub use user::User;
 
+use crate::store::shared;
+
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/pintle/config.toml";
 /// The backend that is always there.
@@ -193,7 +195,8 @@ impl Config {
         };
         let config = config.absolute()?;
         backends::check(&config)?;
-        if config.proxy.as_ref().is_some_and(|proxy| proxy.kubeconfig.as_ref() == Some(&config.kubeconfig)) {
+        let local = config.proxy.as_ref().and_then(|proxy| proxy.kubeconfig.as_ref());
+        if local.is_some_and(|local| shared::is_same(local, &config.kubeconfig)) {
             return Err(ConfigError::new(
                 "proxy.kubeconfig and kubeconfig are one file: the first points at the proxy, the second at the API server",
                 "give the second another name, such as /var/lib/pintle/kubeconfig, with the cluster's entry",
@@ -214,12 +217,7 @@ impl Config {
             BackendConfiguration::Pkcs11 { .. } | BackendConfiguration::Plugin { .. } => None,
         });
         for path in paths.into_iter().chain(optional).chain(keys) {
-            *path = std::path::absolute(&path).map_err(|error| {
-                ConfigError::new(
-                    format!("{:?} is no path: {error}", path.display()),
-                    "give the path of a file or directory",
-                )
-            })?;
+            *path = absolute(path)?;
         }
         Ok(self)
     }
@@ -273,6 +271,14 @@ impl Config {
     }
 }
 
+/// This path made absolute.
+fn absolute(path: &Path) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(path).map_err(|error| {
+        let detail = format!("{:?} is no path: {error}", path.display());
+        ConfigError::new(detail, "give the path of a file or directory")
+    })
+}
+
 /// The host name as the kubelet takes it (`nodeutil.GetHostname`).
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().trim().to_lowercase()
@@ -312,6 +318,19 @@ mod tests {
         assert!(config.rotate_certificates);
         let config = parse("[backends.file]\ntype = \"file\"\ndirectory = \"keys\"\n").expect("valid");
         assert!(config.file_keys().is_absolute());
+    }
+
+    #[test]
+    fn one_file_is_not_two_kubeconfigs_whatever_it_is_called() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        std::fs::create_dir(at("real")).expect("made");
+        std::os::unix::fs::symlink("real", at("link")).expect("linked");
+        let both =
+            |one: PathBuf, other: PathBuf| parse(&format!("kubeconfig = {one:?}\n[proxy]\nkubeconfig = {other:?}"));
+        let error = both(at("link/config"), at("link/../real/config")).expect_err("one file");
+        assert!(error.detail.contains("one file"), "{error:?}");
+        both(at("real/config"), at("real/other")).expect("two files");
     }
 
     #[test]

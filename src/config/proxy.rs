@@ -99,16 +99,8 @@ impl ProxyTable {
                 "listen on an address of loopback, such as 127.0.0.1:6444",
             ));
         }
-        let api_servers = self.api_servers.iter().map(|url| {
-            let uri = url.parse::<http::Uri>().ok();
-            uri.filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some()).ok_or_else(|| {
-                ConfigError::new(
-                    format!("proxy.api-servers: {url:?} is no https:// URL"),
-                    "name each API server as https://HOST:PORT",
-                )
-            })
-        });
-        let runtime = self.runtime_dir.unwrap_or_else(|| "/run/pintle/proxy".into());
+        let api_servers = self.api_servers.iter().map(|url| api_server(url));
+        let runtime = super::absolute(&self.runtime_dir.unwrap_or_else(|| "/run/pintle/proxy".into()))?;
         let positive = |name: &str, value: Option<usize>, default: usize| match value {
             Some(0) => Err(ConfigError::new(format!("proxy.{name} = 0 lets nobody in"), "allow at least 1")),
             value => Ok(value.unwrap_or(default)),
@@ -116,7 +108,7 @@ impl ProxyTable {
         Ok(ProxySettings {
             configuration: ProxyConfiguration {
                 listen,
-                unix_socket: self.unix_socket,
+                unix_socket: self.unix_socket.as_deref().map(super::absolute).transpose()?,
                 user,
                 runtime_directory: runtime.join("client"),
                 drain: duration("drain", self.drain, default.drain)?,
@@ -143,6 +135,32 @@ impl ProxyTable {
 
 /// The longest duration: sums of a few of these and a point in time must not overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// An API server's URL, with nothing but a host and a port in it.
+fn api_server(url: &str) -> Result<http::Uri, ConfigError> {
+    let refused = |what: &str| {
+        ConfigError::new(format!("proxy.api-servers: {what}"), "name each API server as https://HOST:PORT")
+    };
+    // Not to be repeated: a password may be in it.
+    if url.contains('@') {
+        return Err(refused("a URL has a user name in it, which nothing is done with"));
+    }
+    let uri = url.parse::<http::Uri>().ok().filter(|uri| uri.scheme_str() == Some("https"));
+    let (Some(uri), false) = (uri, url.contains('#')) else {
+        return Err(refused(&format!("{url:?} is no https:// URL of a server")));
+    };
+    let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+    let port = authority.strip_prefix(uri.host().unwrap_or_default()).unwrap_or_default();
+    let is_port =
+        |port: &str| port.strip_prefix(':').and_then(|port| port.parse::<u16>().ok()).is_some_and(|port| port > 0);
+    if authority.is_empty() || !(port.is_empty() || is_port(port)) {
+        return Err(refused(&format!("{url:?} has no port from 1 to 65535")));
+    }
+    if uri.path() != "/" || uri.query().is_some() {
+        return Err(refused(&format!("{url:?} has a path or a query, which nothing is done with")));
+    }
+    Ok(uri)
+}
 
 /// A duration such as "90s", "15m" or "1h 30m".
 fn duration(name: &str, text: Option<String>, default: Duration) -> Result<Duration, ConfigError> {
@@ -183,10 +201,24 @@ mod tests {
             ("handshake-timeout = \"8761h\"", "longer than a year"),
             ("user = \"no-such-user\"", "no-such-user"),
             ("api-servers = [\"10.0.0.1\"]", "10.0.0.1"),
+            ("api-servers = [\"https://u:s3cret@h:1\"]", "user name"),
+            ("api-servers = [\"https://h:1/x\"]", "path"),
+            ("api-servers = [\"https://h:1?y\"]", "query"),
+            ("api-servers = [\"https://h:1#z\"]", "server"),
+            ("api-servers = [\"https://h:99999\"]", "port"),
+            ("api-servers = [\"https://h:0\"]", "port"),
+            ("runtime-dir = \"\"", "no path"),
+            ("unix-socket = \"\"", "no path"),
             ("maximum-connections = 0", "maximum-connections"),
         ] {
             let error = parse(text).expect_err(text);
             assert!(error.detail.contains(words) && !error.hint.is_empty(), "{text}: {error:?}");
+            assert!(!error.detail.contains("s3cret"), "{error:?}");
         }
+        let settings = parse("runtime-dir = \"run\"\nunix-socket = \"proxy.sock\"").expect("valid").configuration;
+        assert!(
+            settings.runtime_directory.is_absolute() && settings.unix_socket.is_some_and(|path| path.is_absolute())
+        );
+        parse("api-servers = [\"https://[::1]:6443/\", \"https://h\"]").expect("valid");
     }
 }

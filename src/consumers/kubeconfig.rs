@@ -5,13 +5,13 @@
 //! Kubernetes adds. Only the current context's cluster and user are touched.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+pub use super::local_server::{ClientFiles, LocalServer};
 use crate::config::User;
-use crate::store::durable;
+use crate::store::shared;
 
 /// The names that the kubelet gives to the entries of a kubeconfig that it writes after its bootstrap.
 const CLUSTER: &str = "default-cluster";
@@ -24,37 +24,6 @@ pub struct Kubeconfig {
     config: Map<String, Value>,
     cluster: String,
     user: String,
-}
-
-/// The credential proxy, as its client sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct LocalServer<'a> {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// What the client needs.
-    pub files: &'a ClientFiles,
-}
-
-/// What the credential proxy's client authenticates with, and what it verifies the listener by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientFiles {
-    /// The authority's certificate, PEM.
-    pub certificate_authority: PathBuf,
-    /// The client's certificate, PEM, mode 0600.
-    pub certificate: PathBuf,
-    /// The client's private key, PKCS#8 PEM, mode 0600.
-    pub key: PathBuf,
-}
-
-impl ClientFiles {
-    /// The files of the proxy with this runtime directory.
-    pub fn in_directory(directory: &Path) -> Self {
-        Self {
-            certificate_authority: directory.join("ca.crt"),
-            certificate: directory.join("client.crt"),
-            key: directory.join("client.key"),
-        }
-    }
 }
 
 impl Kubeconfig {
@@ -79,7 +48,9 @@ impl Kubeconfig {
     /// `InvalidData` if it is none, or its current context, or that one's cluster or user, is not in it.
     pub fn parse(text: &str) -> io::Result<Self> {
         let wrong = |detail: String| io::Error::new(io::ErrorKind::InvalidData, detail);
-        let parsed = serde_saphyr::from_str(text).map_err(|error| wrong(one_line(&error)))?;
+        // 010 is 8 to Go's parser too, by which Kubernetes reads the file.
+        let options = serde_saphyr::options! { legacy_octal_numbers: true };
+        let parsed = serde_saphyr::from_str_with_options(text, options).map_err(|error| wrong(one_line(&error)))?;
         let Value::Object(mut config) = parsed else { return Err(wrong("it is no mapping".to_owned())) };
         let current = config.get("current-context").and_then(Value::as_str).unwrap_or_default().to_owned();
         let context = entry(&mut config, "contexts", &current, "context")
@@ -135,6 +106,19 @@ impl Kubeconfig {
     /// Where the API server is, if it says so.
     pub fn server(&mut self) -> Option<&str> {
         self.cluster().get("server")?.as_str()
+    }
+
+    /// Whether the cluster is the credential proxy that these files are for.
+    pub fn is_of_proxy(&mut self, files: &ClientFiles) -> bool {
+        let authority = self.cluster().get("certificate-authority").and_then(Value::as_str);
+        authority.is_some_and(|authority| Path::new(authority) == files.certificate_authority)
+    }
+
+    /// Has the cluster be that of another kubeconfig; extensions are kept.
+    pub fn use_cluster(&mut self, mut other: Self) {
+        let extensions = self.cluster().remove("extensions");
+        *self.cluster() = std::mem::take(other.cluster());
+        self.cluster().extend(extensions.map(|extensions| ("extensions".to_owned(), extensions)));
     }
 
     /// Has the user be a certificate and a key in files, which its client reads anew when they change.
@@ -205,19 +189,19 @@ impl Kubeconfig {
         serde_saphyr::to_string(&self.config).map_err(io::Error::other)
     }
 
-    /// Writes it to this path, mode 0600, where it then belongs to `owner`; false if the same is there already.
+    /// Writes it to this path as [`shared::replace`] does; false if the same is there already, and `owner`'s.
     ///
     /// # Errors
     /// Whatever the file system says; the file is then as it was.
     pub fn write(&self, path: &Path, owner: Option<User>) -> io::Result<bool> {
-        if std::fs::read_to_string(path).is_ok_and(|text| Self::parse(&text).is_ok_and(|there| there == *self)) {
+        let same = std::fs::read_to_string(path).is_ok_and(|text| Self::parse(&text).is_ok_and(|there| there == *self));
+        let owned = |owner: User| {
+            std::fs::metadata(path).is_ok_and(|there| std::os::unix::fs::MetadataExt::uid(&there) == owner.uid)
+        };
+        if same && owner.is_none_or(owned) {
             return Ok(false);
         }
-        std::fs::create_dir_all(durable::directory_of(path))?;
-        durable::replace(path, self.to_yaml()?.as_bytes(), 0o600)?;
-        if let Some(owner) = owner {
-            std::os::unix::fs::lchown(path, Some(owner.uid), Some(owner.gid))?;
-        }
+        shared::replace(path, self.to_yaml()?.as_bytes(), owner)?;
         Ok(true)
     }
 }
@@ -358,6 +342,25 @@ users:
         }
         assert!(text.contains("/run/x/client.key"));
         assert_eq!(Kubeconfig::parse(&text).expect("a kubeconfig"), kubeconfig);
+
+        assert!(kubeconfig.is_of_proxy(&files));
+        kubeconfig.use_cluster(Kubeconfig::parse(BOOTSTRAP).expect("a kubeconfig"));
+        let text = kubeconfig.to_yaml().expect("YAML");
+        assert!(
+            text.contains("https://10.0.0.1:6443") && text.contains("a: b") && !text.contains("127.0.0.1"),
+            "{text}"
+        );
+        assert!(!kubeconfig.is_of_proxy(&files));
+    }
+
+    #[test]
+    fn c08_numbers_are_what_go_reads() {
+        let text = EXISTING.replace("a: b", "octal: 010, decimal: 10, text: '010'");
+        let text = Kubeconfig::parse(&text).and_then(|kubeconfig| kubeconfig.to_yaml()).expect("YAML");
+        for kept in ["octal: 8\n", "decimal: 10\n"] {
+            assert!(text.contains(kept), "{kept} in {text}");
+        }
+        assert!(text.contains("text: '010'") || text.contains("text: \"010\""), "{text}");
     }
 
     #[test]

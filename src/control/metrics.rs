@@ -40,6 +40,8 @@ pub async fn serve(address: SocketAddr, desk: Desk) -> io::Result<()> {
                 let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &desk))));
                 let mut connection = hyper::server::conn::http1::Builder::new();
                 connection.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
+                // Who has the answer makes place for the next one.
+                connection.keep_alive(false);
                 // Who asked may have gone away.
                 let _ = connection.serve_connection(TokioIo::new(stream), answer).await;
                 drop(place);

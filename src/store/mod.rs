@@ -3,6 +3,7 @@
 pub mod durable;
 pub mod journal;
 pub mod pair;
+pub mod shared;
 
 pub use journal::{Journal, JournalError};
 pub use pair::{FoundPair, PairDirectory};

@@ -2,17 +2,22 @@
 //!
 //! The authority's own key is used twice and thrown away, so nobody can issue a third certificate. The files live on a
 //! file system that ends with the boot (/run), name the boot they belong to, and are made anew in another one; within a
-//! boot they stay, so that a kubelet need not be restarted with pintle.
+//! boot they stay, so that a kubelet need not be restarted with pintle. Files that somebody else may have had a hand in,
+//! or that do not fit one another, are made anew as well.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     date_time_ymd,
 };
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
 use crate::config::User;
@@ -42,7 +47,9 @@ impl LocalAuthority {
 
     fn of_boot(directory: &Path, user: User, boot: &str) -> io::Result<Self> {
         create_directory(directory)?;
-        match Self::read(directory, user, boot) {
+        check_directory(directory)?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
+        match Self::read(directory, user, boot)? {
             Some(authority) => Ok(authority),
             None => Self::create(directory, user, boot),
         }
@@ -58,27 +65,45 @@ impl LocalAuthority {
         format!("boot {boot} user {}", user.uid)
     }
 
-    fn read(directory: &Path, user: User, boot: &str) -> Option<Self> {
-        let text = Zeroizing::new(std::fs::read_to_string(Self::listener_file(directory)).ok()?);
-        if text.lines().next()? != Self::first_line(user, boot) {
-            return None;
+    /// The authority in the directory; `None` if it is of another boot or user, or not whole.
+    fn read(directory: &Path, user: User, boot: &str) -> io::Result<Option<Self>> {
+        let us = rustix::process::geteuid().as_raw();
+        let Some(listener) = text_of(&Self::listener_file(directory), us, 0o600)? else { return Ok(None) };
+        if listener.lines().next() != Some(&Self::first_line(user, boot)) {
+            return Ok(None);
         }
         let files = ClientFiles::in_directory(directory);
-        if ![&files.certificate_authority, &files.certificate, &files.key].iter().all(|path| path.is_file()) {
-            return None;
-        }
-        let mut certificates = CertificateDer::pem_slice_iter(text.as_bytes()).filter_map(Result::ok);
-        Some(Self {
+        let authority = text_of(&files.certificate_authority, us, 0o644)?;
+        let certificate = text_of(&files.certificate, user.uid, 0o600)?;
+        let key = text_of(&files.key, user.uid, 0o600)?;
+        let (Some(authority), Some(certificate), Some(key)) = (authority, certificate, key) else { return Ok(None) };
+        Ok(Self::whole(&listener, &authority, &certificate, &key))
+    }
+
+    /// The authority in the listener's file, if the client's files are those that were made with it.
+    fn whole(listener: &str, authority: &str, certificate: &str, key: &str) -> Option<Self> {
+        let mut certificates = CertificateDer::pem_slice_iter(listener.as_bytes()).filter_map(Result::ok);
+        let found = Self {
             server_certificate: certificates.next()?,
             client_certificate: certificates.next()?,
-            server_key: PrivateKeyDer::from_pem_slice(text.as_bytes()).ok()?,
-        })
+            server_key: PrivateKeyDer::from_pem_slice(listener.as_bytes()).ok()?,
+        };
+        let issuer = certificates.next()?;
+        let is = |text: &str, wanted: &CertificateDer<'_>| {
+            CertificateDer::from_pem_slice(text.as_bytes()).is_ok_and(|found| found == *wanted)
+        };
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).ok()?;
+        let fits = is(authority, &issuer)
+            && is(certificate, &found.client_certificate)
+            && is_key_of(key, &found.client_certificate)
+            && is_key_of(found.server_key.clone_key(), &found.server_certificate);
+        fits.then_some(found)
     }
 
     fn create(directory: &Path, user: User, boot: &str) -> io::Result<Self> {
         let listener = Self::listener_file(directory);
         // First of all, so that no crash leaves it beside other files than its own.
-        match std::fs::remove_file(&listener) {
+        match fs::remove_file(&listener) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
@@ -108,16 +133,16 @@ impl LocalAuthority {
         durable::replace(&files.certificate_authority, authority_certificate.pem().as_bytes(), 0o644)?;
         let client_key = Zeroizing::new(client_key.serialize_pem());
         for (path, content) in [(&files.certificate, client.pem().as_bytes()), (&files.key, client_key.as_bytes())] {
-            durable::replace(path, content, 0o600)?;
-            std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid))?;
+            durable::replace_for(path, content, 0o600, Some(user))?;
         }
         let server_key_pem = Zeroizing::new(server_key.serialize_pem());
         let text = Zeroizing::new(format!(
-            "{}\n{}{}{}",
+            "{}\n{}{}{}{}",
             Self::first_line(user, boot),
             server.pem(),
             *server_key_pem,
-            client.pem()
+            client.pem(),
+            authority_certificate.pem()
         ));
         durable::replace(&listener, text.as_bytes(), 0o600)?;
         Ok(Self {
@@ -145,22 +170,75 @@ fn parameters(common_name: &str) -> CertificateParams {
     parameters
 }
 
-/// Makes the directory, which all may enter: the files in it have modes of their own.
+/// Whether the certificate is for this key.
+fn is_key_of(key: PrivateKeyDer<'static>, certificate: &CertificateDer<'static>) -> bool {
+    CertifiedKey::from_der(vec![certificate.clone()], key, &aws_lc_rs::default_provider()).is_ok()
+}
+
+/// The text of a file that belongs to this user and has no more than this mode; `None` if there is no such file.
+fn text_of(path: &Path, owner: u32, mode: u32) -> io::Result<Option<Zeroizing<String>>> {
+    let read = fs::symlink_metadata(path).and_then(|found| {
+        let trusted = found.is_file() && found.uid() == owner && found.mode() & 0o777 & !mode == 0;
+        trusted.then(|| fs::read_to_string(path).map(Zeroizing::new)).transpose()
+    });
+    match read {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
+        read => read,
+    }
+}
+
+/// Makes the directory, and those above it that are missing, which all may enter, whatever the umask: the files in it
+/// have modes of their own.
 pub(super) fn create_directory(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent() {
+        create_directory(parent)?;
+    }
+    // Not for others to write, not even for a moment.
+    fs::DirBuilder::new().mode(0o700).create(directory)?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
+}
+
+/// Refuses a directory in which somebody else could put a certificate of his own.
+fn check_directory(directory: &Path) -> io::Result<()> {
+    let us = rustix::process::geteuid().as_raw();
+    let refused = |path: &Path, why: String| {
+        Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} {why}", path.display())))
+    };
+    let found = fs::symlink_metadata(directory)?;
+    if !found.is_dir() || found.uid() != us {
+        return refused(directory, format!("belongs to user {}, or is no directory", found.uid()));
+    }
+    if found.mode() & 0o022 != 0 {
+        return refused(directory, format!("can be written by others: its mode is {:o}", found.mode() & 0o7777));
+    }
+    // Who may write to the one above can put another in its place; in one like /tmp, only of what is his.
+    let above = durable::directory_of(directory);
+    let found = fs::metadata(above)?;
+    if found.uid() != us && found.uid() != 0 {
+        return refused(above, format!("belongs to user {}", found.uid()));
+    }
+    if found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0 {
+        return refused(above, format!("can be written by others: its mode is {:o}", found.mode() & 0o7777));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+
+    fn ourselves() -> User {
+        User { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() }
+    }
 
     #[test]
     fn it_lasts_for_a_boot_and_no_longer() {
         let directory = tempfile::tempdir().expect("a directory");
         let directory = directory.path().join("client");
-        let user = User { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
+        let user = ourselves();
         let first = LocalAuthority::of_boot(&directory, user, "one").expect("made");
         let again = LocalAuthority::of_boot(&directory, user, "one").expect("read");
         assert_eq!(first.client_certificate, again.client_certificate);
@@ -174,5 +252,58 @@ mod tests {
         std::fs::remove_file(directory.join("client.key")).expect("removed");
         let after = LocalAuthority::of_boot(&directory, user, "two").expect("made anew");
         assert_ne!(next.client_certificate, after.client_certificate);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_made_anew() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open =
+            |name: &str| LocalAuthority::of_boot(&directory.path().join(name), ourselves(), "one").expect("open");
+        let (_, mut before) = (open("other"), open("client").client_certificate);
+        for name in ["client.key", "client.crt", "ca.crt", "listener.pem"] {
+            let path = directory.path().join("client").join(name);
+            let others = fs::read(directory.path().join("other").join(name)).expect("readable");
+            for content in [Vec::new(), vec![0xff], others] {
+                if name == "listener.pem" && content.len() > 1 {
+                    continue; // It is the one that the others have to fit.
+                }
+                fs::write(&path, &content).expect("written");
+                let after = open("client").client_certificate;
+                assert_ne!(before, after, "{name}: {} octets", content.len());
+                assert_eq!(open("client").client_certificate, after, "{name}");
+                before = after;
+            }
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("ours");
+            let after = open("client").client_certificate;
+            assert_ne!(before, after, "{name}: others could write it");
+            before = after;
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let runtime = directory.path().join("client");
+        let refused = || {
+            let opened = LocalAuthority::of_boot(&runtime, ourselves(), "one");
+            opened.err().is_some_and(|error| error.kind() == io::ErrorKind::NotADirectory)
+        };
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+        assert!(!refused());
+        mode(&runtime, 0o777);
+        assert!(refused());
+        mode(&runtime, 0o755);
+        mode(directory.path(), 0o777);
+        assert!(refused());
+        mode(directory.path(), 0o1777);
+        assert!(!refused());
+        if ourselves().uid == 0 {
+            std::os::unix::fs::chown(&runtime, Some(65534), None).expect("as root");
+            assert!(refused());
+        }
+        fs::remove_dir_all(&runtime).expect("removed");
+        std::os::unix::fs::symlink("elsewhere", &runtime).expect("linked");
+        fs::create_dir(directory.path().join("elsewhere")).expect("made");
+        assert!(refused());
     }
 }

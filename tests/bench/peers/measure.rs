@@ -21,7 +21,7 @@ pub(crate) struct Extent {
 impl Extent {
     /// Some eight minutes.
     pub(crate) const FULL: Self = Self { rounds: 5, connections: 2000, volume: 800_000_000, requests: 6000 };
-    /// Some two minutes.
+    /// Some three minutes.
     pub(crate) const QUICK: Self = Self { rounds: 3, connections: 1000, volume: 250_000_000, requests: 3000 };
 }
 
