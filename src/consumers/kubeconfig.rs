@@ -4,6 +4,7 @@
 //! What belongs to others is kept: other contexts, clusters and users, the namespace, extensions, and whatever a later
 //! Kubernetes adds. Only the current context's cluster and user are touched.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use crate::config::User;
+use crate::kubernetes::without_secrets;
 use crate::store::durable;
 
 /// The names that the kubelet gives to the entries of a kubeconfig that it writes after its bootstrap.
@@ -19,7 +21,7 @@ const CONTEXT: &str = "default-context";
 const USER: &str = "default-auth";
 
 /// A kubeconfig with a current context whose cluster and user are there.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Kubeconfig {
     config: Map<String, Value>,
     cluster: String,
@@ -57,6 +59,13 @@ impl ClientFiles {
     }
 }
 
+/// Without its users' tokens and keys.
+impl fmt::Debug for Kubeconfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Kubeconfig").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
 impl Kubeconfig {
     /// A kubeconfig like the one that the kubelet writes after its bootstrap, whose cluster and user are yet to be said.
     pub fn new() -> Self {
@@ -79,7 +88,7 @@ impl Kubeconfig {
     /// `InvalidData` if it is none, or its current context, or that one's cluster or user, is not in it.
     pub fn parse(text: &str) -> io::Result<Self> {
         let wrong = |detail: String| io::Error::new(io::ErrorKind::InvalidData, detail);
-        let parsed = serde_saphyr::from_str(text).map_err(|error| wrong(one_line(&error)))?;
+        let parsed = serde_saphyr::from_str(text).map_err(|error| wrong(without_secrets::yaml(&error)))?;
         let Value::Object(mut config) = parsed else { return Err(wrong("it is no mapping".to_owned())) };
         let current = config.get("current-context").and_then(Value::as_str).unwrap_or_default().to_owned();
         let context = entry(&mut config, "contexts", &current, "context")
@@ -257,10 +266,6 @@ fn text(path: &Path) -> io::Result<String> {
     path.to_str().map(str::to_owned).ok_or_else(|| io::Error::other(format!("{} is no text", path.display())))
 }
 
-fn one_line(error: &dyn std::fmt::Display) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -358,6 +363,7 @@ users:
         }
         assert!(text.contains("/run/x/client.key"));
         assert_eq!(Kubeconfig::parse(&text).expect("a kubeconfig"), kubeconfig);
+        assert!(!format!("{kubeconfig:?}").contains("secret"));
     }
 
     #[test]

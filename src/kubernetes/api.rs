@@ -11,6 +11,8 @@ use pintle_agent_core::rotation::ApiFailure;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::without_secrets;
+
 /// A client for one API server and one credential.
 pub struct Api {
     client: kube::Client,
@@ -141,18 +143,20 @@ fn parse<T: DeserializeOwned>(content: &[u8]) -> Result<T, ApiFailure> {
 }
 
 /// The causes of an error in one line: what went wrong deep down (refused, expired, unknown issuer) is what helps.
-fn unreachable(error: &dyn std::error::Error) -> ApiFailure {
+fn unreachable(error: &(dyn std::error::Error + 'static)) -> ApiFailure {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
+        // A kubeconfig's credential that cannot be had any more (a failing exec plugin) is no fault of the network.
+        if let Some(error) = cause.downcast_ref() {
+            return ApiFailure::NoCredential(without_secrets::credential(error, None));
+        }
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
         source = cause.source();
     }
-    // A kubeconfig's credential that cannot be had (a missing token file, a failing exec plugin) is no fault of the
-    // network.
     ApiFailure::Unreachable(text)
 }
 
@@ -180,6 +184,18 @@ fn failure(status: StatusCode, headers: &http::HeaderMap, content: &[u8]) -> Api
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An exec plugin is run again when its token ends, in the middle of a request.
+    #[test]
+    fn a_credential_that_cannot_be_renewed_is_told_without_its_secrets() {
+        let output = std::process::Command::new("sh").args(["-c", "echo hunter2; exit 3"]).output().expect("it runs");
+        let error = kube::client::AuthError::AuthExecRun { cmd: "env hunter2".to_owned(), out: Box::new(output) };
+        let failure = unreachable(&kube::Error::Service(Box::new(error)));
+        assert!(
+            matches!(&failure, ApiFailure::NoCredential(detail) if detail.ends_with("exit status: 3")),
+            "{failure}"
+        );
+    }
 
     #[test]
     fn answers_are_told_apart_by_what_follows_from_them() {

@@ -16,7 +16,7 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::ServerName;
 use tokio::sync::oneshot;
 
-use super::Api;
+use super::{Api, without_secrets};
 
 /// An API server and, where a kubeconfig carries one, the credential for it.
 pub struct Cluster {
@@ -57,12 +57,15 @@ impl Cluster {
     /// If there is no such file, or it makes no sense.
     pub async fn read(path: &Path) -> Result<Self, ClusterError> {
         let failed = |detail: String| ClusterError { path: path.to_owned(), detail, missing: !path.exists() };
-        let kubeconfig = Kubeconfig::read_from(path).map_err(|error| failed(error.to_string()))?;
+        let kubeconfig = Kubeconfig::read_from(path).map_err(|error| failed(without_secrets::kubeconfig(&error)))?;
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| failed(without_secrets::kubeconfig(&error)))?;
         if config.cluster_url.scheme().is_none() {
-            return Err(failed(format!("its server {} should begin with https://", config.cluster_url)));
+            return Err(failed(format!(
+                "its server {} should begin with https://",
+                without_secrets::address(&config.cluster_url)
+            )));
         }
         // When to try again is the rotation's own decision.
         config.default_retry = false;
@@ -102,7 +105,7 @@ impl Cluster {
     pub fn client_config(&self) -> Result<rustls::ClientConfig, ClusterError> {
         let mut config = self.config.clone();
         config.auth_info = AuthInfo::default();
-        config.rustls_client_config().map_err(|error| self.failed(&error))
+        config.rustls_client_config().map_err(|error| self.no_client(&error))
     }
 
     /// A client with the credential that the kubeconfig carries. Having it may take as long as an exec plugin likes, and
@@ -126,11 +129,10 @@ impl Cluster {
         // client-go trims what it reads from a token file; kube would send the line's end along.
         if let (None, Some(path)) = (&config.auth_info.token, config.auth_info.token_file.take()) {
             let token = std::fs::read_to_string(&path).map(zeroize::Zeroizing::new);
-            let token =
-                token.map_err(|error| self.failed(&format!("its token file {path} cannot be read: {error}")))?;
+            let token = token.map_err(|error| self.failed(without_secrets::token_file(&path, &error)))?;
             config.auth_info.token = Some(token.trim().to_owned().into());
         }
-        let client = kube::Client::try_from(config).map_err(|error| self.failed(&error))?;
+        let client = kube::Client::try_from(config).map_err(|error| self.no_client(&error))?;
         Ok(Api::new(client))
     }
 
@@ -144,7 +146,7 @@ impl Cluster {
     pub fn connect_with(&self, certificate: Arc<dyn ResolvesClientCert>) -> Result<Api, ClusterError> {
         let mut config = self.config.clone();
         config.auth_info = AuthInfo::default();
-        let mut tls = config.rustls_client_config().map_err(|error| self.failed(&error))?;
+        let mut tls = config.rustls_client_config().map_err(|error| self.no_client(&error))?;
         tls.client_auth_cert_resolver = certificate;
         tls.resumption = Resumption::disabled();
 
@@ -158,19 +160,25 @@ impl Cluster {
                 // As client-go, the proxy is verified by the same authorities as the server, under its own name.
                 let mut proxy = config.clone();
                 proxy.tls_server_name = None;
-                let to_proxy = proxy.rustls_https_connector_with_connector(tcp).map_err(|error| self.failed(&error))?;
+                let to_proxy =
+                    proxy.rustls_https_connector_with_connector(tcp).map_err(|error| self.no_client(&error))?;
                 client_over(&config, tls, tunnel(url, to_proxy))
             }
             Some(url) if url.scheme_str() == Some("socks5") => {
                 client_over(&config, tls, proxy::SocksV5::new(url.clone(), tcp))
             }
-            Some(url) => return Err(self.failed(&format!("proxy-url {url} is neither http, https nor socks5"))),
+            Some(url) => return Err(self.failed(without_secrets::unknown_proxy(url))),
         };
-        client.map(Api::new).map_err(|detail| self.failed(&detail))
+        client.map(Api::new).map_err(|detail| self.failed(detail))
     }
 
-    fn failed(&self, detail: &dyn fmt::Display) -> ClusterError {
-        ClusterError { path: self.source.clone(), detail: detail.to_string(), missing: false }
+    fn no_client(&self, error: &kube::Error) -> ClusterError {
+        let exec_plugin = self.config.auth_info.exec.as_ref().and_then(|exec| exec.command.as_deref());
+        self.failed(without_secrets::client(error, exec_plugin))
+    }
+
+    fn failed(&self, detail: String) -> ClusterError {
+        ClusterError { path: self.source.clone(), detail, missing: false }
     }
 }
 
