@@ -12,6 +12,7 @@ use hyper_util::client::legacy::connect::{Connection, HttpConnector, proxy};
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt};
 use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig};
+use pintle_agent_core::text::printable;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::ServerName;
 use tokio::sync::oneshot;
@@ -40,7 +41,7 @@ impl fmt::Display for ClusterError {
         if self.missing {
             write!(formatter, "the kubeconfig {} does not exist", self.path.display())
         } else {
-            write!(formatter, "the kubeconfig {} cannot be used: {}", self.path.display(), self.detail)
+            write!(formatter, "the kubeconfig {} cannot be used: {}", self.path.display(), printable(&self.detail))
         }
     }
 }

@@ -6,6 +6,7 @@ use pintle_plugins_api::{BackendError, PublicKey};
 use serde::{Deserialize, Serialize};
 
 use super::{ApiFailure, Authority};
+use crate::text::printable;
 use crate::{Credential, KeyName, Policy, UnixTime};
 
 /// Everything that a rotation knows. It is saved before each action; there is no second progress record.
@@ -175,6 +176,8 @@ impl State {
         retry_after: Option<Duration>,
     ) {
         let Failure { reason, hint } = failure.into();
+        // The API server, an approver, a signer or a backend may have said it; from here it goes everywhere.
+        let (reason, hint) = (printable(&reason), printable(&hint));
         // A request that the API server accepts ends a row of failures, but not a row of refusals (case C28).
         let refusals = match &self.phase {
             Phase::Requesting { next } | Phase::Awaiting { next, .. } => next.attempt.saturating_sub(1),

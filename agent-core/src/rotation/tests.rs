@@ -492,3 +492,11 @@ fn unexpected_events_repeat_the_action_of_the_phase_and_none_panics() {
         }
     }
 }
+
+#[test]
+fn what_others_say_of_a_failure_is_one_line() {
+    let denied = Event::Observed(Observation::Denied("no\nREADY=1\u{1b}[2J".to_owned()));
+    let (state, _) = step(awaiting(), denied, NOW, &policy());
+    let reason = state.back_off.expect("it failed").reason;
+    assert!(reason.ends_with("no\\nREADY=1\\u{1b}[2J"), "{reason}");
+}
