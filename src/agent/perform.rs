@@ -14,6 +14,7 @@ use super::{Agent, now};
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE, Keyring};
 use crate::kubernetes::Api;
+use crate::kubernetes::api::Watched;
 use crate::kubernetes::requests::Outcome;
 use crate::store::PairDirectory;
 use crate::telemetry::{self, Telemetry};
@@ -150,9 +151,9 @@ impl Agent {
         };
         match watched {
             // The request is looked at anew by the next action.
-            Ok(()) => Event::Observed(Observation::Pending),
-            // May get, may not watch: then it is looked at every few seconds.
-            Err(ApiFailure::Forbidden(_)) => {
+            Ok(Watched::Changed) => Event::Observed(Observation::Pending),
+            // May get, may not watch, or not from the object's version: then it is looked at every few seconds.
+            Ok(Watched::Expired) | Err(ApiFailure::Forbidden(_)) => {
                 self.clock.sleep_until(Some(now() + Duration::from_secs(5))).await;
                 Event::Observed(Observation::Pending)
             }

@@ -10,6 +10,7 @@ use pintle_agent_core::Template;
 use pintle_agent_core::rotation::{ApiFailure, SubmittedRequest};
 
 use super::Api;
+use super::api::Watched;
 
 const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 /// A watch is opened anew after this time: a connection that died silently, as in a suspended machine, must not hold up
@@ -105,7 +106,7 @@ impl Api {
     ///
     /// # Errors
     /// Those of [`ApiFailure`]; `Forbidden` where the credential may get a request and not watch it.
-    pub async fn watch(&self, request: &SubmittedRequest, resource_version: &str) -> Result<(), ApiFailure> {
+    pub async fn watch(&self, request: &SubmittedRequest, resource_version: &str) -> Result<Watched, ApiFailure> {
         let path = format!(
             "{PATH}?watch=true&fieldSelector=metadata.name%3D{}&resourceVersion={resource_version}&timeoutSeconds={}",
             request.name,
