@@ -15,7 +15,7 @@ use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE, Keyring};
 use crate::kubernetes::Api;
 use crate::kubernetes::api::Watched;
-use crate::kubernetes::requests::Outcome;
+use crate::kubernetes::requests::{Outcome, Standing};
 use crate::store::PairDirectory;
 use crate::telemetry::{self, Telemetry};
 
@@ -55,19 +55,28 @@ impl Agent {
         };
         let name = self.template.request_name(&next.public_key, next.attempt);
         let created = async {
+            let find =
+                async || api.find(&name, &next.public_key, &self.template.signer_name).await.map_err(Refusal::Api);
             // Created before a crash: then there is nothing to sign.
-            if let Some(request) = api.find(&name).await.map_err(Refusal::Api)? {
-                return Ok(request);
+            if let Some(standing) = find().await? {
+                return Ok(standing);
             }
             let server_minor = api.server_minor().await.unwrap_or(None);
             let request = self.certification_request(next).await?;
             let usages = self.template.usages(next.public_key.algorithm(), server_minor);
-            api.submit(&name, &request, &self.template, &usages).await.map_err(Refusal::Api)
+            let created = api.submit(&name, &request, &self.template, &usages).await.map_err(Refusal::Api)?;
+            let standing = match created {
+                Some(request) => Some(Standing::Ours(request)),
+                None => find().await?,
+            };
+            let gone = || format!("it has no certificates.k8s.io/v1, or {name} was just deleted");
+            standing.ok_or_else(|| Refusal::Api(ApiFailure::Server(gone())))
         };
         let created = created.await;
         self.note_clock(api.clock_ahead());
         match created {
-            Ok(request) => {
+            Ok(Standing::NotOurs) => Event::NameTaken,
+            Ok(Standing::Ours(request)) => {
                 self.telemetry.emit(telemetry::Event::RequestSubmitted {
                     request: request.name.clone(),
                     authority: Self::authority_word(authority),

@@ -62,7 +62,9 @@ impl Api {
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, ApiFailure> {
         let (status, content) = self.send(Method::GET, path, Vec::new()).await?;
         if status == StatusCode::NOT_FOUND {
-            return Ok(None);
+            // A load balancer whose API servers are away says 404 as well, and knows of no object.
+            let answer = status_of(&content).filter(|answer| answer.reason == "NotFound");
+            return answer.map(|_| None).ok_or_else(|| failure(status, &http::HeaderMap::new(), &content));
         }
         parse(&content).map(Some)
     }
@@ -214,9 +216,14 @@ fn unreachable(error: &(dyn std::error::Error + 'static)) -> ApiFailure {
     ApiFailure::Unreachable(text)
 }
 
+/// The Status with which an API server itself explains an answer.
+fn status_of(content: &[u8]) -> Option<kube::core::Status> {
+    serde_json::from_slice(content).ok()
+}
+
 /// What an answer other than success means.
 fn failure(status: StatusCode, headers: &http::HeaderMap, content: &[u8]) -> ApiFailure {
-    let answer: Option<kube::core::Status> = serde_json::from_slice(content).ok();
+    let answer = status_of(content);
     let detail = match &answer {
         Some(answer) if !answer.message.is_empty() => answer.message.clone(),
         _ => String::from_utf8_lossy(&content[..content.len().min(200)]).trim().to_owned(),
@@ -264,6 +271,16 @@ mod tests {
         assert_eq!(watch(ok, expired).await, Ok(Watched::Expired));
         assert_eq!(watch(StatusCode::GONE, "").await, Ok(Watched::Expired));
         assert_eq!(watched(b"", Duration::from_secs(60)), Ok(Watched::Changed));
+    }
+
+    #[tokio::test]
+    async fn only_an_api_server_says_that_there_is_no_such_object() {
+        let get = async |answer| answering(StatusCode::NOT_FOUND, answer).get::<serde_json::Value>("/x").await;
+        let missing = r#"{"kind":"Status","reason":"NotFound","message":"x not found","code":404}"#;
+        assert_eq!(get(missing).await, Ok(None));
+        for other in ["<html>default backend - 404</html>", "", r#"{"message":"no route"}"#] {
+            assert!(matches!(get(other).await, Err(ApiFailure::Server(_))), "{other}");
+        }
     }
 
     /// An exec plugin is run again when its token ends, in the middle of a request.

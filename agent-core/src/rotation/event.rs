@@ -32,6 +32,8 @@ pub enum Event {
     SigningFailed(BackendError),
     /// The request stands at the API server.
     Submitted(SubmittedRequest),
+    /// Somebody else's request has the name of the one that was to be made.
+    NameTaken,
     /// The API server did not do what was asked.
     ApiFailed {
         /// As whom it was asked.

@@ -76,6 +76,10 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
             let next = next.clone();
             state.enter(Phase::Awaiting { next, request });
         }
+        (Event::NameTaken, Phase::Requesting { next }) => {
+            let next = next.clone();
+            refused(state, next, "the request's name is taken by another's".to_owned(), now, policy);
+        }
         (
             Event::ApiFailed { authority, failure },
             Phase::Requesting { .. } | Phase::Awaiting { .. } | Phase::Proving,
@@ -157,7 +161,7 @@ fn api_failed(state: &mut State, authority: Authority, failure: ApiFailure, now:
 
 /// A signer, an approver or a cleaner has touched the request.
 fn observed(state: &mut State, next: Candidate, observation: Observation, now: UnixTime, policy: &Policy) {
-    let refused = match observation {
+    let refusal = match observation {
         Observation::Pending => {
             state.back_off = None;
             return;
@@ -189,7 +193,12 @@ fn observed(state: &mut State, next: Candidate, observation: Observation, now: U
         Observation::Failed(detail) => format!("the signer failed: {detail}"),
         Observation::Gone => "the request was deleted before a certificate was issued".to_owned(),
     };
-    state.fail(now, policy, refused, None);
+    refused(state, next, refusal, now, policy);
+}
+
+/// The same key is requested again, under the next name.
+fn refused(state: &mut State, next: Candidate, refusal: String, now: UnixTime, policy: &Policy) {
+    state.fail(now, policy, refusal, None);
     let next = Candidate { attempt: next.attempt.saturating_add(1), ..next };
     state.phase = Phase::Requesting { next };
 }

@@ -433,6 +433,7 @@ fn events() -> Vec<(Event, &'static [usize])> {
         (Event::HeldRefused { key_lost: true }, ALL),
         (Event::Generated(public_key(5)), &[1]),
         (Event::Submitted(request()), &[2]),
+        (Event::NameTaken, &[2]),
         (Event::Published, &[4]),
         (Event::PublishFailed { detail: text(), key_lost: false }, &[4]),
         (Event::PublishFailed { detail: text(), key_lost: true }, &[4]),
@@ -499,4 +500,14 @@ fn what_others_say_of_a_failure_is_one_line() {
     let (state, _) = step(awaiting(), denied, NOW, &policy());
     let reason = state.back_off.expect("it failed").reason;
     assert!(reason.ends_with("no\\nREADY=1\\u{1b}[2J"), "{reason}");
+}
+
+#[test]
+fn a_name_that_is_taken_is_left_for_the_next_one() {
+    let requesting = in_phase(Phase::Requesting { next: candidate(2, 1) });
+    let (state, action) = step(requesting, Event::NameTaken, NOW, &policy());
+    assert_eq!(state.phase, Phase::Requesting { next: candidate(2, 2) });
+    assert!(matches!(action, Action::Wait { waiting: Waiting::BackOff, .. }));
+    let (unchanged, _) = step(awaiting(), Event::NameTaken, NOW, &policy());
+    assert_eq!(unchanged, awaiting());
 }
