@@ -273,3 +273,14 @@ fn another_s_request_of_the_same_name_is_not_taken_for_ours() {
     kubectl(&control_plane, &node, &["certificate", "approve", &next(3)]);
     wait_until_holding(&mut agent, "");
 }
+
+#[test]
+fn a_replaced_authority_is_read_without_a_restart() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = node("authority", &control_plane);
+    let authority = node.scratch().write("authority.pem", control_plane.certificate_authority_pem());
+    let mut agent = node.agent().flag("client-ca-file", &authority).start();
+    wait_for_failure(&mut agent, "authority");
+    let _ = node.scratch().write("authority.pem", control_plane.client_certificate_authority_pem());
+    wait_until_holding(&mut agent, "");
+}

@@ -361,3 +361,34 @@ fn assert_no_secret(node: &Node, agent: &mut Agent, secrets: &[&str]) {
 fn read(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).expect("readable")).into_owned()
 }
+
+/// In a back-off that a later look at the file must end, while the agent runs and across a start.
+#[test]
+fn c21_a_bootstrap_kubeconfig_that_is_mended_is_tried_at_once() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let good = control_plane.bootstrap_kubeconfig();
+    let wrong = good.lines().map(|line| line.split("token: ").next().map_or(line, |rest| rest));
+    let wrong = wrong.collect::<Vec<_>>().join("\n");
+    for running in [true, false] {
+        let node = new_node(if running { "mended" } else { "mended-before" });
+        node.give_bootstrap(&wrong);
+        let mut agent = node.agent().start();
+        agent.wait_for_log("it is refused", DEADLINE, |line| line["event"] == "failed");
+        agent.kill();
+        let mut journal: Value = serde_json::from_str(&read(&node.journal())).expect("JSON");
+        let until = SystemTime::now() + Duration::from_secs(300);
+        let until = until.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis();
+        journal["state"]["back_off"]["until"] = u64::try_from(until).expect("a time").into();
+        std::fs::write(node.journal(), journal.to_string()).expect("written");
+        if running {
+            agent = node.agent().start();
+            wait_for_state(&node, "failing");
+            node.give_bootstrap(&good);
+        } else {
+            node.give_bootstrap(&good);
+            agent = node.agent().start();
+        }
+        wait_until_holding(&mut agent);
+        agent.kill();
+    }
+}

@@ -115,6 +115,7 @@ impl Agent {
         self.note_clock(api.clock_ahead());
         let observation = match outcome {
             Outcome::Issued(chain) => {
+                self.reread_authorities();
                 let authorities = self.authorities.as_deref();
                 let key = next.key.clone();
                 let accepted = accept(&chain, &self.template, key, &next.public_key, authorities, now());

@@ -99,7 +99,7 @@ fn lock(directory: &Path) -> Result<File, StartError> {
     }
 }
 
-fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartError> {
+pub(super) fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartError> {
     let failed = |detail: String| StartError {
         detail: format!("the authority's certificates in {} cannot be used: {detail}", path.display()),
         hint: "name a PEM file of certificates with --client-ca-file, or leave it out".to_owned(),

@@ -94,6 +94,11 @@ impl Cluster {
         self.config.tls_server_name.as_deref()
     }
 
+    /// The file that holds the credential's token, if it is in one.
+    pub fn token_file(&self) -> Option<&Path> {
+        self.config.auth_info.token_file.as_deref().map(Path::new)
+    }
+
     /// The proxy on the way to the API server.
     pub fn proxy_url(&self) -> Option<&http::Uri> {
         self.config.proxy_url.as_ref()

@@ -15,7 +15,7 @@ pub enum Event {
     Woke,
     /// An operator asks for a rotation now.
     RotationRequested,
-    /// Something on this machine changed that a local failure may have waited for.
+    /// Something on this machine changed that a failure may have waited for, such as the bootstrap credential.
     LocalChange,
     /// The API server refused the held credential, or its key did not sign.
     HeldRefused {

@@ -46,7 +46,9 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
             // Somebody asks for it now: whatever is being waited out is tried at once.
             state.back_off = None;
         }
-        (Event::LocalChange, _) => state.back_off = state.back_off.take().filter(|back_off| !back_off.local),
+        (Event::LocalChange, _) => {
+            state.back_off = state.back_off.take().filter(|back_off| !back_off.local && !back_off.bootstrap);
+        }
         (Event::HeldKeyFound, _) => (state.held_key_lost, state.held_refused) = (false, false),
         (Event::HeldRefused { key_lost }, _) => {
             // Whether the API server takes it is what proving finds out by itself.
@@ -84,7 +86,12 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
             Event::ApiFailed { authority, failure },
             Phase::Requesting { .. } | Phase::Awaiting { .. } | Phase::Proving,
         ) => {
+            // A server that asks to be left alone is left alone, whoever asks.
+            let bootstrap = authority == Authority::Bootstrap && !matches!(failure, ApiFailure::Throttled { .. });
             api_failed(state, authority, failure, now, policy);
+            if let Some(back_off) = &mut state.back_off {
+                back_off.bootstrap = bootstrap;
+            }
         }
         (Event::Observed(observation), Phase::Awaiting { next, .. }) => {
             let next = next.clone();

@@ -122,6 +122,9 @@ pub struct BackOff {
     /// Whether only something on this machine can mend it (a file to appear, room on the disk): then it is tried again
     /// as soon as something here changes.
     pub local: bool,
+    /// Whether another bootstrap credential may mend it: then it is tried again as soon as there is one.
+    #[serde(default)]
+    pub bootstrap: bool,
 }
 
 impl State {
@@ -185,7 +188,7 @@ impl State {
         };
         let failures = self.failures().max(self.discarded).max(refusals).saturating_add(1);
         let until = now + policy.back_off(self.phase.name(), failures, retry_after);
-        self.back_off = Some(BackOff { failures, until, reason, hint, local: false });
+        self.back_off = Some(BackOff { failures, until, reason, hint, local: false, bootstrap: false });
     }
 
     /// Notes a failure that only something on this machine can mend; that is cheap to look at, so it is looked at often.

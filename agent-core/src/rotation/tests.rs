@@ -511,3 +511,16 @@ fn a_name_that_is_taken_is_left_for_the_next_one() {
     let (unchanged, _) = step(awaiting(), Event::NameTaken, NOW, &policy());
     assert_eq!(unchanged, awaiting());
 }
+
+#[test]
+fn another_bootstrap_credential_does_not_wait_for_what_failed_with_the_last_one() {
+    let asking = State { held: None, ..in_phase(phases()[2].clone()) };
+    let submit = Action::Submit { next: candidate(2, 1), authority: Authority::Bootstrap };
+    let failed = |failure| now(asking.clone(), Event::ApiFailed { authority: Authority::Bootstrap, failure }).0;
+    for failure in [ApiFailure::Unauthorized("401".to_owned()), ApiFailure::Unreachable("refused".to_owned())] {
+        assert_eq!(now(failed(failure), Event::LocalChange).1, submit);
+    }
+    let retry_after = Some(Duration::from_secs(30));
+    let throttled = failed(ApiFailure::Throttled { detail: "429".to_owned(), retry_after });
+    back_off(&now(throttled, Event::LocalChange).1);
+}
