@@ -125,14 +125,9 @@ fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Re
             Ok(None)
         }
         Err(JournalError::OtherIdentity { found, wanted }) => Err(renamed(&found, &wanted, config)),
-        Err(error @ JournalError::Version(_)) => Err(StartError {
+        Err(error) => Err(StartError {
             detail: format!("the journal {path} cannot be used: {error}"),
-            hint: "run the pintle that wrote it, or move it aside: the state is then taken from the pair on disk"
-                .to_owned(),
-        }),
-        Err(error @ JournalError::Unreachable(_)) => Err(StartError {
-            detail: format!("the journal {path} cannot be used: {error}"),
-            hint: "run pintle as the owner of its state directory".to_owned(),
+            hint: error.hint().to_owned(),
         }),
     }
 }
