@@ -239,6 +239,9 @@ impl Default for Kubeconfig {
 
 /// Why the kubeconfig in this file does not follow the rotations of `pair`, if so; one that is not there does not matter.
 pub fn staleness(path: &Path, pair: &Path) -> Option<String> {
+    if path.is_dir() {
+        return Some("it is a directory".to_owned());
+    }
     let text = std::fs::read_to_string(path).ok()?;
     match Kubeconfig::parse(&text) {
         Ok(mut kubeconfig) => kubeconfig.staleness(path, pair),
@@ -345,6 +348,7 @@ users:
         kubeconfig.use_files(pair(), pair()).expect("text");
         assert!(kubeconfig.write(&path, None).expect("written"));
         assert_eq!(staleness(&path, pair()), None);
+        assert!(staleness(directory.path(), pair()).is_some());
         std::fs::write(&path, "").expect("torn");
         assert!(staleness(&path, pair()).is_some());
     }

@@ -58,6 +58,12 @@ impl Cluster {
     /// If there is no such file, or it makes no sense.
     pub async fn read(path: &Path) -> Result<Self, ClusterError> {
         let failed = |detail: String| ClusterError { path: path.to_owned(), detail, missing: !path.exists() };
+        // Reading a pipe would wait for who writes to it, and what was read from one is not there the next time.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(failed(
+                "it must be a regular file, since it is read again and again; a pipe, as <(…) is, cannot be".to_owned(),
+            ));
+        }
         let kubeconfig = Kubeconfig::read_from(path).map_err(|error| failed(without_secrets::kubeconfig(&error)))?;
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
@@ -229,4 +235,21 @@ where
         .map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { Box::new(error) })
         .service(client);
     Ok(kube::Client::new(service, config.default_namespace.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pipe_or_a_directory_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pipe = directory.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).expect("made");
+        for path in [&pipe, directory.path()] {
+            let error = Cluster::read(path).await.err().expect("it is refused");
+            assert!(error.to_string().contains("regular file"), "{error}");
+        }
+    }
 }
