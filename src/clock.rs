@@ -12,6 +12,8 @@ use tokio::io::unix::AsyncFd;
 const HOP: Duration = Duration::from_secs(5);
 /// A step of the wall clock against the monotonic one that is worth waking for.
 const STEP: Duration = Duration::from_secs(1);
+/// The end of the year 9999, in seconds since 1970. A clock that is past 2038, rightly or not, must not reach it.
+const NEVER: i64 = 253_402_300_799;
 
 /// What time it is: the only place that asks.
 pub fn now() -> UnixTime {
@@ -56,13 +58,18 @@ impl Clock {
         let Some(timer) = &self.set else {
             return std::future::pending().await;
         };
-        let Ok(mut ready) = timer.readable().await else {
-            return std::future::pending().await;
-        };
-        // The read clears the event; that it fails with ECANCELED is the event.
-        let _ = rustix::io::read(timer.get_ref(), &mut [0u8; 8]);
-        let _ = arm(timer.get_ref());
-        ready.clear_ready();
+        loop {
+            let Ok(mut ready) = timer.readable().await else {
+                return std::future::pending().await;
+            };
+            // The read clears the event; that it fails with ECANCELED is the event.
+            let read = rustix::io::read(timer.get_ref(), &mut [0u8; 8]);
+            let _ = arm(timer.get_ref(), NEVER);
+            ready.clear_ready();
+            if read == Err(rustix::io::Errno::CANCELED) {
+                return;
+            }
+        }
     }
 }
 
@@ -82,14 +89,29 @@ pub(crate) fn stepped(started: Instant, wall: UnixTime, current: UnixTime) -> bo
 fn notice_setting() -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
     let timer = rustix::time::timerfd_create(TimerfdClockId::Realtime, flags)?;
-    arm(&timer)?;
+    arm(&timer, NEVER)?;
     #[allow(deprecated, reason = "the successor is unsafe; the descriptor is owned here for as long as it is watched")]
     AsyncFd::with_interest(timer, tokio::io::Interest::READABLE)
 }
 
-fn arm(timer: &std::os::fd::OwnedFd) -> io::Result<()> {
-    let never = Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 };
-    let setting = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: never };
+fn arm(timer: &std::os::fd::OwnedFd, seconds: i64) -> io::Result<()> {
+    let it_value = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    let setting = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
     rustix::time::timerfd_settime(timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &setting)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As one is for a clock that has passed the time for which it was armed.
+    #[tokio::test]
+    async fn a_timer_that_has_expired_ends_no_wait() {
+        let clock = Clock::new();
+        arm(clock.set.as_ref().expect("Linux has such a timer").get_ref(), 1).expect("armed");
+        let until = now() + Duration::from_millis(300);
+        clock.sleep_until(Some(until)).await;
+        assert!(now() >= until);
+    }
 }

@@ -20,9 +20,28 @@ const NOT_IN_THE_CORE: [&str; 12] = [
     "libloading",
 ];
 
-/// What agent-core's sources must not name: a clock, a disk, a network, a thread of its own.
-const NOT_IN_ITS_SOURCES: [&str; 7] =
-    ["std::fs", "std::net::Tcp", "std::net::Udp", "SystemTime::now", "Instant::now", "std::process", "std::thread"];
+/// What agent-core's sources must not name, however it was imported: a clock, a disk, a network, an environment, a
+/// thread of its own.
+const NOT_IN_ITS_SOURCES: [&str; 15] = [
+    "fs::",
+    "File",
+    "std::fs",
+    "Tcp",
+    "Udp",
+    "UnixStream",
+    "SystemTime",
+    "Instant",
+    "UNIX_EPOCH",
+    "elapsed()",
+    "env::",
+    "process::",
+    "std::process",
+    "thread::",
+    "std::thread",
+];
+
+/// The modules of std that it must not import within braces either, as in `use std::{fmt, fs}`.
+const NOT_IMPORTED: [&str; 5] = ["fs", "process", "thread", "env", "os"];
 
 /// The normal dependencies of a package, itself included, however indirect.
 fn dependencies(package: &str) -> BTreeSet<String> {
@@ -80,8 +99,17 @@ fn forbidden_lines(source: &str) -> Vec<&str> {
     let code = source.split_once("#[cfg(test)]\nmod tests").map_or(source, |(code, _)| code);
     code.lines()
         .filter(|line| !line.trim_start().starts_with("//"))
-        .filter(|line| NOT_IN_ITS_SOURCES.iter().any(|forbidden| line.contains(forbidden)))
+        .filter(|line| NOT_IN_ITS_SOURCES.iter().any(|forbidden| line.contains(forbidden)) || imports_forbidden(line))
         .collect()
+}
+
+fn imports_forbidden(line: &str) -> bool {
+    let imported = line.trim_start().strip_prefix("use std::").and_then(|rest| rest.split_once('{'));
+    imported.is_some_and(|(_, names)| {
+        names
+            .split(|character: char| !character.is_alphanumeric() && character != '_')
+            .any(|name| NOT_IMPORTED.contains(&name))
+    })
 }
 
 /// The Rust sources below a folder, without those that are compiled for tests alone.
@@ -137,4 +165,21 @@ fn forbidden_lines_are_noticed() {
     let source =
         "use std::fs::File;\n// std::fs\nlet now = std::time::SystemTime::now();\n#[cfg(test)]\nmod tests {\nstd::fs";
     assert_eq!(forbidden_lines(source), ["use std::fs::File;", "let now = std::time::SystemTime::now();"]);
+    for line in [
+        "use std::{fmt, fs, time};",
+        "use std::fs;",
+        "let text = fs::read(path);",
+        "let now = time::UNIX_EPOCH.elapsed();",
+        "let life = started.elapsed();",
+        "use std::time::{Duration, Instant};",
+        "use std::net::{IpAddr, TcpStream};",
+        "use std::{process, thread};",
+        "thread::sleep(life);",
+        "let host = env::var(name);",
+    ] {
+        assert_eq!(forbidden_lines(line), [line]);
+    }
+    for line in ["use std::time::Duration;", "use std::{fmt, time};", "use std::net::IpAddr;", "// fs::read"] {
+        assert_eq!(forbidden_lines(line), [""; 0]);
+    }
 }

@@ -6,7 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use embedded::{DEADLINE, Embedded, public_key_of};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use pintle::demo::control_plane::Options;
+use pintle_agent_core::Template;
+use pintle_plugins_api::PublicKey;
 use pintle_test_support::{Agent, Node, cluster_binary, eventually};
 use serde_json::Value;
 
@@ -237,4 +240,47 @@ fn c28_a_certificate_that_is_not_yet_valid_is_waited_for() {
     let mut agent = node.agent().start();
     wait_until_holding(&mut agent, "");
     assert_eq!(control_plane.requests_of("ahead").len(), 1);
+}
+
+#[test]
+fn another_s_request_of_the_same_name_is_not_taken_for_ours() {
+    let control_plane = Embedded::start(Options { manual_approval: true, ..Options::default() });
+    let node = node("taken", &control_plane);
+    let mut agent = node.agent().start();
+    let first = wait_for_event(&mut agent, "request_pending")["request"].as_str().expect("a name").to_owned();
+    let requests = control_plane.requests_of("taken");
+    let key = PublicKey::from_der(public_key_of(&requests[0])).expect("a key");
+    let next = |attempt| Template::kubelet_client("taken").request_name(&key, attempt);
+    assert_eq!(next(1), first);
+
+    // Whoever saw the first request knows the next one's name.
+    let stranger = rcgen::KeyPair::generate().expect("a key");
+    let request = rcgen::CertificateParams::default().serialize_request(&stranger).expect("a request");
+    let mut object = requests[0].clone();
+    object.metadata = ObjectMeta { name: Some(next(2)), ..ObjectMeta::default() };
+    object.spec.request.0 = request.pem().expect("PEM").into_bytes();
+    object.spec.signer_name = "example.com/signer".to_owned();
+    object.status = None;
+    let path = node.scratch().write("request.json", serde_json::to_vec(&object).expect("JSON"));
+    kubectl(&control_plane, &node, &["create", "--validate=false", "-f", &path.display().to_string()]);
+
+    assert!(control_plane.delete_certificate_signing_request(&first));
+    wait_for_failure(&mut agent, "taken by another");
+    let third = agent.wait_for_log("another request", DEADLINE, |line| {
+        line["event"] == "request_pending" && line["request"] != first
+    });
+    assert_eq!(third["request"], next(3));
+    kubectl(&control_plane, &node, &["certificate", "approve", &next(3)]);
+    wait_until_holding(&mut agent, "");
+}
+
+#[test]
+fn a_replaced_authority_is_read_without_a_restart() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = node("authority", &control_plane);
+    let authority = node.scratch().write("authority.pem", control_plane.certificate_authority_pem());
+    let mut agent = node.agent().flag("client-ca-file", &authority).start();
+    wait_for_failure(&mut agent, "authority");
+    let _ = node.scratch().write("authority.pem", control_plane.client_certificate_authority_pem());
+    wait_until_holding(&mut agent, "");
 }

@@ -314,6 +314,49 @@ fn neither_log_nor_journal_holds_a_secret() {
     let first = wait_until_holding(&mut agent);
     agent.wait_for_log("a rotation", DEADLINE, |line| line["event"] == "holding" && line["serial"] != first["serial"]);
 
+    assert_no_secret(&node, &mut agent, &[&token, &token[7..], &wrong, "PRIVATE KEY"]);
+}
+
+/// What the makers of kube, of a YAML parser and of an exec plugin say of an error may quote what it is about.
+#[test]
+fn what_is_wrong_with_a_bootstrap_kubeconfig_is_said_without_its_secrets() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let bootstrap = control_plane.bootstrap_kubeconfig();
+    let line = bootstrap.lines().find(|line| line.trim().starts_with("token: ")).expect("a token");
+    let token = line.trim().trim_start_matches("token: ").trim_matches('"').to_owned();
+    let indent = &line[..line.len() - line.trim_start().len()];
+    let user = |lines: &[&str]| {
+        let lines: Vec<_> = lines.iter().map(|line| format!("{indent}{line}")).collect();
+        bootstrap.replace(line, &lines.join("\n"))
+    };
+    let script = |script: &str| {
+        let exec = "exec: {apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, command: sh,";
+        let environment = "env: [{name: SECRET, value: hunter2-environment}],";
+        user(&[exec, environment, &format!("args: [-c, '{script}', hunter2-argument]}}")])
+    };
+    let proxy = bootstrap.replace("server: ", "proxy-url: ftp://user:hunter2@proxy\n    server: ");
+    for (name, kubeconfig, words) in [
+        ("tab", bootstrap.replace(line, &format!("{line}\n\tx: y")), "line "),
+        ("twice", user(&[line.trim(), line.trim()]), "appears twice"),
+        ("key-twice", user(&["client-key-data: hunter2", "client-key-data: hunter2"]), "appears twice"),
+        ("key-list", user(&["client-key-data: [hunter2]"]), "line "),
+        ("key", user(&["client-certificate-data: eA==", "client-key-data: hunter2-"]), "no base64"),
+        ("exec-fails", script("echo hunter2-output; echo hunter2-error >&2; exit 3"), "sh failed: exit status: 3"),
+        ("exec-no-json", script("echo hunter2: hunter2: hunter2"), "no ExecCredential"),
+        ("proxy", proxy, "proxy-url ftp://proxy is"),
+    ] {
+        let node = new_node(name);
+        node.give_bootstrap(kubeconfig);
+        let mut agent = node.agent().start();
+        let failed = agent.wait_for_log("it cannot be used", DEADLINE, |line| line["event"] == "failed");
+        assert!(failed["reason"].as_str().is_some_and(|reason| reason.contains(words)), "{name}: {failed}");
+        assert_no_secret(&node, &mut agent, &[&token, &token[7..], "hunter2"]);
+        agent.kill();
+    }
+}
+
+/// Looks for secrets wherever an agent shows something.
+fn assert_no_secret(node: &Node, agent: &mut Agent, secrets: &[&str]) {
     let argv = std::fs::read(format!("/proc/{}/cmdline", agent.process().id())).expect("it runs");
     let status = node.run(&["status", "-o", "yaml"]).output;
     let mut texts = vec![("argv", String::from_utf8_lossy(&argv).into_owned()), ("status", status)];
@@ -322,7 +365,7 @@ fn neither_log_nor_journal_holds_a_secret() {
     }
     for (what, text) in texts {
         assert!(!text.is_empty(), "{what}");
-        for secret in [token.as_str(), &token[7..], wrong.as_str(), "PRIVATE KEY"] {
+        for secret in secrets {
             assert!(!text.contains(secret), "{secret} in {what}: {text}");
         }
     }
@@ -330,4 +373,35 @@ fn neither_log_nor_journal_holds_a_secret() {
 
 fn read(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).expect("readable")).into_owned()
+}
+
+/// In a back-off that a later look at the file must end, while the agent runs and across a start.
+#[test]
+fn c21_a_bootstrap_kubeconfig_that_is_mended_is_tried_at_once() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let good = control_plane.bootstrap_kubeconfig();
+    let wrong = good.lines().map(|line| line.split("token: ").next().map_or(line, |rest| rest));
+    let wrong = wrong.collect::<Vec<_>>().join("\n");
+    for running in [true, false] {
+        let node = new_node(if running { "mended" } else { "mended-before" });
+        node.give_bootstrap(&wrong);
+        let mut agent = node.agent().start();
+        agent.wait_for_log("it is refused", DEADLINE, |line| line["event"] == "failed");
+        agent.kill();
+        let mut journal: Value = serde_json::from_str(&read(&node.journal())).expect("JSON");
+        let until = SystemTime::now() + Duration::from_secs(300);
+        let until = until.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis();
+        journal["state"]["back_off"]["until"] = u64::try_from(until).expect("a time").into();
+        std::fs::write(node.journal(), journal.to_string()).expect("written");
+        if running {
+            agent = node.agent().start();
+            wait_for_state(&node, "failing");
+            node.give_bootstrap(&good);
+        } else {
+            node.give_bootstrap(&good);
+            agent = node.agent().start();
+        }
+        wait_until_holding(&mut agent);
+        agent.kill();
+    }
 }

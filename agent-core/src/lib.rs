@@ -7,12 +7,14 @@
 //! - [`policy`]: when to rotate and when to try again
 //! - [`request`]: what is asked of the signer, as a PKCS#10 certification request
 //! - [`issued`]: what came back, and why it may be used or not
+//! - [`text`]: the words of others
 //! - [`time`]: a point in time that says its unit
 
 pub mod issued;
 pub mod policy;
 pub mod request;
 pub mod rotation;
+pub mod text;
 pub mod time;
 
 pub use issued::{Credential, KeyName, Rejection};

@@ -1,13 +1,15 @@
 //! The API server as the held identity, or as the bootstrap credential.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use pintle_agent_core::rotation::{ApiFailure, Authority};
 use pintle_agent_core::{Credential, KeyName};
 use pintle_plugins_api::BackendError;
 use tokio::sync::oneshot;
 
+use super::changes::SeenFiles;
 use crate::config::Config;
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{HeldCertificate, Keyring, certified_key};
@@ -22,13 +24,13 @@ pub(super) struct Connections {
     held: Option<(String, Arc<Api>)>,
     bootstrap: Option<Arc<Api>>,
     connecting: Option<Connecting>,
+    /// The files of the bootstrap credential as they were when it was last read.
+    seen: Option<SeenFiles>,
 }
 
 /// A bootstrap credential that is being obtained. One at a time: an exec plugin that hangs would otherwise be started
 /// again and again.
 struct Connecting {
-    /// When the kubeconfig was written: another one is worth another try.
-    written: Option<SystemTime>,
     answer: oneshot::Receiver<Result<Api, ClusterError>>,
 }
 
@@ -68,10 +70,17 @@ impl Connections {
             return Err(ApiFailure::NoCredential("there is no certificate and no bootstrap kubeconfig".to_owned()));
         };
         let no_credential = |error: ClusterError| ApiFailure::NoCredential(error.to_string());
-        let written = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-        let mut connecting = match self.connecting.take().filter(|connecting| connecting.written == written) {
+        // Another kubeconfig is worth another try.
+        let unchanged = self.seen.as_ref().is_some_and(|seen| !seen.changed());
+        let mut connecting = match self.connecting.take().filter(|_| unchanged) {
             Some(connecting) => connecting,
-            None => Connecting { written, answer: Cluster::read(path).await.map_err(no_credential)?.connect() },
+            None => {
+                let seen = self.seen.insert(SeenFiles::default());
+                seen.note(path);
+                let cluster = Cluster::read(path).await.map_err(no_credential)?;
+                cluster.token_file().into_iter().for_each(|token| seen.note(token));
+                Connecting { answer: cluster.connect() }
+            }
         };
         let api = match tokio::time::timeout(CREDENTIAL_TIMEOUT, &mut connecting.answer).await {
             Ok(Ok(answer)) => Arc::new(answer.map_err(no_credential)?),
@@ -118,6 +127,16 @@ impl Connections {
             }
             Authority::Bootstrap => {}
         }
+    }
+
+    /// Notes the bootstrap kubeconfig as it is, so that another one is noticed also before this one is read.
+    pub(super) fn note_bootstrap(&mut self, path: &Path) {
+        self.seen.get_or_insert_default().note(path);
+    }
+
+    /// Whether the bootstrap credential was replaced since it was last read; each change is told of once.
+    pub(super) fn bootstrap_changed(&mut self) -> bool {
+        self.seen.take_if(|seen| seen.changed()).is_some()
     }
 
     /// Drops the bootstrap client, which is not needed while a certificate is held.

@@ -42,6 +42,9 @@ impl Agent {
     /// Whether the pair is still on disk, the API server still accepts the certificate in use, and its key is where it
     /// should be.
     pub(super) async fn look_around(&mut self) -> Event {
+        if self.bootstrap_changed() {
+            return Event::LocalChange;
+        }
         // A certificate that is yet to be proven must wait for that.
         if self.state.phase != Phase::Proving {
             self.update_proxy().await;

@@ -3,6 +3,7 @@
 //! Async begins here. The world is reached through [`crate::clock`] (time), [`crate::store`] (disk),
 //! [`crate::keys::Keyring`] (backends) and `connection::Connections` (the API server), and through nothing else.
 
+mod changes;
 mod command;
 mod connection;
 mod look_around;
@@ -118,7 +119,7 @@ impl Agent {
 
     /// Runs until it is told to stop, or until what `until` says.
     pub async fn run(mut self, until: Until, mut stop: watch::Receiver<bool>) {
-        let mut event = Event::Woke;
+        let mut event = self.first_event();
         loop {
             self.telemetry.alive();
             let started = now();

@@ -14,7 +14,8 @@ use super::{Agent, now};
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE};
 use crate::kubernetes::Api;
-use crate::kubernetes::requests::Outcome;
+use crate::kubernetes::api::Watched;
+use crate::kubernetes::requests::{Outcome, Standing};
 use crate::telemetry;
 
 impl Agent {
@@ -53,19 +54,28 @@ impl Agent {
         };
         let name = self.template.request_name(&next.public_key, next.attempt);
         let created = async {
+            let find =
+                async || api.find(&name, &next.public_key, &self.template.signer_name).await.map_err(Refusal::Api);
             // Created before a crash: then there is nothing to sign.
-            if let Some(request) = api.find(&name).await.map_err(Refusal::Api)? {
-                return Ok(request);
+            if let Some(standing) = find().await? {
+                return Ok(standing);
             }
             let server_minor = api.server_minor().await.unwrap_or(None);
             let request = self.certification_request(next).await?;
             let usages = self.template.usages(next.public_key.algorithm(), server_minor);
-            api.submit(&name, &request, &self.template, &usages).await.map_err(Refusal::Api)
+            let created = api.submit(&name, &request, &self.template, &usages).await.map_err(Refusal::Api)?;
+            let standing = match created {
+                Some(request) => Some(Standing::Ours(request)),
+                None => find().await?,
+            };
+            let gone = || format!("it has no certificates.k8s.io/v1, or {name} was just deleted");
+            standing.ok_or_else(|| Refusal::Api(ApiFailure::Server(gone())))
         };
         let created = created.await;
         self.note_clock(api.clock_ahead());
         match created {
-            Ok(request) => {
+            Ok(Standing::NotOurs) => Event::NameTaken,
+            Ok(Standing::Ours(request)) => {
                 self.telemetry.emit(telemetry::Event::RequestSubmitted {
                     request: request.name.clone(),
                     authority: Self::authority_word(authority),
@@ -104,6 +114,7 @@ impl Agent {
         self.note_clock(api.clock_ahead());
         let observation = match outcome {
             Outcome::Issued(chain) => {
+                self.reread_authorities();
                 let authorities = self.authorities.as_deref();
                 let key = next.key.clone();
                 let accepted = accept(&chain, &self.template, key, &next.public_key, authorities, now());
@@ -149,9 +160,9 @@ impl Agent {
         };
         match watched {
             // The request is looked at anew by the next action.
-            Ok(()) => Event::Observed(Observation::Pending),
-            // May get, may not watch: then it is looked at every few seconds.
-            Err(ApiFailure::Forbidden(_)) => {
+            Ok(Watched::Changed) => Event::Observed(Observation::Pending),
+            // May get, may not watch, or not from the object's version: then it is looked at every few seconds.
+            Ok(Watched::Expired) | Err(ApiFailure::Forbidden(_)) => {
                 self.clock.sleep_until(Some(now() + Duration::from_secs(5))).await;
                 Event::Observed(Observation::Pending)
             }

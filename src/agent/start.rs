@@ -99,7 +99,7 @@ fn lock(directory: &Path) -> Result<File, StartError> {
     }
 }
 
-fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartError> {
+pub(super) fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartError> {
     let failed = |detail: String| StartError {
         detail: format!("the authority's certificates in {} cannot be used: {detail}", path.display()),
         hint: "name a PEM file of certificates with --client-ca-file, or leave it out".to_owned(),
@@ -125,14 +125,9 @@ fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Re
             Ok(None)
         }
         Err(JournalError::OtherIdentity { found, wanted }) => Err(renamed(&found, &wanted, config)),
-        Err(error @ JournalError::Version(_)) => Err(StartError {
+        Err(error) => Err(StartError {
             detail: format!("the journal {path} cannot be used: {error}"),
-            hint: "run the pintle that wrote it, or move it aside: the state is then taken from the pair on disk"
-                .to_owned(),
-        }),
-        Err(error @ JournalError::Unreachable(_)) => Err(StartError {
-            detail: format!("the journal {path} cannot be used: {error}"),
-            hint: "run pintle as the owner of its state directory".to_owned(),
+            hint: error.hint().to_owned(),
         }),
     }
 }

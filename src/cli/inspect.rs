@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use pintle_agent_core::UnixTime;
+use pintle_agent_core::text::printable;
 use pintle_plugins_api::PublicKey;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -73,7 +74,7 @@ fn describe(text: &str) -> Result<String, String> {
             }
             "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" => words += "private key: here, in this file\n",
             "TSS2 PRIVATE KEY" => words += "private key: in the TPM that made it; this file only names it\n",
-            tag => words += &format!("{tag}: not looked at\n"),
+            tag => words += &format!("{}: not looked at\n", printable(tag)),
         }
     }
     Ok(words)
@@ -94,8 +95,8 @@ fn describe_certificate(certificate: &X509Certificate<'_>, leaf: bool) -> String
         format!("valid, {} % of its life is left", end.since(now).as_secs() * 100 / end.since(begin).as_secs().max(1))
     };
     let mut words = format!("{}\n", if leaf { "certificate (leaf)" } else { "certificate (chain)" });
-    let _ = writeln!(words, "  subject     {}", certificate.subject());
-    let _ = writeln!(words, "  issuer      {}", certificate.issuer());
+    let _ = writeln!(words, "  subject     {}", printable(&certificate.subject().to_string()));
+    let _ = writeln!(words, "  issuer      {}", printable(&certificate.issuer().to_string()));
     let _ = writeln!(words, "  serial      {}", certificate.raw_serial_as_string().replace(':', "").to_uppercase());
     let _ = writeln!(words, "  validity    {begin} to {end}: {standing}");
     let _ = writeln!(words, "  public key  {}", describe_public_key(certificate.public_key().raw));
@@ -108,7 +109,7 @@ fn describe_certificate(certificate: &X509Certificate<'_>, leaf: bool) -> String
 fn describe_request(request: &X509CertificationRequest<'_>) -> String {
     let information = &request.certification_request_info;
     let mut words = "certification request\n".to_owned();
-    let _ = writeln!(words, "  subject     {}", information.subject);
+    let _ = writeln!(words, "  subject     {}", printable(&information.subject.to_string()));
     let _ = writeln!(words, "  public key  {}", describe_public_key(information.subject_pki.raw));
     let signature = if request.verify_signature().is_ok() { "made with this key" } else { "NOT made with this key" };
     let _ = writeln!(words, "  signature   {signature}");
@@ -144,10 +145,25 @@ fn describe_parsed_extension(extension: &ParsedExtension<'_>) -> String {
             format!("  good for    {}\n", names.join(", "))
         }
         ParsedExtension::SubjectAlternativeName(names) => {
-            let names: Vec<_> = names.general_names.iter().map(GeneralName::to_string).collect();
+            let names: Vec<_> =
+                names.general_names.iter().map(|name| printable(&GeneralName::to_string(name))).collect();
             format!("  names       {}\n", names.join(", "))
         }
         ParsedExtension::BasicConstraints(constraints) if constraints.ca => "  authority   yes\n".to_owned(),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_does_not_command_the_terminal() {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "a\u{1b}[2J\n  issuer  b");
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let words = describe(&parameters.self_signed(&key).expect("a certificate").pem()).expect("PEM");
+        assert!(words.contains("a\\u{1b}[2J\\n  issuer  b") && !words.contains('\u{1b}'), "{words}");
     }
 }

@@ -114,6 +114,6 @@ fn journalled(config: &Config) -> Result<Option<pintle_agent_core::State>, CliEr
     let journal = Journal::new(config.journal(), config.template().common_name);
     journal.load().map_err(|error| {
         let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
-        CliError::new(Exit::Problem, detail, "read it as its owner; pintle run mends what it can")
+        CliError::new(Exit::Problem, detail, error.hint())
     })
 }

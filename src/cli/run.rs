@@ -1,7 +1,7 @@
 //! `pintle run`: the agent.
 
-use std::fs::File;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -66,7 +66,12 @@ pub(super) fn lock_state_directory(directory: &Path) -> Result<File, CliError> {
         )
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
-    let lock = File::create(directory.join("lock")).map_err(unusable)?;
+    // Never through a symbolic link, which might lead to somebody's file.
+    let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(no_link);
+    let lock = options.open(directory.join("lock")).map_err(unusable)?;
+    check_owner(directory).map_err(unusable)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(std::fs::TryLockError::WouldBlock) => Err(CliError::new(
@@ -75,5 +80,38 @@ pub(super) fn lock_state_directory(directory: &Path) -> Result<File, CliError> {
             "see it with pintle status, or give this one its own --state-dir and --cert-dir",
         )),
         Err(std::fs::TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+/// Whoever else may write there could put a journal of their own in place of the agent's.
+fn check_owner(directory: &Path) -> std::io::Result<()> {
+    let (metadata, user) = (std::fs::metadata(directory)?, rustix::process::geteuid().as_raw());
+    let refused = |detail| Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, detail));
+    match metadata.mode() & 0o7777 {
+        _ if metadata.uid() != user => {
+            refused(format!("it belongs to user {}, and this process runs as user {user}", metadata.uid()))
+        }
+        mode if mode & 0o022 != 0 => refused(format!("other users may write to it (mode {mode:04o}; chmod 0700)")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_no_link_and_nobody_else_may_write_beside_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (state, other) = (directory.path().join("state"), directory.path().join("other"));
+        std::fs::write(&other, "kept").expect("written");
+        std::fs::create_dir(&state).expect("made");
+        std::os::unix::fs::symlink(&other, state.join("lock")).expect("linked");
+        assert!(lock_state_directory(&state).is_err());
+        assert_eq!(std::fs::read_to_string(&other).expect("readable"), "kept");
+        std::fs::remove_file(state.join("lock")).expect("removed");
+        drop(lock_state_directory(&state).expect("locked"));
+        std::fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("changed");
+        assert!(lock_state_directory(&state).is_err_and(|error| error.detail.contains("0777")));
     }
 }

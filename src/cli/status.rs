@@ -72,7 +72,7 @@ fn from_disk(config: &Config) -> Result<Status, CliError> {
     let journal = Journal::new(config.journal(), template.common_name.clone());
     let state = journal.load().map_err(|error| {
         let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
-        CliError::new(Exit::Problem, detail, "read it as its owner; pintle run mends what it can")
+        CliError::new(Exit::Problem, detail, error.hint())
     })?;
     let Some(state) = state else {
         return Err(CliError::new(

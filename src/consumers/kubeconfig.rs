@@ -4,6 +4,7 @@
 //! What belongs to others is kept: other contexts, clusters and users, the namespace, extensions, and whatever a later
 //! Kubernetes adds. Only the current context's cluster and user are touched.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 pub use super::local_server::{ClientFiles, LocalServer};
 use crate::config::User;
+use crate::kubernetes::without_secrets;
 use crate::store::shared;
 
 /// The names that the kubelet gives to the entries of a kubeconfig that it writes after its bootstrap.
@@ -19,11 +21,18 @@ const CONTEXT: &str = "default-context";
 const USER: &str = "default-auth";
 
 /// A kubeconfig with a current context whose cluster and user are there.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Kubeconfig {
     config: Map<String, Value>,
     cluster: String,
     user: String,
+}
+
+/// Without its users' tokens and keys.
+impl fmt::Debug for Kubeconfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Kubeconfig").field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 impl Kubeconfig {
@@ -50,7 +59,8 @@ impl Kubeconfig {
         let wrong = |detail: String| io::Error::new(io::ErrorKind::InvalidData, detail);
         // 010 is 8 to Go's parser too, by which Kubernetes reads the file.
         let options = serde_saphyr::options! { legacy_octal_numbers: true };
-        let parsed = serde_saphyr::from_str_with_options(text, options).map_err(|error| wrong(one_line(&error)))?;
+        let parsed =
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| wrong(without_secrets::yaml(&error)))?;
         let Value::Object(mut config) = parsed else { return Err(wrong("it is no mapping".to_owned())) };
         let current = config.get("current-context").and_then(Value::as_str).unwrap_or_default().to_owned();
         let context = entry(&mut config, "contexts", &current, "context")
@@ -214,6 +224,9 @@ impl Default for Kubeconfig {
 
 /// Why the kubeconfig in this file does not follow the rotations of `pair`, if so; one that is not there does not matter.
 pub fn staleness(path: &Path, pair: &Path) -> Option<String> {
+    if path.is_dir() {
+        return Some("it is a directory".to_owned());
+    }
     let text = std::fs::read_to_string(path).ok()?;
     match Kubeconfig::parse(&text) {
         Ok(mut kubeconfig) => kubeconfig.staleness(path, pair),
@@ -239,10 +252,6 @@ fn entry<'a>(
 
 fn text(path: &Path) -> io::Result<String> {
     path.to_str().map(str::to_owned).ok_or_else(|| io::Error::other(format!("{} is no text", path.display())))
-}
-
-fn one_line(error: &dyn std::fmt::Display) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -324,6 +333,7 @@ users:
         kubeconfig.use_files(pair(), pair()).expect("text");
         assert!(kubeconfig.write(&path, None).expect("written"));
         assert_eq!(staleness(&path, pair()), None);
+        assert!(staleness(directory.path(), pair()).is_some());
         std::fs::write(&path, "").expect("torn");
         assert!(staleness(&path, pair()).is_some());
     }
@@ -342,6 +352,7 @@ users:
         }
         assert!(text.contains("/run/x/client.key"));
         assert_eq!(Kubeconfig::parse(&text).expect("a kubeconfig"), kubeconfig);
+        assert!(!format!("{kubeconfig:?}").contains("secret"));
 
         assert!(kubeconfig.is_of_proxy(&files));
         kubeconfig.use_cluster(Kubeconfig::parse(BOOTSTRAP).expect("a kubeconfig"));

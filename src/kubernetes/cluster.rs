@@ -12,11 +12,12 @@ use hyper_util::client::legacy::connect::{Connection, HttpConnector, proxy};
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt};
 use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig};
+use pintle_agent_core::text::printable;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::ServerName;
 use tokio::sync::oneshot;
 
-use super::Api;
+use super::{Api, without_secrets};
 
 /// An API server and, where a kubeconfig carries one, the credential for it.
 pub struct Cluster {
@@ -40,7 +41,7 @@ impl fmt::Display for ClusterError {
         if self.missing {
             write!(formatter, "the kubeconfig {} does not exist", self.path.display())
         } else {
-            write!(formatter, "the kubeconfig {} cannot be used: {}", self.path.display(), self.detail)
+            write!(formatter, "the kubeconfig {} cannot be used: {}", self.path.display(), printable(&self.detail))
         }
     }
 }
@@ -57,12 +58,21 @@ impl Cluster {
     /// If there is no such file, or it makes no sense.
     pub async fn read(path: &Path) -> Result<Self, ClusterError> {
         let failed = |detail: String| ClusterError { path: path.to_owned(), detail, missing: !path.exists() };
-        let kubeconfig = Kubeconfig::read_from(path).map_err(|error| failed(error.to_string()))?;
+        // Reading a pipe would wait for who writes to it, and what was read from one is not there the next time.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(failed(
+                "it must be a regular file, since it is read again and again; a pipe, as <(…) is, cannot be".to_owned(),
+            ));
+        }
+        let kubeconfig = Kubeconfig::read_from(path).map_err(|error| failed(without_secrets::kubeconfig(&error)))?;
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| failed(without_secrets::kubeconfig(&error)))?;
         if config.cluster_url.scheme().is_none() {
-            return Err(failed(format!("its server {} should begin with https://", config.cluster_url)));
+            return Err(failed(format!(
+                "its server {} should begin with https://",
+                without_secrets::address(&config.cluster_url)
+            )));
         }
         // When to try again is the rotation's own decision.
         config.default_retry = false;
@@ -90,6 +100,11 @@ impl Cluster {
         self.config.tls_server_name.as_deref()
     }
 
+    /// The file that holds the credential's token, if it is in one.
+    pub fn token_file(&self) -> Option<&Path> {
+        self.config.auth_info.token_file.as_deref().map(Path::new)
+    }
+
     /// The proxy on the way to the API server.
     pub fn proxy_url(&self) -> Option<&http::Uri> {
         self.config.proxy_url.as_ref()
@@ -100,7 +115,7 @@ impl Cluster {
     /// # Errors
     /// If the kubeconfig's authority cannot be used.
     pub fn client_config(&self) -> Result<rustls::ClientConfig, ClusterError> {
-        self.without_credential().config.rustls_client_config().map_err(|error| self.failed(&error))
+        self.without_credential().config.rustls_client_config().map_err(|error| self.no_client(&error))
     }
 
     /// The API server alone.
@@ -141,11 +156,10 @@ impl Cluster {
         // client-go trims what it reads from a token file; kube would send the line's end along.
         if let (None, Some(path)) = (&config.auth_info.token, config.auth_info.token_file.take()) {
             let token = std::fs::read_to_string(&path).map(zeroize::Zeroizing::new);
-            let token =
-                token.map_err(|error| self.failed(&format!("its token file {path} cannot be read: {error}")))?;
+            let token = token.map_err(|error| self.failed(without_secrets::token_file(&path, &error)))?;
             config.auth_info.token = Some(token.trim().to_owned().into());
         }
-        let client = kube::Client::try_from(config).map_err(|error| self.failed(&error))?;
+        let client = kube::Client::try_from(config).map_err(|error| self.no_client(&error))?;
         Ok(Api::new(client))
     }
 
@@ -159,7 +173,7 @@ impl Cluster {
     pub fn connect_with(&self, certificate: Arc<dyn ResolvesClientCert>) -> Result<Api, ClusterError> {
         let mut config = self.config.clone();
         config.auth_info = AuthInfo::default();
-        let mut tls = config.rustls_client_config().map_err(|error| self.failed(&error))?;
+        let mut tls = config.rustls_client_config().map_err(|error| self.no_client(&error))?;
         tls.client_auth_cert_resolver = certificate;
         tls.resumption = Resumption::disabled();
 
@@ -173,19 +187,25 @@ impl Cluster {
                 // As client-go, the proxy is verified by the same authorities as the server, under its own name.
                 let mut proxy = config.clone();
                 proxy.tls_server_name = None;
-                let to_proxy = proxy.rustls_https_connector_with_connector(tcp).map_err(|error| self.failed(&error))?;
+                let to_proxy =
+                    proxy.rustls_https_connector_with_connector(tcp).map_err(|error| self.no_client(&error))?;
                 client_over(&config, tls, tunnel(url, to_proxy))
             }
             Some(url) if url.scheme_str() == Some("socks5") => {
                 client_over(&config, tls, proxy::SocksV5::new(url.clone(), tcp))
             }
-            Some(url) => return Err(self.failed(&format!("proxy-url {url} is neither http, https nor socks5"))),
+            Some(url) => return Err(self.failed(without_secrets::unknown_proxy(url))),
         };
-        client.map(Api::new).map_err(|detail| self.failed(&detail))
+        client.map(Api::new).map_err(|detail| self.failed(detail))
     }
 
-    fn failed(&self, detail: &dyn fmt::Display) -> ClusterError {
-        ClusterError { path: self.source.clone(), detail: detail.to_string(), missing: false }
+    fn no_client(&self, error: &kube::Error) -> ClusterError {
+        let exec_plugin = self.config.auth_info.exec.as_ref().and_then(|exec| exec.command.as_deref());
+        self.failed(without_secrets::client(error, exec_plugin))
+    }
+
+    fn failed(&self, detail: String) -> ClusterError {
+        ClusterError { path: self.source.clone(), detail, missing: false }
     }
 }
 
@@ -230,4 +250,21 @@ where
         .map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { Box::new(error) })
         .service(client);
     Ok(kube::Client::new(service, config.default_namespace.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pipe_or_a_directory_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pipe = directory.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).expect("made");
+        for path in [&pipe, directory.path()] {
+            let error = Cluster::read(path).await.err().expect("it is refused");
+            assert!(error.to_string().contains("regular file"), "{error}");
+        }
+    }
 }

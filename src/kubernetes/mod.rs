@@ -3,6 +3,7 @@
 pub mod api;
 pub mod cluster;
 pub mod requests;
+pub mod without_secrets;
 
 pub use api::Api;
 pub use cluster::{Cluster, ClusterError};

@@ -8,13 +8,26 @@ use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateS
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use pintle_agent_core::Template;
 use pintle_agent_core::rotation::{ApiFailure, SubmittedRequest};
+use pintle_plugins_api::PublicKey;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
 
 use super::Api;
+use super::api::Watched;
 
 const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 /// A watch is opened anew after this time: a connection that died silently, as in a suspended machine, must not hold up
 /// a certificate for ever.
 const WATCH_LIMIT: Duration = Duration::from_secs(240);
+
+/// What stands at the API server under the name of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The request.
+    Ours(SubmittedRequest),
+    /// Another's, for another key or signer: whoever may create one may call it what they like.
+    NotOurs,
+}
 
 /// What has become of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,7 +65,7 @@ impl Api {
         Ok(version.and_then(|version| digits(version).parse().ok()))
     }
 
-    /// Creates the request of this name, or finds it created.
+    /// Creates the request of this name; `None` if there is one of that name.
     ///
     /// # Errors
     /// Those of [`ApiFailure`].
@@ -62,7 +75,7 @@ impl Api {
         certification_request: &str,
         template: &Template,
         usages: &[&str],
-    ) -> Result<SubmittedRequest, ApiFailure> {
+    ) -> Result<Option<SubmittedRequest>, ApiFailure> {
         let object = CertificateSigningRequest {
             metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
             spec: CertificateSigningRequestSpec {
@@ -75,21 +88,23 @@ impl Api {
             status: None,
         };
         let created: Option<CertificateSigningRequest> = self.create(PATH, &object).await?;
-        match created {
-            Some(created) => submitted(created),
-            None => self.find(name).await?.ok_or_else(|| {
-                ApiFailure::Server(format!("it has no certificates.k8s.io/v1, or {name} was just deleted"))
-            }),
-        }
+        created.map(submitted).transpose()
     }
 
-    /// The request of this name, if it exists.
+    /// What stands under this name, if anything does; ours is for this key and signer.
     ///
     /// # Errors
     /// Those of [`ApiFailure`].
-    pub async fn find(&self, name: &str) -> Result<Option<SubmittedRequest>, ApiFailure> {
+    pub async fn find(
+        &self,
+        name: &str,
+        public_key: &PublicKey,
+        signer_name: &str,
+    ) -> Result<Option<Standing>, ApiFailure> {
         let found: Option<CertificateSigningRequest> = self.get(&format!("{PATH}/{name}")).await?;
-        found.map(submitted).transpose()
+        let Some(found) = found else { return Ok(None) };
+        let ours = found.spec.signer_name == signer_name && is_for(&found.spec.request.0, public_key);
+        if ours { submitted(found).map(Standing::Ours).map(Some) } else { Ok(Some(Standing::NotOurs)) }
     }
 
     /// What has become of the request.
@@ -105,7 +120,7 @@ impl Api {
     ///
     /// # Errors
     /// Those of [`ApiFailure`]; `Forbidden` where the credential may get a request and not watch it.
-    pub async fn watch(&self, request: &SubmittedRequest, resource_version: &str) -> Result<(), ApiFailure> {
+    pub async fn watch(&self, request: &SubmittedRequest, resource_version: &str) -> Result<Watched, ApiFailure> {
         let path = format!(
             "{PATH}?watch=true&fieldSelector=metadata.name%3D{}&resourceVersion={resource_version}&timeoutSeconds={}",
             request.name,
@@ -137,6 +152,13 @@ impl Api {
             Err(failure) => Err(failure),
         }
     }
+}
+
+/// Whether this certification request (PEM) is for this key.
+fn is_for(certification_request: &[u8], public_key: &PublicKey) -> bool {
+    let Ok(block) = pem::parse(certification_request) else { return false };
+    X509CertificationRequest::from_der(block.contents())
+        .is_ok_and(|(_, request)| request.certification_request_info.subject_pki.raw == public_key.as_der())
 }
 
 fn submitted(object: CertificateSigningRequest) -> Result<SubmittedRequest, ApiFailure> {

@@ -101,6 +101,23 @@ pub enum JournalError {
     },
 }
 
+impl JournalError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Unreachable(error) if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
+                "too many files are open: raise the limit (ulimit -n)"
+            }
+            Self::Unreachable(_) => "run pintle as the owner of its state directory",
+            Self::Unreadable(_) => "start pintle run: it keeps the journal aside and goes by the pair on disk",
+            Self::Version(_) => {
+                "run the pintle that wrote it, or move it aside: the state is then taken from the pair on disk"
+            }
+            Self::OtherIdentity { .. } => "give the --node-name that it is of, or another --state-dir",
+        }
+    }
+}
+
 impl fmt::Display for JournalError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -128,7 +145,8 @@ mod tests {
         journal.save(&state).expect("saved");
         assert_eq!(journal.load().expect("loaded"), Some(state));
         let other = Journal::new(path.clone(), "system:node:b".to_owned());
-        assert!(matches!(other.load(), Err(JournalError::OtherIdentity { .. })));
+        assert!(other.load().is_err_and(|error| error.hint().contains("--node-name")));
+        assert!(JournalError::Version(9).hint().contains("the pintle that wrote it"));
         fs::write(&path, [0; 100]).expect("torn");
         assert!(matches!(journal.load(), Err(JournalError::Unreadable(_))));
         journal.set_aside().expect("moved");

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
+use pintle_agent_core::text::printable;
 use serde::Serialize;
 
 use super::{Event, Level};
@@ -73,7 +74,8 @@ impl Log {
                 Level::Warning => "warning: ",
                 Level::Info => "",
             };
-            format!("{time} {mark}{message}")
+            // What others said must not look like a line of ours.
+            format!("{time} {mark}{}", printable(&message))
         };
         // A log that cannot be written is no reason to let a certificate end.
         let _ = writeln!(std::io::stderr().lock(), "{priority}{line}");

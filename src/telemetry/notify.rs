@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use pintle_agent_core::text::printable;
 use sd_notify::NotifyState;
 
 use super::{IdentityStatus, State};
@@ -37,7 +38,7 @@ impl Notifier {
     /// it.
     pub fn status(&self, identity: &IdentityStatus) {
         let mut progress = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let text = identity.line();
+        let text = status_line(identity);
         if progress.status != text {
             let _ = sd_notify::notify(&[NotifyState::Status(&text)]);
             progress.status = text;
@@ -68,6 +69,11 @@ impl Notifier {
     }
 }
 
+/// One line, whatever is in it: the next one would be an assignment of its own, such as WATCHDOG=trigger.
+fn status_line(identity: &IdentityStatus) -> String {
+    printable(&identity.line())
+}
+
 fn is_ready(identity: &IdentityStatus, waited: bool) -> bool {
     identity.state == State::Ready || identity.drains() || !identity.reason.is_empty() || waited
 }
@@ -76,6 +82,13 @@ fn is_ready(identity: &IdentityStatus, waited: bool) -> bool {
 mod tests {
     use super::super::{ProxyStatus, Statistics};
     use super::*;
+
+    #[test]
+    fn a_status_is_one_line() {
+        let reason = "not today\nWATCHDOG=trigger\nMAINPID=1".to_owned();
+        let line = status_line(&IdentityStatus { reason, ..IdentityStatus::default() });
+        assert!(line.contains("today\\nWATCHDOG") && !line.contains('\n'), "{line}");
+    }
 
     #[test]
     fn c13_a_boot_waits_for_an_approval_but_not_for_ever() {

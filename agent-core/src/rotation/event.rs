@@ -15,7 +15,7 @@ pub enum Event {
     Woke,
     /// An operator asks for a rotation now.
     RotationRequested,
-    /// Something on this machine changed that a local failure may have waited for.
+    /// Something on this machine changed that a failure may have waited for, such as the bootstrap credential.
     LocalChange,
     /// A backend that did not answer answers again.
     BackendFound,
@@ -34,6 +34,8 @@ pub enum Event {
     SigningFailed(BackendError),
     /// The request stands at the API server.
     Submitted(SubmittedRequest),
+    /// Somebody else's request has the name of the one that was to be made.
+    NameTaken,
     /// The API server did not do what was asked.
     ApiFailed {
         /// As whom it was asked.

@@ -50,7 +50,9 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
                 _ => state.back_off = None,
             }
         }
-        (Event::LocalChange, _) => state.back_off = state.back_off.take().filter(|back_off| !back_off.local),
+        (Event::LocalChange, _) => {
+            state.back_off = state.back_off.take().filter(|back_off| !back_off.local && !back_off.bootstrap);
+        }
         (
             Event::BackendFound,
             Phase::Generating { .. } | Phase::Requesting { .. } | Phase::Publishing { .. } | Phase::Retiring,
@@ -88,11 +90,20 @@ fn happen(state: &mut State, event: Event, now: UnixTime, policy: &Policy) {
             let next = next.clone();
             state.enter(Phase::Awaiting { next, request });
         }
+        (Event::NameTaken, Phase::Requesting { next }) => {
+            let next = next.clone();
+            refused(state, next, "the request's name is taken by another's".to_owned(), now, policy);
+        }
         (
             Event::ApiFailed { authority, failure },
             Phase::Requesting { .. } | Phase::Awaiting { .. } | Phase::Proving,
         ) => {
+            // A server that asks to be left alone is left alone, whoever asks.
+            let bootstrap = authority == Authority::Bootstrap && !matches!(failure, ApiFailure::Throttled { .. });
             api_failed(state, authority, failure, now, policy);
+            if let Some(back_off) = &mut state.back_off {
+                back_off.bootstrap = bootstrap;
+            }
         }
         (Event::Observed(observation), Phase::Awaiting { next, .. }) => {
             let next = next.clone();
@@ -172,7 +183,7 @@ fn api_failed(state: &mut State, authority: Authority, failure: ApiFailure, now:
 
 /// A signer, an approver or a cleaner has touched the request.
 fn observed(state: &mut State, next: Candidate, observation: Observation, now: UnixTime, policy: &Policy) {
-    let refused = match observation {
+    let refusal = match observation {
         Observation::Pending => {
             state.back_off = None;
             return;
@@ -204,7 +215,12 @@ fn observed(state: &mut State, next: Candidate, observation: Observation, now: U
         Observation::Failed(detail) => format!("the signer failed: {detail}"),
         Observation::Gone => "the request was deleted before a certificate was issued".to_owned(),
     };
-    state.fail(now, policy, refused, None);
+    refused(state, next, refusal, now, policy);
+}
+
+/// The same key is requested again, under the next name.
+fn refused(state: &mut State, next: Candidate, refusal: String, now: UnixTime, policy: &Policy) {
+    state.fail(now, policy, refusal, None);
     let next = Candidate { attempt: next.attempt.saturating_add(1), ..next };
     state.phase = Phase::Requesting { next };
 }

@@ -6,6 +6,7 @@ use pintle_plugins_api::{BackendError, PublicKey};
 use serde::{Deserialize, Serialize};
 
 use super::{ApiFailure, Authority};
+use crate::text::printable;
 use crate::{Credential, KeyName, Policy, UnixTime};
 
 /// Everything that a rotation knows. It is saved before each action; there is no second progress record.
@@ -121,6 +122,9 @@ pub struct BackOff {
     /// Whether only something on this machine can mend it (a file to appear, room on the disk): then it is tried again
     /// as soon as something here changes.
     pub local: bool,
+    /// Whether another bootstrap credential may mend it: then it is tried again as soon as there is one.
+    #[serde(default)]
+    pub bootstrap: bool,
 }
 
 impl State {
@@ -175,6 +179,8 @@ impl State {
         retry_after: Option<Duration>,
     ) {
         let Failure { reason, hint } = failure.into();
+        // The API server, an approver, a signer or a backend may have said it; from here it goes everywhere.
+        let (reason, hint) = (printable(&reason), printable(&hint));
         // A request that the API server accepts ends a row of failures, but not a row of refusals (case C28).
         let refusals = match &self.phase {
             Phase::Requesting { next } | Phase::Awaiting { next, .. } => next.attempt.saturating_sub(1),
@@ -182,7 +188,7 @@ impl State {
         };
         let failures = self.failures().max(self.discarded).max(refusals).saturating_add(1);
         let until = now + policy.back_off(self.phase.name(), failures, retry_after);
-        self.back_off = Some(BackOff { failures, until, reason, hint, local: false });
+        self.back_off = Some(BackOff { failures, until, reason, hint, local: false, bootstrap: false });
     }
 
     /// Notes a failure that only something on this machine can mend; that is cheap to look at, so it is looked at often.

@@ -461,6 +461,7 @@ fn events() -> Vec<(Event, &'static [usize])> {
         (Event::HeldRefused { key_lost: true }, ALL),
         (Event::Generated(public_key(5)), &[1]),
         (Event::Submitted(request()), &[2]),
+        (Event::NameTaken, &[2]),
         (Event::Published, &[4]),
         (Event::PublishFailed { detail: text(), key_lost: false }, &[4]),
         (Event::PublishFailed { detail: text(), key_lost: true }, &[4]),
@@ -519,4 +520,35 @@ fn unexpected_events_repeat_the_action_of_the_phase_and_none_panics() {
             }
         }
     }
+}
+
+#[test]
+fn what_others_say_of_a_failure_is_one_line() {
+    let denied = Event::Observed(Observation::Denied("no\nREADY=1\u{1b}[2J".to_owned()));
+    let (state, _) = step(awaiting(), denied, NOW, &policy());
+    let reason = state.back_off.expect("it failed").reason;
+    assert!(reason.ends_with("no\\nREADY=1\\u{1b}[2J"), "{reason}");
+}
+
+#[test]
+fn a_name_that_is_taken_is_left_for_the_next_one() {
+    let requesting = in_phase(Phase::Requesting { next: candidate(2, 1) });
+    let (state, action) = step(requesting, Event::NameTaken, NOW, &policy());
+    assert_eq!(state.phase, Phase::Requesting { next: candidate(2, 2) });
+    assert!(matches!(action, Action::Wait { waiting: Waiting::BackOff, .. }));
+    let (unchanged, _) = step(awaiting(), Event::NameTaken, NOW, &policy());
+    assert_eq!(unchanged, awaiting());
+}
+
+#[test]
+fn another_bootstrap_credential_does_not_wait_for_what_failed_with_the_last_one() {
+    let asking = State { held: None, ..in_phase(phases()[2].clone()) };
+    let submit = Action::Submit { next: candidate(2, 1), authority: Authority::Bootstrap };
+    let failed = |failure| now(asking.clone(), Event::ApiFailed { authority: Authority::Bootstrap, failure }).0;
+    for failure in [ApiFailure::Unauthorized("401".to_owned()), ApiFailure::Unreachable("refused".to_owned())] {
+        assert_eq!(now(failed(failure), Event::LocalChange).1, submit);
+    }
+    let retry_after = Some(Duration::from_secs(30));
+    let throttled = failed(ApiFailure::Throttled { detail: "429".to_owned(), retry_after });
+    back_off(&now(throttled, Event::LocalChange).1);
 }

@@ -107,6 +107,12 @@ impl ControlPlane {
         self.cluster.serving_authority_pem()
     }
 
+    /// The certificate (PEM) of the authority that signs and verifies client certificates at present.
+    #[must_use]
+    pub fn client_certificate_authority_pem(&self) -> String {
+        self.cluster.client_authority().certificate_pem().to_owned()
+    }
+
     /// A kubeconfig (YAML) with a bootstrap token: user `system:bootstrap:ID`, group `system:bootstrappers`.
     #[must_use]
     pub fn bootstrap_kubeconfig(&self) -> String {

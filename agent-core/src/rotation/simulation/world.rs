@@ -244,6 +244,7 @@ impl World {
         if let Action::Wait { until, .. } = action {
             return Ok(self.wait(state, until));
         }
+        let decided = self.clock();
         self.now = self.now + Duration::from_millis(self.random.below(3000));
         if self.now >= self.next_disturbance
             && let Some(event) = self.disturb(state)
@@ -258,7 +259,7 @@ impl World {
                 Some(failure) => failure,
                 None => Event::Observed(self.observe(&next)),
             },
-            Action::Publish { issued } => self.publish(issued)?,
+            Action::Publish { issued } => self.publish(issued, decided)?,
             Action::Prove => match self.api_failure(state, Authority::Held) {
                 Some(failure) => failure,
                 None => self.prove(state),
@@ -430,7 +431,7 @@ impl World {
         Event::Proven
     }
 
-    fn publish(&mut self, issued: Credential) -> Result<Event, Violation> {
+    fn publish(&mut self, issued: Credential, decided: UnixTime) -> Result<Event, Violation> {
         if self.random.one_in(40) {
             self.lose_key(&issued.key().id);
         }
@@ -440,7 +441,8 @@ impl World {
         if self.random.one_in(6) {
             return Ok(Event::PublishFailed { detail: "no space left on device".to_owned(), key_lost: false });
         }
-        if issued.has_ended(self.clock()) {
+        // It may end while it is being published.
+        if issued.has_ended(decided) {
             return Err(format!("publishes what has ended: {issued:?}"));
         }
         if self.published.as_ref().map(|(published, _)| published.serial()) != Some(issued.serial()) {
