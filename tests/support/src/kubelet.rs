@@ -70,8 +70,12 @@ impl<'a> Kubelet<'a> {
         });
         let configuration = configuration(control_plane, options, &scratch, &ports, &endpoint);
         let configuration = scratch.write("kubelet.json", configuration.to_string());
-        let mut command = ProcessCommand::new(cluster_binary(), scratch.join("kubelet.log"))
+        // Its socket for device plugins has its place there whatever --root-dir says, and two kubelets would fight for it.
+        let own_directory = r#"mkdir -p /var/lib/kubelet && mount -t tmpfs tmpfs /var/lib/kubelet && exec "$@""#;
+        let mut command = ProcessCommand::new("/bin/sh", scratch.join("kubelet.log"))
             .private_mounts()
+            .arguments(["-c", own_directory, "sh"])
+            .argument(cluster_binary())
             .argument("kubelet")
             .flag("config", configuration)
             .flag("kubeconfig", &options.kubeconfig)
