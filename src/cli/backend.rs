@@ -7,6 +7,7 @@ use super::table::table;
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
 use crate::control::{self, ControlError, Request, Response};
+use crate::keys::checks::Checks;
 use crate::keys::inventory::{self, BackendEntry};
 use crate::keys::{self, Keyring};
 
@@ -122,6 +123,8 @@ fn check(config: &Config, name: &str, callers: usize, json: bool) -> Result<Exit
         return Err(CliError::new(Exit::Problem, detail, error.hint.unwrap_or_default()));
     }
     let failed = |error: BackendError| CliError::new(Exit::Problem, &error, error.hint.clone().unwrap_or_default());
+    // Its keys are not what `keys prune` looks for.
+    let _check = Checks::begin(&config.state_dir);
     let algorithms = algorithms(config, name).map_err(failed)?;
     let report = conformance::run(&mut OwnDevice { config, name, callers, algorithms });
     if json {

@@ -5,6 +5,7 @@ use pintle_plugins_api::conformance::THROWAWAY_PREFIX;
 use pintle_plugins_api::{BackendError, KeyId, Resource};
 use serde::{Deserialize, Serialize};
 
+use super::checks::Checks;
 use super::{CALL_DEADLINE, Keyring};
 use crate::config::{Config, Isolation};
 
@@ -167,13 +168,18 @@ pub async fn keys(config: &Config, keyring: &Keyring, state: Option<&State>) -> 
     inventory
 }
 
-/// Destroys what nobody misses, unless it is only to be shown. Answers what was, or would be, destroyed.
+/// Destroys what nobody misses, unless it is only to be shown. Answers what was, or would be, destroyed. While a check is
+/// under way on this node, throwaway keys are left alone.
 ///
 /// # Assumptions
 /// `state` does not change meanwhile: the agent itself calls this, or the lock on its state directory is held.
 pub async fn prune(config: &Config, keyring: &Keyring, state: Option<&State>, dry_run: bool) -> Inventory {
     let mut inventory = keys(config, keyring, state).await;
-    inventory.keys.retain(|key| key.standing.is_prunable());
+    let no_check = Checks::hold_off(&config.state_dir);
+    inventory.keys.retain(|key| match key.standing {
+        Standing::LeftOver => no_check.is_some(),
+        standing => standing.is_prunable(),
+    });
     let before = std::mem::take(&mut inventory.usage);
     if !dry_run {
         let mut destroyed = Vec::new();

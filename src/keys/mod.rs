@@ -1,5 +1,6 @@
 //! Keys, as the agent sees them: each backend lives on a thread of its own, and calls to it have a deadline.
 
+pub mod checks;
 pub mod inventory;
 pub mod isolation;
 

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use pintle::demo::control_plane::{self, ControlPlane};
+use pintle::keys::checks::Checks;
 use pintle_plugins_api::KeyBackend;
 use pintle_test_support::{Agent, AgentCommand, ScratchDirectory, eventually};
 use serde_json::Value;
@@ -190,6 +191,9 @@ fn c15_what_nobody_needs_is_pruned_and_nothing_else() {
         assert!(keys.lines().any(|line| line.contains(id) && line.ends_with(standing)), "{id} in {keys}");
     }
     assert!(node.succeed(&["keys", "prune", "--dry-run"]).contains("would be destroyed: token:worker-1_client_900"));
+    let check = Checks::begin(&node.scratch.join("state"));
+    assert!(!node.succeed(&["keys", "prune", "--dry-run"]).contains("conformance"), "its keys are its own");
+    drop(check);
     assert_eq!(backend.list().expect("listed").len(), 4);
     // A private and a public object each, in one session: this process's is another one.
     assert!(keys.contains("\n  token: objects 8, sessions 1\n") && keys.contains("\n  file: files 0\n"), "{keys}");
