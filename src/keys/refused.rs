@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use pintle_plugins_api::{
-    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, SignatureScheme,
+    BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, Resource, SignatureScheme,
 };
 use rustix::process::{Gid, Uid};
 use serde::{Deserialize, Serialize};
@@ -213,6 +213,10 @@ impl KeyBackend for Remembering {
 
     fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
         self.call(|backend| backend.reference(id))
+    }
+
+    fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
+        self.call(|backend| backend.usage())
     }
 }
 
