@@ -88,8 +88,7 @@ fn give_up(socket: &UnixStream) -> Result<(), (&'static str, std::io::Error)> {
 /// tss's), and to keep PINs and keys from being swapped out. A child that runs as another user has none to keep.
 const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::IPC_LOCK);
 
-/// Gives up every other capability, in every set. A service that has none already may be forbidden even to ask, so only
-/// what is there is given up.
+/// Gives up every other capability, in every set. A sandbox may forbid even to ask, so only what is there is given up.
 fn give_up_capabilities() -> rustix::io::Result<()> {
     let held = thread::capabilities(None)?;
     // Who may not change the bounding set need not: without new privileges (execve(2)) nothing is gained from it.
