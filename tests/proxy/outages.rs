@@ -1,7 +1,7 @@
 //! API servers that go away, come back, are slow, or say nothing: Go's clients, and what the counters say.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pintle_test_support::{Load, LoadReport, ScratchDirectory};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
