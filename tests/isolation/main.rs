@@ -4,7 +4,7 @@ mod agent;
 mod token;
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pintle::config::ProcessIsolation;
 use pintle::keys::ModuleConfiguration;
