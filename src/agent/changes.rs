@@ -1,6 +1,5 @@
 //! Files of others that may be replaced while the agent runs: the bootstrap kubeconfig and its token, and the authority.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,35 +8,21 @@ use pintle_agent_core::rotation::Authority;
 
 use super::Agent;
 use super::start::read_authorities;
+use crate::store::FileStamp;
 
 /// Files as they were when they were last read.
 #[derive(Default)]
-pub(super) struct SeenFiles(Vec<(PathBuf, Option<Stamp>)>);
-
-/// Which file stood somewhere, and when it was last changed, in nanoseconds: a file that is moved to a place keeps the
-/// time of its content, and not this one.
-#[derive(PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some(Self { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()) })
-    }
-}
+pub(super) struct SeenFiles(Vec<(PathBuf, Option<FileStamp>)>);
 
 impl SeenFiles {
     /// Notes a file as it is before it is read.
     pub(super) fn note(&mut self, path: &Path) {
-        self.0.push((path.to_owned(), Stamp::of(path)));
+        self.0.push((path.to_owned(), FileStamp::of(path)));
     }
 
     /// Whether one of them is another now, or is there, or is gone.
     pub(super) fn changed(&self) -> bool {
-        self.0.iter().any(|(path, stamp)| Stamp::of(path) != *stamp)
+        self.0.iter().any(|(path, stamp)| FileStamp::of(path) != *stamp)
     }
 }
 
@@ -46,7 +31,7 @@ impl SeenFiles {
 fn changed_since(path: &Path, time: SystemTime) -> bool {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let since = (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), i64::from(since.subsec_nanos()));
-    Stamp::of(path).is_some_and(|stamp| stamp.changed >= since)
+    FileStamp::of(path).is_some_and(|stamp| stamp.changed() >= since)
 }
 
 impl Agent {

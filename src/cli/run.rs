@@ -1,7 +1,7 @@
 //! `pintle run`: the agent.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use super::{CliError, Exit};
 use crate::agent::{Until, service};
 use crate::config::{Config, Flags};
 use crate::consumers::proxy::Activated;
+use crate::store::lock;
 use crate::telemetry::{Format, Log, Telemetry};
 
 /// The arguments of `pintle run`.
@@ -66,11 +67,7 @@ pub(super) fn lock_state_directory(directory: &Path) -> Result<File, CliError> {
         )
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
-    // Never through a symbolic link, which might lead to somebody's file.
-    let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(no_link);
-    let lock = options.open(directory.join("lock")).map_err(unusable)?;
+    let lock = lock::open(&directory.join("lock")).map_err(unusable)?;
     check_owner(directory).map_err(unusable)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),

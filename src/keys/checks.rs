@@ -1,8 +1,9 @@
 //! Which conformance checks are under way on this node: their throwaway keys are not what an interrupted one has left.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, TryLockError};
 use std::path::Path;
+
+use crate::store::lock;
 
 /// The file in the state directory that each check has locked, shared with the others.
 const FILE: &str = "check.lock";
@@ -30,10 +31,7 @@ impl Checks {
 }
 
 fn open(state_directory: &Path) -> Option<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600);
-    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-    options.open(state_directory.join(FILE)).ok()
+    lock::open(&state_directory.join(FILE)).ok()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::fs::{DirBuilder, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -20,32 +20,15 @@ use serde::{Deserialize, Serialize};
 
 use super::module::{ModuleConfiguration, PinOrigin};
 use crate::config::User;
-use crate::store::durable;
+use crate::store::{FileStamp, durable};
 
-/// What a file is at one moment. Whoever writes another PIN changes it, and so does who touches it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Fingerprint {
-    device: u64,
-    inode: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Fingerprint {
-    /// As this process sees it or, where it may not, as `user` does, as whom the module runs.
-    fn of(path: &Path, user: Option<User>) -> Option<Self> {
-        let metadata = match (std::fs::metadata(path), user) {
-            (Err(error), Some(user)) if error.kind() == io::ErrorKind::PermissionDenied => metadata_as(user, path),
-            (metadata, _) => metadata,
-        };
-        let metadata = metadata.ok()?;
-        Some(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
+/// The state of a PIN's file as this process sees it or, where it may not, as `user` does, as whom the module runs.
+fn stamp_of(path: &Path, user: Option<User>) -> Option<FileStamp> {
+    let metadata = match (std::fs::metadata(path), user) {
+        (Err(error), Some(user)) if error.kind() == io::ErrorKind::PermissionDenied => metadata_as(user, path),
+        (metadata, _) => metadata,
+    };
+    metadata.ok().as_ref().map(FileStamp::from)
 }
 
 /// What `user` sees of a file. Effective ids are a thread's own, so one that ends at once takes them on.
@@ -60,16 +43,16 @@ fn metadata_as(user: User, path: &Path) -> io::Result<Metadata> {
 
 /// The state of a module's PIN before a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PinState(PinOrigin, Option<Fingerprint>);
+pub(super) struct PinState(PinOrigin, Option<FileStamp>);
 
 impl PinState {
     /// As it is now. It is taken before the call: a file that is replaced meanwhile then counts as another one.
     pub(super) fn now(origin: &PinOrigin, user: Option<User>) -> Self {
-        let fingerprint = match origin {
-            PinOrigin::File(path) => Fingerprint::of(path, user),
+        let stamp = match origin {
+            PinOrigin::File(path) => stamp_of(path, user),
             PinOrigin::None | PinOrigin::Unknown => None,
         };
-        Self(origin.clone(), fingerprint)
+        Self(origin.clone(), stamp)
     }
 }
 
@@ -82,7 +65,7 @@ static REFUSED: LazyLock<Mutex<HashMap<String, (PinState, BackendError)>>> = Laz
 struct Kept {
     module: ModuleConfiguration,
     pin_file: PathBuf,
-    state: Fingerprint,
+    state: FileStamp,
     error: BackendError,
 }
 
@@ -309,7 +292,7 @@ mod tests {
             let mut sets = rustix::thread::capabilities(None).expect("capabilities");
             sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
             rustix::thread::set_capabilities(None, sets).expect("fewer capabilities");
-            assert_eq!(Fingerprint::of(&path, None), None);
+            assert_eq!(stamp_of(&path, None), None);
             pins.remember(&module, PinState::now(&module.pin(), user), &refused());
             assert!(pins.still_refused(&module, user).is_some());
         };

@@ -2,8 +2,11 @@
 
 pub mod durable;
 pub mod journal;
+pub mod lock;
 pub mod pair;
 pub mod shared;
+mod stamp;
 
 pub use journal::{Journal, JournalError};
 pub use pair::{FoundPair, PairDirectory};
+pub use stamp::FileStamp;

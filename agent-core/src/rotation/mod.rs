@@ -168,7 +168,9 @@ fn api_failed(state: &mut State, authority: Authority, failure: ApiFailure, now:
             // else that the API server refuses; a bootstrap credential may appear at any time.
             state.held_refused = false;
             state.fail(now, policy, failure, None);
-            state.back_off = state.back_off.take().map(|back_off| BackOff { local: true, ..back_off });
+            if let Some(back_off) = &mut state.back_off {
+                back_off.local = true;
+            }
         }
         ApiFailure::NoCredential(_) => state.fail_locally(now, policy, failure),
         ApiFailure::Unauthorized(_) | ApiFailure::Forbidden(_) if authority == Authority::Bootstrap => {
