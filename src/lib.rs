@@ -2,14 +2,15 @@
 //!
 //! Everything in this package touches the world; what decides is [`pintle_agent_core`].
 
-pub mod agent;
 pub mod cli;
-pub mod clock;
 pub mod config;
 pub mod consumers;
-pub mod control;
 pub mod demo;
+pub mod identity;
 pub mod keys;
 pub mod kubernetes;
+pub mod node;
+pub mod proxy;
 pub mod store;
 pub mod telemetry;
+pub mod world;

@@ -6,10 +6,10 @@ use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyBacken
 use super::table::table;
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
-use crate::control::{self, ControlError, Request, Response};
 use crate::keys::checks::Checks;
 use crate::keys::inventory::{self, BackendEntry};
 use crate::keys::{self, Keyring};
+use crate::node::control::{self, ControlError, Request, Response};
 
 /// The commands under `pintle backend`.
 #[derive(clap::Subcommand)]

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags, ProxySettings};
-use crate::consumers::proxy::Upstream;
 use crate::kubernetes::{Cluster, ClusterError};
+use crate::proxy::Upstream;
 
 /// The commands under `pintle config`.
 #[derive(clap::Subcommand)]

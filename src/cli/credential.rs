@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{CliError, Exit, print};
-use crate::clock;
 use crate::config::{Config, Flags};
 use crate::store::PairDirectory;
 use crate::store::pair::installed_at;
+use crate::world::clock;
 
 /// What client-go says to a plugin in `KUBERNETES_EXEC_INFO`, of which only the version matters here.
 #[derive(Deserialize)]

@@ -12,9 +12,9 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
 
 use super::{CliError, Exit, print};
-use crate::clock;
 use crate::config::{Config, Flags};
 use crate::store::PairDirectory;
+use crate::world::clock;
 
 /// The arguments of `pintle inspect`.
 #[derive(clap::Args)]

@@ -5,8 +5,8 @@ use super::run::lock_state_directory;
 use super::table::table;
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
-use crate::control::{self, ControlError, Request, Response};
 use crate::keys::inventory::{self, Inventory, Standing, Usage};
+use crate::node::control::{self, ControlError, Request, Response};
 use crate::store::Journal;
 
 /// The commands under `pintle keys`.

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::{CliError, Exit, print};
-use crate::config::{Config, Flags, ProxyConfiguration, User};
+use crate::config::{Config, Flags, ProxyConfiguration};
 use crate::consumers::kubeconfig::{ClientFiles, Kubeconfig, LocalServer};
-use crate::control::{self, Request, Response};
+use crate::node::control::{self, Request, Response};
 use crate::store::{PairDirectory, shared};
+use crate::world::User;
 
 /// How a client comes to speak as an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

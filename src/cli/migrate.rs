@@ -2,7 +2,7 @@
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
-use crate::control::{self, ControlError, Request, Response};
+use crate::node::control::{self, ControlError, Request, Response};
 
 /// The arguments of `pintle migrate`.
 #[derive(clap::Args)]

@@ -22,8 +22,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::agent::StartError;
-use crate::control::{ControlError, Response};
+use crate::identity::StartError;
+use crate::node::control::{ControlError, Response};
 
 pub use exit_code::Exit;
 

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use pintle_agent_core::issued::Leaf;
 
 use super::{CliError, Exit};
-use crate::clock;
 use crate::config::{Config, Flags};
 use crate::store::PairDirectory;
 use crate::store::pair::installed_at;
+use crate::world::clock;
 
 /// The arguments of `pintle needs-renewal`.
 #[derive(clap::Args)]

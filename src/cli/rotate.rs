@@ -2,7 +2,7 @@
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
-use crate::control::{self, Request, Response};
+use crate::node::control::{self, Request, Response};
 
 /// The arguments of `pintle rotate`.
 #[derive(clap::Args)]

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{CliError, Exit};
-use crate::agent::{Until, service};
 use crate::config::{Config, Flags};
-use crate::consumers::proxy::Activated;
+use crate::identity::Until;
+use crate::node;
+use crate::proxy::Activated;
 use crate::store::lock;
 use crate::telemetry::{Format, Log, Telemetry};
 
@@ -41,8 +42,8 @@ impl Arguments {
             )
         })?;
         super::runtime()?.block_on(async {
-            let stopped = service::stopped_by_signals()?;
-            service::serve_on(config, telemetry, until, stopped, activated).await
+            let stopped = node::stopped_by_signals()?;
+            node::serve_on(config, telemetry, until, stopped, activated).await
         })?;
         Ok(Exit::Ok)
     }

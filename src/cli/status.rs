@@ -3,12 +3,12 @@
 use pintle_agent_core::UnixTime;
 
 use super::{CliError, Exit, print};
-use crate::agent::report::status_of;
-use crate::clock;
 use crate::config::{Config, Flags};
-use crate::control::{self, ControlError, Request, Response};
+use crate::identity::report::status_of;
+use crate::node::control::{self, ControlError, Request, Response};
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{IdentityStatus, ProxyStatus, State, Status};
+use crate::world::clock;
 
 /// How the status looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

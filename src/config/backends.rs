@@ -4,7 +4,8 @@ use std::path::Path;
 
 use pintle_backend_pkcs11::Configuration;
 
-use super::{BackendConfiguration, Config, ConfigError, Isolation, ProcessIsolation, User};
+use super::{BackendConfiguration, Config, ConfigError, Isolation, ProcessIsolation};
+use crate::world::User;
 
 /// Checks every backend's table.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use pintle_plugins_api::KeyAlgorithm;
 use serde::Deserialize;
 
-use super::{ConfigError, User};
+use super::ConfigError;
+use crate::world::User;
 
 /// The configuration file as it stands; what is left out has a default or comes from a flag.
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -4,7 +4,6 @@ mod backends;
 mod file;
 pub mod migration;
 mod proxy;
-mod user;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +16,6 @@ use pintle_plugins_api::KeyAlgorithm;
 
 pub use file::{BackendConfiguration, FileConfiguration, Isolation, PluginTable, ProcessIsolation};
 pub use proxy::{ProxyConfiguration, ProxySettings};
-pub use user::User;
 
 use crate::store::shared;
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, User};
+use super::ConfigError;
+use crate::world::User;
 
 /// How a proxy for one identity is to run.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 pub use super::local_server::{ClientFiles, LocalServer};
-use crate::config::User;
 use crate::kubernetes::without_secrets;
 use crate::store::shared;
+use crate::world::User;
 
 /// The names that the kubelet gives to the entries of a kubeconfig that it writes after its bootstrap.
 const CLUSTER: &str = "default-cluster";

@@ -1,5 +1,4 @@
 //! Who uses a credential, and what they need for it.
 
 pub mod kubeconfig;
-mod local_server;
-pub mod proxy;
+pub(crate) mod local_server;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::agent::StartError;
+use crate::identity::StartError;
 use crate::keys::plugin_trust;
 
 /// Where the demo's keys are.

@@ -10,8 +10,9 @@ use tokio::sync::{broadcast, watch};
 
 use super::control_plane::{self, ControlPlane, Observation};
 use super::device::{Backend, Device};
-use crate::agent::{StartError, Until, service};
 use crate::config::{Config, Flags};
+use crate::identity::{StartError, Until};
+use crate::node;
 use crate::telemetry::{Event, Log, Telemetry};
 
 /// What the demo is to show.
@@ -74,7 +75,7 @@ pub async fn tell(options: Options) -> Result<(), StartError> {
 
     let telemetry = Arc::new(Telemetry::new(Log::silent()));
     let (stop, stopped) = watch::channel(false);
-    let mut signalled = service::stopped_by_signals()?;
+    let mut signalled = node::stopped_by_signals()?;
     let narrator = Narrator::new(&options, path);
     narrator.introduce(&control_plane, &device.sentence);
     let told = narrator.narrate(telemetry.events(), control_plane.observe());
@@ -86,7 +87,7 @@ pub async fn tell(options: Options) -> Result<(), StartError> {
         // The agent then ends, and with it everything else.
         let _ = stop.send(true);
     });
-    service::serve(config, telemetry, Until::Stopped, stopped).await?;
+    node::serve(config, telemetry, Until::Stopped, stopped).await?;
     narration.abort();
     Ok(())
 }
@@ -213,7 +214,7 @@ impl Narrator {
     /// The life of the certificate from now on: when its window opens, and when it is rotated.
     fn draw(&self, opens: &str, rotates_at: &str, not_after: &str) {
         let time = |text: &str| text.parse::<jiff::Timestamp>().map_or(0, |time| time.as_millisecond());
-        let now = crate::clock::now().as_milliseconds();
+        let now = crate::world::clock::now().as_milliseconds();
         let life = (time(not_after) - now).max(1);
         let place =
             |at: i64| usize::try_from((at - now).clamp(0, life) * WIDTH as i64 / life).unwrap_or(0).min(WIDTH - 1);

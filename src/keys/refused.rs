@@ -19,8 +19,8 @@ use rustix::process::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::module::{ModuleConfiguration, PinOrigin};
-use crate::config::User;
 use crate::store::{FileStamp, durable};
+use crate::world::User;
 
 /// The state of a PIN's file as this process sees it or, where it may not, as `user` does, as whom the module runs.
 fn stamp_of(path: &Path, user: Option<User>) -> Option<FileStamp> {

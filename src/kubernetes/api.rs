@@ -141,7 +141,7 @@ impl Api {
         let theirs =
             date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp().as_second());
         if let Some(theirs) = theirs {
-            let ours = crate::clock::now().as_seconds();
+            let ours = crate::world::clock::now().as_seconds();
             *self.clock.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((theirs, ours));
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
-use crate::config::User;
+use crate::world::User;
 
 /// Replaces the content of `path`: a temporary file beside it, fsynced, renamed over it, and the directory fsynced. Of
 /// several writers at once, the last one's content stays, whole.

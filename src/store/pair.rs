@@ -13,7 +13,7 @@ use pintle_agent_core::UnixTime;
 use zeroize::Zeroizing;
 
 use super::durable;
-use crate::clock;
+use crate::world::clock;
 
 /// The directory of pairs (`--cert-dir`), and what the pairs in it are called.
 pub struct PairDirectory {

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::durable;
-use crate::config::User;
+use crate::world::User;
 
 /// As many as the kernel follows (path_resolution(7)).
 const LINKS: usize = 40;

@@ -58,7 +58,7 @@ impl Log {
         if self.silent {
             return;
         }
-        let time = crate::clock::now().to_string();
+        let time = crate::world::clock::now().to_string();
         let (level, message) = (event.level(), event.sentence());
         let priority = match (self.journal, level) {
             (false, _) => "",

@@ -17,11 +17,12 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use pintle::clock::now;
-use pintle::config::{ProxyConfiguration, User};
+use pintle::config::ProxyConfiguration;
 use pintle::consumers::kubeconfig::Kubeconfig;
-use pintle::consumers::proxy::{Activated, Endpoints, Generation, Proxy, ProxyHandle, Upstream};
+use pintle::proxy::{Activated, Endpoints, Generation, Proxy, ProxyHandle, Upstream};
 use pintle::telemetry::{Log, Statistics, Telemetry};
+use pintle::world::User;
+use pintle::world::clock::now;
 use pintle_agent_core::Template;
 use pintle_plugins_api::PublicKey;
 use rcgen::{

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pintle::consumers::kubeconfig::ClientFiles;
-use pintle::consumers::proxy::Generation;
+use pintle::proxy::Generation;
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

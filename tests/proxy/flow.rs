@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pintle::consumers::proxy::Upstream;
 use pintle::kubernetes::Cluster;
+use pintle::proxy::Upstream;
 use rustls::NamedGroup;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pintle::clock::now;
 use pintle::config::ProcessIsolation;
-use pintle::consumers::proxy::{Generation, Upstream};
 use pintle::keys::isolation::IsolatedBackend;
 use pintle::keys::{CALL_DEADLINE, Keyring, ModuleConfiguration, Opener};
+use pintle::proxy::{Generation, Upstream};
+use pintle::world::clock::now;
 use pintle_agent_core::Template;
 use pintle_agent_core::issued::{KeyName, accept};
 use pintle_plugins_api::{KeyAlgorithm, KeyId};

@@ -11,7 +11,7 @@ use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use pintle::clock::now;
+use pintle::world::clock::now;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::bed::{ApiServer, Authority, Bed, until};

@@ -30,7 +30,8 @@ use pintle_plugins_api::{
 
 use super::module::{ModuleConfiguration, PinOrigin};
 use super::refused::{PinState, RefusedPins};
-use crate::config::{ProcessIsolation, User};
+use crate::config::ProcessIsolation;
+use crate::world::User;
 use process::{ChildProcess, Silence};
 use protocol::{Answer, Octets, Request, Response};
 

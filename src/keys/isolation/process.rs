@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::protocol::{Request, Response, read_frame, write_frame};
-use crate::config::User;
+use crate::world::User;
 
 /// Of what the module writes to standard error, the end is kept, octets.
 const LAST_WORDS: usize = 1024;

@@ -12,8 +12,8 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
 use super::upstream::Upstream;
-use crate::clock::{Clock, now};
 use crate::keys::{HeldCertificate, Keyring, certified_key_within};
+use crate::world::clock::{Clock, now};
 
 /// A certificate that connections to the API server speak as, and where that server is.
 #[derive(Clone)]

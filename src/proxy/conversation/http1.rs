@@ -9,7 +9,7 @@ const LINE: usize = 256;
 
 /// What is known of an HTTP/1.1 connection.
 #[derive(Default)]
-pub(in crate::consumers::proxy) struct Http1 {
+pub(in crate::proxy) struct Http1 {
     request: Message,
     response: Message,
     /// Requests without a whole response.

@@ -11,8 +11,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Request, Response};
-use crate::agent::{Command, Migration};
 use crate::config::{self, Config};
+use crate::identity::{Command, Migration};
 use crate::keys::{Keyring, inventory};
 use crate::store::Journal;
 use crate::telemetry::{BackendStatus, State, Status, Telemetry};

@@ -1,6 +1,6 @@
 //! The driver of the rotation: step, save the journal, perform the action, and step again with what came of it.
 //!
-//! Async begins here. The world is reached through [`crate::clock`] (time), [`crate::store`] (disk),
+//! Async begins here. The world is reached through [`crate::world::clock`] (time), [`crate::store`] (disk),
 //! [`crate::keys::Keyring`] (backends) and `connection::Connections` (the API server), and through nothing else.
 
 mod changes;
@@ -12,7 +12,6 @@ mod perform;
 mod proxy;
 mod recovery;
 pub(crate) mod report;
-pub mod service;
 mod start;
 
 use std::sync::Arc;
@@ -22,12 +21,12 @@ use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, 
 use pintle_plugins_api::{BackendError, KeyAlgorithm};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::clock::{self, Clock, now};
 use crate::config::Config;
 use crate::keys::Keyring;
 use crate::keys::inventory::Inventory;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{self, Telemetry};
+use crate::world::clock::{self, Clock, now};
 use connection::Connections;
 
 pub use start::StartError;
@@ -84,7 +83,7 @@ pub struct Agent {
     /// Held for as long as the agent lives, so that no other publishes into the same directory.
     _pairs_lock: std::fs::File,
     probe: look_around::Probe,
-    proxy: Option<crate::consumers::proxy::ProxyHandle>,
+    proxy: Option<crate::proxy::ProxyHandle>,
 }
 
 /// Everything that an agent is started with.

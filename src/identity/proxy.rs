@@ -7,11 +7,11 @@ use std::time::Duration;
 use pintle_agent_core::{Credential, Event as Reaction, Policy};
 
 use super::{Agent, StartError, now};
-use crate::config::User;
 use crate::consumers::kubeconfig::Kubeconfig;
-use crate::consumers::proxy::{Activated, Generation, Proxy, ProxyHandle, Upstream};
 use crate::kubernetes::Cluster;
+use crate::proxy::{Activated, Generation, Proxy, ProxyHandle, Upstream};
 use crate::telemetry::Event;
+use crate::world::User;
 
 impl Agent {
     /// Starts the proxy, if there is to be one. It speaks as the held credential if that is good, and makes clients wait

@@ -13,8 +13,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::connection;
 use super::socket::Socket;
 use super::{Shared, local_authority};
-use crate::config::User;
 use crate::telemetry::FailureReason;
+use crate::world::User;
 
 /// How many connections the system keeps for us while we are busy, or restarting behind a socket of the service manager.
 const BACKLOG: u32 = 4096;

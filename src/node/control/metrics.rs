@@ -13,8 +13,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
 use super::Desk;
-use crate::clock::now;
 use crate::telemetry::metrics;
+use crate::world::clock::now;
 
 /// Who has not asked by then is sent away.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

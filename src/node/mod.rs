@@ -1,14 +1,16 @@
-//! The agent as a service: its backends, its control socket, and the signals that end it.
+//! The process: backends, control socket, and the signals that end it.
+
+pub mod control;
 
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use super::{Agent, Command, Parts, StartError, Until};
 use crate::config::Config;
-use crate::consumers::proxy::Activated;
-use crate::control;
+use crate::identity::{Agent, Command, Parts, StartError, Until};
+use crate::proxy::Activated;
+
 use crate::keys::{self, Keyring};
 use crate::telemetry::Telemetry;
 

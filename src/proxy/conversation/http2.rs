@@ -23,7 +23,7 @@ const SERVER_ENDED: u8 = 2;
 
 /// What is known of an HTTP/2 connection.
 #[derive(Default)]
-pub(in crate::consumers::proxy) struct Http2 {
+pub(in crate::proxy) struct Http2 {
     preface: usize,
     client: Frames,
     server: Frames,

@@ -20,9 +20,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use crate::config::User;
 use crate::consumers::kubeconfig::ClientFiles;
 use crate::store::durable;
+use crate::world::User;
 
 /// A new identifier at each boot (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

@@ -9,12 +9,12 @@ use pintle_agent_core::State;
 use super::connection::Connections;
 use super::recovery::Recovery;
 use super::{Agent, Parts};
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::consumers::kubeconfig;
 use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
+use crate::world::clock::Clock;
 
 /// Why an agent cannot start: only a person can mend it.
 #[derive(Debug)]

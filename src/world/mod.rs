@@ -1,0 +1,6 @@
+//! The world outside the program, behind ports: time, files, users.
+
+pub mod clock;
+mod user;
+
+pub use user::User;
