@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags, ProxyConfiguration};
-use crate::consumers::kubeconfig::{ClientFiles, Kubeconfig, LocalServer};
+use crate::consumers::kubeconfig::Kubeconfig;
 use crate::node::control::{self, Request, Response};
+use crate::proxy::{ClientFiles, LocalServer};
 use crate::store::{PairDirectory, shared};
 use crate::world::{SystemFiles, User};
 

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-pub use super::local_server::{ClientFiles, LocalServer};
 use crate::kubernetes::without_secrets;
+use crate::proxy::{ClientFiles, LocalServer};
 use crate::store::shared;
 use crate::world::{SystemFiles, User};
 
