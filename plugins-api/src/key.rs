@@ -96,6 +96,8 @@ impl fmt::Display for InvalidKeyId {
 impl std::error::Error for InvalidKeyId {}
 
 /// What kind of key is generated. The numbers are those of the C ABI.
+///
+/// Serialized by its [`name`](Self::name); pintle 0.1 serialized RSA without the dash (`rsa2048`), which is still read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(i32)]
@@ -106,10 +108,13 @@ pub enum KeyAlgorithm {
     /// ECDSA on NIST P-384 (secp384r1).
     EcdsaP384 = 2,
     /// RSA with a modulus of 2048 bits.
+    #[serde(rename = "rsa-2048", alias = "rsa2048")]
     Rsa2048 = 3,
     /// RSA with a modulus of 3072 bits.
+    #[serde(rename = "rsa-3072", alias = "rsa3072")]
     Rsa3072 = 4,
     /// RSA with a modulus of 4096 bits.
+    #[serde(rename = "rsa-4096", alias = "rsa4096")]
     Rsa4096 = 5,
     /// Ed25519 (RFC 8032).
     Ed25519 = 6,
