@@ -18,6 +18,7 @@ pub use file::{BackendConfiguration, FileConfiguration, Isolation, PluginTable, 
 pub use proxy::{ProxyConfiguration, ProxySettings};
 
 use crate::store::shared;
+use crate::world::SystemFiles;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/pintle/config.toml";
@@ -194,7 +195,7 @@ impl Config {
         let config = config.absolute()?;
         backends::check(&config)?;
         let local = config.proxy.as_ref().and_then(|proxy| proxy.kubeconfig.as_ref());
-        if local.is_some_and(|local| shared::is_same(local, &config.kubeconfig)) {
+        if local.is_some_and(|local| shared::is_same(&SystemFiles, local, &config.kubeconfig)) {
             return Err(ConfigError::new(
                 "proxy.kubeconfig and kubeconfig are one file: the first points at the proxy, the second at the API server",
                 "give the second another name, such as /var/lib/pintle/kubeconfig, with the cluster's entry",
