@@ -7,6 +7,7 @@ use pintle_agent_core::State;
 use serde::{Deserialize, Serialize};
 
 use super::durable;
+use crate::parse_error;
 
 /// The journal of one identity, a JSON file in the state directory.
 pub struct Journal {
@@ -48,7 +49,7 @@ impl Journal {
             Err(error) => return Err(JournalError::Unreachable(error)),
         };
         let entry: Entry =
-            serde_json::from_slice(&content).map_err(|error| JournalError::Unreadable(error.to_string()))?;
+            serde_json::from_slice(&content).map_err(|error| JournalError::Unreadable(parse_error::json(&error)))?;
         if entry.version != VERSION {
             return Err(JournalError::Version(entry.version));
         }
@@ -122,7 +123,7 @@ impl fmt::Display for JournalError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(error) => write!(formatter, "it cannot be read: {error}"),
-            Self::Unreadable(detail) => write!(formatter, "its content makes no sense: {detail}"),
+            Self::Unreadable(detail) => write!(formatter, "its content cannot be used: {detail}"),
             Self::Version(version) => write!(formatter, "a later pintle wrote it (version {version})"),
             Self::OtherIdentity { found, wanted } => write!(formatter, "it is of {found}, and this is {wanted}"),
         }

@@ -14,6 +14,7 @@ use super::{Request, Response};
 use crate::config::{self, Config};
 use crate::identity::{Command, Migration};
 use crate::keys::{Keyring, inventory};
+use crate::parse_error;
 use crate::store::Journal;
 use crate::telemetry::{BackendStatus, State, Status, Telemetry};
 
@@ -71,7 +72,7 @@ async fn answer(stream: UnixStream, desk: Desk) {
     }
     let response = match serde_json::from_str(&line) {
         Ok(request) => desk.answer(request).await,
-        Err(error) => Response::Refused { reason: error.to_string() },
+        Err(error) => Response::Refused { reason: parse_error::json(&error) },
     };
     if let Ok(mut text) = serde_json::to_string(&response) {
         text.push('\n');
