@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Config, ConfigError};
+use crate::parse_error;
 use crate::store::durable;
 use crate::world::SystemFiles;
 
@@ -40,7 +41,7 @@ pub(super) fn follow(config: &mut Config) -> Result<(), ConfigError> {
     };
     let migration: Migration = serde_json::from_slice(&content).map_err(|error| {
         ConfigError::new(
-            format!("{} makes no sense: {error}", path.display()),
+            format!("{} cannot be used: {}", path.display(), parse_error::json(&error)),
             "remove it, and name the backend in the configuration file",
         )
     })?;

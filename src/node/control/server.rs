@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use crate::identity::{Command, Migration};
 use crate::keys::Keyring;
 use crate::keys::inventory::{self, Selection};
+use crate::parse_error;
 use crate::store::Journal;
 use crate::telemetry::{BackendStatus, State, Status, Telemetry};
 
@@ -72,7 +73,7 @@ async fn answer(stream: UnixStream, desk: Desk) {
     }
     let response = match serde_json::from_str(&line) {
         Ok(request) => desk.answer(request).await,
-        Err(error) => Response::Refused { reason: error.to_string() },
+        Err(error) => Response::Refused { reason: parse_error::json(&error) },
     };
     if let Ok(mut text) = serde_json::to_string(&response) {
         text.push('\n');
