@@ -380,7 +380,7 @@ mod tests {
             ("expiration-seconds = 30", "600"),
             ("backend = \"hsm\"", "hsm"),
             ("key-algorithm = \"dsa\"", "ecdsa-p256"),
-            ("[backends.x]\ntype = \"paper\"", "paper"),
+            ("[backends.x]\ntype = \"paper\"", "pkcs11"),
             ("[backends.x]\ntype = \"pkcs11\"", "uri"),
             ("[backends.x]\ntype = \"tpm\"\nisolation = \"some\"", "isolation is"),
             ("[backends.x]\ntype = \"tpm\"\nisolation = { group = \"tss\" }", "isolation"),
