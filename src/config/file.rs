@@ -8,6 +8,7 @@ use pintle_plugins_api::KeyAlgorithm;
 use serde::Deserialize;
 
 use super::ConfigError;
+use crate::parse_error;
 use crate::world::User;
 
 /// The configuration file as it stands; what is left out has a default or comes from a flag.
@@ -213,12 +214,9 @@ impl FileConfiguration {
     }
 
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-            ConfigError {
-                detail: format!("{}, line {line}: {}", path.display(), error.message().replace('\n', "; ")),
-                hint: "docs/operators.md lists the keys; check the file with pintle config check".to_owned(),
-            }
+        toml::from_str(text).map_err(|error| ConfigError {
+            detail: format!("{}, {}", path.display(), parse_error::toml(text, &error)),
+            hint: "docs/operators.md lists the keys; check the file with pintle config check".to_owned(),
         })
     }
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Config, ConfigError};
+use crate::parse_error;
 use crate::store::durable;
+use crate::world::SystemFiles;
 
 /// What stands in the file.
 #[derive(Serialize, Deserialize)]
@@ -39,7 +41,7 @@ pub(super) fn follow(config: &mut Config) -> Result<(), ConfigError> {
     };
     let migration: Migration = serde_json::from_slice(&content).map_err(|error| {
         ConfigError::new(
-            format!("{} makes no sense: {error}", path.display()),
+            format!("{} cannot be used: {}", path.display(), parse_error::json(&error)),
             "remove it, and name the backend in the configuration file",
         )
     })?;
@@ -59,7 +61,7 @@ pub fn save(config: &Config, backend: &str) -> io::Result<()> {
         return remove(&path);
     }
     let migration = Migration { configured: config.configured_backend.clone(), backend: backend.to_owned() };
-    durable::replace(&path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
+    durable::replace(&SystemFiles, &path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

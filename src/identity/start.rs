@@ -3,8 +3,11 @@
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pintle_agent_core::State;
+use pintle_agent_core::pem_block::PemBlocks;
+use zeroize::Zeroizing;
 
 use super::connection::Connections;
 use super::recovery::Recovery;
@@ -15,6 +18,7 @@ use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
 use crate::world::clock::Clock;
+use crate::world::{Files, SystemFiles};
 
 /// Why an agent cannot start: only a person can mend it.
 #[derive(Debug)]
@@ -35,10 +39,11 @@ impl std::error::Error for StartError {}
 
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     let Parts { config, keyring, telemetry, commands } = parts;
+    let files: Arc<dyn Files> = Arc::new(SystemFiles);
     let (policy, template) = (config.policy(), config.template());
     let authorities = config.client_ca_file.as_ref().map(read_authorities).transpose()?;
-    let journal = Journal::new(config.journal(), template.common_name.clone());
-    let pairs = PairDirectory::new(config.cert_dir.clone(), "kubelet-client");
+    let journal = Journal::on(Arc::clone(&files), config.journal(), template.common_name.clone());
+    let pairs = PairDirectory::on(Arc::clone(&files), config.cert_dir.clone(), "kubelet-client");
     telemetry.emit(Event::Started {
         identity: template.common_name.clone(),
         version: env!("CARGO_PKG_VERSION"),
@@ -104,11 +109,8 @@ pub(super) fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartErro
         detail: format!("the authority's certificates in {} cannot be used: {detail}", path.display()),
         hint: "name a PEM file of certificates with --client-ca-file, or leave it out".to_owned(),
     };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    let blocks = pem::parse_many(text).map_err(|error| failed(error.to_string()))?;
-    let certificates: Vec<_> =
-        blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE").map(pem::Pem::into_contents).collect();
-    if certificates.is_empty() { Err(failed("there is none".to_owned())) } else { Ok(certificates) }
+    let text = std::fs::read(path).map(Zeroizing::new).map_err(|error| failed(error.to_string()))?;
+    PemBlocks::of(&*text).certificates().map_err(|error| failed(error.to_string()))
 }
 
 fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Result<Option<State>, StartError> {

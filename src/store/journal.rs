@@ -1,15 +1,20 @@
 //! The journal of an identity: its state, saved before each action.
 
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+use std::sync::Arc;
+use std::{fmt, io};
 
 use pintle_agent_core::State;
 use serde::{Deserialize, Serialize};
 
 use super::durable;
+use crate::parse_error;
+use crate::world::files::LONGEST_FILE;
+use crate::world::{Files, SystemFiles};
 
 /// The journal of one identity, a JSON file in the state directory.
 pub struct Journal {
+    files: Arc<dyn Files>,
     path: PathBuf,
     identity: String,
     saved: Option<Vec<u8>>,
@@ -29,7 +34,12 @@ const VERSION: u32 = 1;
 impl Journal {
     /// The journal of `identity` (its subject's common name) at this path, which need not exist.
     pub fn new(path: PathBuf, identity: String) -> Self {
-        Self { path, identity, saved: None }
+        Self::on(Arc::new(SystemFiles), path, identity)
+    }
+
+    /// As [`new`](Self::new), on this file system.
+    pub fn on(files: Arc<dyn Files>, path: PathBuf, identity: String) -> Self {
+        Self { files, path, identity, saved: None }
     }
 
     /// Where it is.
@@ -42,13 +52,13 @@ impl Journal {
     /// # Errors
     /// If it cannot be read, makes no sense, or is of another identity.
     pub fn load(&self) -> Result<Option<State>, JournalError> {
-        let content = match fs::read(&self.path) {
+        let content = match self.files.read(&self.path, LONGEST_FILE) {
             Ok(content) => content,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(JournalError::Unreachable(error)),
         };
         let entry: Entry =
-            serde_json::from_slice(&content).map_err(|error| JournalError::Unreadable(error.to_string()))?;
+            serde_json::from_slice(&content).map_err(|error| JournalError::Unreadable(parse_error::json(&error)))?;
         if entry.version != VERSION {
             return Err(JournalError::Version(entry.version));
         }
@@ -66,7 +76,7 @@ impl Journal {
         let entry = Entry { version: VERSION, identity: self.identity.clone(), state: state.clone() };
         let content = serde_json::to_vec_pretty(&entry).map_err(io::Error::other)?;
         if self.saved.as_ref() != Some(&content) {
-            durable::replace(&self.path, &content, 0o600)?;
+            durable::replace(self.files.as_ref(), &self.path, &content, 0o600)?;
             self.saved = Some(content);
         }
         Ok(())
@@ -78,7 +88,7 @@ impl Journal {
     /// Whatever the file system says.
     pub fn set_aside(&self) -> io::Result<PathBuf> {
         let aside = self.path.with_extension("unreadable");
-        fs::rename(&self.path, &aside)?;
+        self.files.rename(&self.path, &aside)?;
         Ok(aside)
     }
 }
@@ -122,7 +132,7 @@ impl fmt::Display for JournalError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(error) => write!(formatter, "it cannot be read: {error}"),
-            Self::Unreadable(detail) => write!(formatter, "its content makes no sense: {detail}"),
+            Self::Unreadable(detail) => write!(formatter, "its content cannot be used: {detail}"),
             Self::Version(version) => write!(formatter, "a later pintle wrote it (version {version})"),
             Self::OtherIdentity { found, wanted } => write!(formatter, "it is of {found}, and this is {wanted}"),
         }
@@ -133,6 +143,8 @@ impl std::error::Error for JournalError {}
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
