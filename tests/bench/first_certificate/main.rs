@@ -43,6 +43,9 @@ struct Figures {
     cpu: f64,
 }
 
+/// A row's title, and which of the figures it shows.
+type Row = (&'static str, fn(&Figures) -> f64);
+
 fn main() {
     let control_plane = ControlPlane::start(Options { audit: false, ..Options::default() });
     let bed = Bed {
@@ -71,11 +74,7 @@ fn programs() -> Vec<Program> {
     let client_go = std::env::var_os(CLIENT_GO).expect("tests/bench/first_certificate/run names client-go's program");
     let mut programs = vec![
         Program { name: "client-go", path: client_go.into(), arguments: arguments_of_client_go },
-        Program {
-            name: "pintle",
-            path: env!("CARGO_BIN_EXE_pintle").into(),
-            arguments: arguments_of_pintle,
-        },
+        Program { name: "pintle", path: env!("CARGO_BIN_EXE_pintle").into(), arguments: arguments_of_pintle },
     ];
     if let Some(other) = std::env::var_os(OTHER) {
         programs.push(Program { name: "pintle other", path: other.into(), arguments: arguments_of_pintle });
@@ -151,7 +150,7 @@ fn print(programs: &[Program], rounds: &[Vec<Figures>]) {
         print!("{:>26}", format!("{} / client-go", program.name));
     }
     println!();
-    let rows: [(&str, fn(&Figures) -> f64); 3] = [
+    let rows: [Row; 3] = [
         ("from start to the current pair", |figures| figures.published),
         ("from start to end", |figures| figures.exited),
         ("CPU of the whole process", |figures| figures.cpu),
