@@ -7,7 +7,6 @@ use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
 use crate::keys::inventory::{self, Inventory, Standing, Usage};
 use crate::node::control::{self, ControlError, Request, Response};
-use crate::store::Journal;
 
 /// The commands under `pintle keys`.
 #[derive(clap::Subcommand)]
@@ -20,7 +19,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Destroy keys of this identity that nobody needs, and what interrupted checks have left
+    /// Destroy keys of this node's identities that nobody needs, and what interrupted checks have left
     Prune {
         #[command(flatten)]
         flags: Box<Flags>,
@@ -40,12 +39,18 @@ impl Command {
 }
 
 fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
-    let inventory = match control::ask(&config.control_socket(), Request::Keys) {
+    let inventory = match control::ask(&config.node.control_socket(), Request::Keys) {
         Ok(Response::Keys { inventory }) => inventory,
         Err(ControlError::NotRunning) => {
-            let state = journalled(config)?;
+            let states = journalled(config)?;
             let keyring = open_all(config)?;
-            super::runtime()?.block_on(inventory::keys(config, &keyring, state.as_ref()))
+            super::runtime()?.block_on(async {
+                let mut views = Vec::new();
+                for (identity, state) in config.identities.iter().zip(&states) {
+                    views.push(inventory::keys(identity, &keyring, state.as_ref()).await);
+                }
+                inventory::merged(views)
+            })
         }
         answer => return Err(super::unexpected(answer)),
     };
@@ -61,14 +66,20 @@ fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
 }
 
 fn prune(config: &Config, dry_run: bool) -> Result<Exit, CliError> {
-    let inventory = match control::ask(&config.control_socket(), Request::Prune { dry_run }) {
+    let inventory = match control::ask(&config.node.control_socket(), Request::Prune { dry_run }) {
         Ok(Response::Keys { inventory }) => inventory,
         Err(ControlError::NotRunning) => {
             // No agent may start now and need what is being destroyed.
-            let _lock = lock_state_directory(&config.state_dir)?;
-            let state = journalled(config)?;
+            let _lock = lock_state_directory(&config.node.state_dir)?;
+            let states = journalled(config)?;
             let keyring = open_all(config)?;
-            super::runtime()?.block_on(inventory::prune(config, &keyring, state.as_ref(), dry_run))
+            super::runtime()?.block_on(async {
+                let mut views = Vec::new();
+                for (identity, state) in config.identities.iter().zip(&states) {
+                    views.push(inventory::prune(identity, &keyring, state.as_ref(), dry_run).await);
+                }
+                inventory::merged(views)
+            })
         }
         answer => return Err(super::unexpected(answer)),
     };
@@ -110,10 +121,7 @@ fn end(inventory: &Inventory) -> Exit {
     if inventory.unreachable.is_empty() && inventory.failed.is_empty() { Exit::Ok } else { Exit::Problem }
 }
 
-fn journalled(config: &Config) -> Result<Option<pintle_agent_core::State>, CliError> {
-    let journal = Journal::new(config.journal(), config.template().common_name);
-    journal.load().map_err(|error| {
-        let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
-        CliError::new(Exit::Problem, detail, error.hint())
-    })
+/// What the journals say, in the order of the identities.
+fn journalled(config: &Config) -> Result<Vec<Option<pintle_agent_core::State>>, CliError> {
+    config.identities.iter().map(super::status::journalled).collect()
 }

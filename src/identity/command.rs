@@ -38,7 +38,7 @@ impl Agent {
             config::migration::save(&self.config, to).map_err(|error| {
                 let detail = format!("the migration cannot be written down: {error}");
                 BackendError::new(BackendErrorKind::Unavailable, detail)
-                    .with_hint(format!("make room in {}", self.config.state_dir.display()))
+                    .with_hint(format!("make room in {}", self.config.node.state_dir.display()))
             })?;
             to.clone_into(&mut self.config.backend);
             to.clone_into(&mut self.policy.backend);

@@ -41,7 +41,7 @@ impl Agent {
                 self.telemetry.emit(Event::KubeconfigWritten { path: path.display().to_string() });
             }
         }
-        self.telemetry.watch_proxy("client", handle.gauge());
+        self.telemetry.watch_proxy(handle.gauge());
         self.proxy = Some(handle);
         self.update_proxy().await;
         Ok(())

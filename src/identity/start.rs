@@ -9,10 +9,10 @@ use pintle_agent_core::State;
 use super::connection::Connections;
 use super::recovery::Recovery;
 use super::{Agent, Parts};
-use crate::config::Config;
+use crate::config::IdentityConfig;
 use crate::consumers::kubeconfig;
+use crate::store::Journal;
 use crate::store::journal::JournalError;
-use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
 use crate::world::clock::Clock;
 
@@ -34,13 +34,13 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
-    let Parts { config, keyring, telemetry, commands } = parts;
+    let Parts { config, keyring, telemetry, commands, installed } = parts;
     let (policy, template) = (config.policy(), config.template());
     let authorities = config.client_ca_file.as_ref().map(read_authorities).transpose()?;
     let journal = Journal::new(config.journal(), template.common_name.clone());
-    let pairs = PairDirectory::new(config.cert_dir.clone(), "kubelet-client");
+    let pairs = config.pairs();
     telemetry.emit(Event::Started {
-        identity: template.common_name.clone(),
+        subject: template.common_name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         backend: config.backend.clone(),
     });
@@ -58,7 +58,9 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     let mut state = journalled.unwrap_or_default();
     recovery.settle_held(&mut state).await?;
     recovery.settle_keys(&mut state, &policy.key_prefix).await;
-    if let Some(reason) = kubeconfig::staleness(&config.kubeconfig, &pairs.current()) {
+    if config.owns_kubeconfig
+        && let Some(reason) = kubeconfig::staleness(&config.kubeconfig, &pairs.current())
+    {
         telemetry.emit(Event::KubeconfigStale { path: config.kubeconfig.display().to_string(), reason });
     }
 
@@ -76,6 +78,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         keyring,
         telemetry,
         commands,
+        installed,
         state,
         _pairs_lock: pairs_lock,
         proxy: None,
@@ -111,7 +114,11 @@ pub(super) fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartErro
     if certificates.is_empty() { Err(failed("there is none".to_owned())) } else { Ok(certificates) }
 }
 
-fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Result<Option<State>, StartError> {
+fn read_journal(
+    journal: &Journal,
+    config: &IdentityConfig,
+    telemetry: &Telemetry,
+) -> Result<Option<State>, StartError> {
     let path = journal.path().display();
     match journal.load() {
         Ok(state) => Ok(state),
@@ -133,7 +140,7 @@ fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Re
 }
 
 /// The node's name is not the one in the credential (case C12).
-pub(super) fn renamed(found: &str, wanted: &str, config: &Config) -> StartError {
+pub(super) fn renamed(found: &str, wanted: &str, config: &IdentityConfig) -> StartError {
     let name = found.strip_prefix("system:node:").unwrap_or(found);
     StartError {
         detail: format!("the credential on this machine is of {found}, and this node is now {wanted}"),
@@ -141,7 +148,7 @@ pub(super) fn renamed(found: &str, wanted: &str, config: &Config) -> StartError 
             "to keep the old name: --node-name {name}; to enrol as the new one: mv {pki} {pki}.old && mv {state} \
              {state}.old, and start with --bootstrap-kubeconfig",
             pki = config.cert_dir.display(),
-            state = config.state_dir.display()
+            state = config.node.state_dir.display()
         ),
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checks::Checks;
 use super::{CALL_DEADLINE, Keyring};
-use crate::config::{Config, Isolation};
+use crate::config::{Config, IdentityConfig, Isolation};
 
 /// A configured backend, as it answers now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -120,7 +120,7 @@ pub struct Failure {
 /// The configured backends, each asked for its keys.
 pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
     let mut entries = Vec::new();
-    for (name, backend) in &config.backends {
+    for (name, backend) in &config.node.backends {
         let listed = list(keyring, name).await;
         let usage = if listed.is_ok() { usage(keyring, name).await } else { Ok(Vec::new()) };
         let isolation = match backend.isolation() {
@@ -132,7 +132,7 @@ pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
             name: name.clone(),
             kind: backend.kind().to_owned(),
             isolation: isolation.to_owned(),
-            new_keys: *name == config.backend,
+            new_keys: config.identities.iter().any(|identity| identity.backend == *name),
             keys: listed.as_ref().ok().map(Vec::len),
             error: listed.err().or(usage.as_ref().err().cloned()),
             usage: usage.unwrap_or_default(),
@@ -142,9 +142,9 @@ pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
 }
 
 /// The keys in all backends. `state` is that of this node's identity, if it is known.
-pub async fn keys(config: &Config, keyring: &Keyring, state: Option<&State>) -> Inventory {
+pub async fn keys(config: &IdentityConfig, keyring: &Keyring, state: Option<&State>) -> Inventory {
     let mut inventory = Inventory::default();
-    for name in config.backends.keys() {
+    for name in config.node.backends.keys() {
         let ids = match list(keyring, name).await {
             Ok(ids) => ids,
             Err(error) => {
@@ -173,9 +173,9 @@ pub async fn keys(config: &Config, keyring: &Keyring, state: Option<&State>) -> 
 ///
 /// # Assumptions
 /// `state` does not change meanwhile: the agent itself calls this, or the lock on its state directory is held.
-pub async fn prune(config: &Config, keyring: &Keyring, state: Option<&State>, dry_run: bool) -> Inventory {
+pub async fn prune(config: &IdentityConfig, keyring: &Keyring, state: Option<&State>, dry_run: bool) -> Inventory {
     let mut inventory = keys(config, keyring, state).await;
-    let no_check = Checks::hold_off(&config.state_dir);
+    let no_check = Checks::hold_off(&config.node.state_dir);
     inventory.keys.retain(|key| match key.standing {
         Standing::LeftOver => no_check.is_some(),
         standing => standing.is_prunable(),
@@ -201,6 +201,34 @@ pub async fn prune(config: &Config, keyring: &Keyring, state: Option<&State>, dr
     inventory
 }
 
+/// What is in all backends, from what each identity of a node sees in them: a key that is one identity's is foreign to the
+/// others.
+pub fn merged(views: Vec<Inventory>) -> Inventory {
+    let mut merged = Inventory::default();
+    for view in views {
+        for key in view.keys {
+            let same = |known: &&mut KeyEntry| (&known.backend, &known.id) == (&key.backend, &key.id);
+            match merged.keys.iter_mut().find(same) {
+                Some(known) if known.standing == Standing::Foreign => *known = key,
+                Some(_) => {}
+                None => merged.keys.push(key),
+            }
+        }
+        let new = |list: &[Failure], failure: &Failure| !list.iter().any(|known| known.name == failure.name);
+        let unreachable = view.unreachable.into_iter().filter(|failure| new(&merged.unreachable, failure));
+        merged.unreachable.extend(unreachable.collect::<Vec<_>>());
+        let failed = view.failed.into_iter().filter(|failure| new(&merged.failed, failure));
+        merged.failed.extend(failed.collect::<Vec<_>>());
+        for usage in view.usage {
+            if !merged.usage.iter().any(|known| known.backend == usage.backend) {
+                merged.usage.push(usage);
+            }
+        }
+    }
+    merged.keys.sort_by(|one, other| (&one.backend, &one.id).cmp(&(&other.backend, &other.id)));
+    merged
+}
+
 /// What is taken no more.
 fn freed(before: &[Resource], after: &[Resource]) -> Vec<Resource> {
     let freed = before.iter().filter_map(|before| {
@@ -218,7 +246,7 @@ async fn usage(keyring: &Keyring, name: &str) -> Result<Vec<Resource>, BackendEr
     keyring.backend(name)?.call(CALL_DEADLINE, |backend| backend.usage()).await
 }
 
-fn standing(config: &Config, state: Option<&State>, key: &KeyName) -> Standing {
+fn standing(config: &IdentityConfig, state: Option<&State>, key: &KeyName) -> Standing {
     if key.id.as_bytes().starts_with(THROWAWAY_PREFIX) {
         return Standing::LeftOver;
     }
@@ -253,7 +281,7 @@ mod tests {
         let file = directory.path().join("config.toml");
         std::fs::write(&file, "").expect("written");
         let flags = Flags { config: Some(file), node_name: Some("worker-1".to_owned()), ..Flags::default() };
-        let config = Config::load(&flags).expect("valid");
+        let config = Config::load(&flags).expect("valid").identities.remove(0);
         let key = |id: &str| KeyName { backend: "file".to_owned(), id: KeyId::new(id.as_bytes()).expect("an id") };
         let generating = State { phase: Phase::Generating { key: key("worker-1_client_7") }, ..State::default() };
         let retiring = State { retiring: vec![key("worker-1_client_7")], ..State::default() };

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use pintle_agent_core::text::printable;
 use serde::Serialize;
 
-use super::{Event, Level};
+use super::{Event, Level, Record};
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
@@ -33,6 +33,9 @@ struct Line<'a> {
     time: String,
     level: Level,
     message: String,
+    /// The identity that the event is about; none if it is about the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<&'a str>,
     #[serde(flatten)]
     event: &'a Event,
 }
@@ -53,8 +56,9 @@ impl Log {
         Self { json: false, journal: false, silent: true }
     }
 
-    /// Writes a line for this event.
-    pub fn write(&self, event: &Event) {
+    /// Writes a line for this event; a sentence names its identity if there are several.
+    pub fn write(&self, record: &Record, several: bool) {
+        let Record { identity, event } = record;
         if self.silent {
             return;
         }
@@ -67,7 +71,8 @@ impl Log {
             (true, Level::Info) => "<6>",
         };
         let line = if self.json {
-            serde_json::to_string(&Line { time, level, message, event }).unwrap_or_default()
+            serde_json::to_string(&Line { time, level, message, identity: identity.as_deref(), event })
+                .unwrap_or_default()
         } else {
             let mark = match level {
                 Level::Error => "error: ",
@@ -75,7 +80,9 @@ impl Log {
                 Level::Info => "",
             };
             // What others said must not look like a line of ours.
-            format!("{time} {mark}{}", printable(&message))
+            let identity = identity.as_ref().filter(|_| several);
+            let identity = identity.map(|identity| format!("{identity}: ")).unwrap_or_default();
+            format!("{time} {mark}{identity}{}", printable(&message))
         };
         // A log that cannot be written is no reason to let a certificate end.
         let _ = writeln!(std::io::stderr().lock(), "{priority}{line}");
