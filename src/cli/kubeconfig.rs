@@ -7,7 +7,7 @@ use crate::config::{Config, Flags, IdentityConfig, ProxyConfiguration};
 use crate::consumers::kubeconfig::{ClientFiles, Kubeconfig, LocalServer};
 use crate::node::control::{self, Request, Response};
 use crate::store::shared;
-use crate::world::User;
+use crate::world::{SystemFiles, User};
 
 /// How a client comes to speak as an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -123,7 +123,7 @@ fn use_proxy(config: &IdentityConfig, kubeconfig: &mut Kubeconfig, target: Optio
         let hint = "add the table [proxy] to the configuration file, or say --for file";
         return Err(CliError::new(Exit::Usage, "there is no credential proxy", hint));
     };
-    if target.is_some_and(|target| shared::is_same(target, &config.kubeconfig)) {
+    if target.is_some_and(|target| shared::is_same(&SystemFiles, target, &config.kubeconfig)) {
         let detail = format!("{} tells the agent where the API server is", config.kubeconfig.display());
         return Err(CliError::new(Exit::Usage, detail, "give the proxy's client another file"));
     }

@@ -12,6 +12,7 @@ use super::file::OnKeyLoss;
 use super::proxy::{ProxySettings, ProxyTable};
 use super::{ConfigError, FILE_BACKEND, Flags, NodeConfig, absolute};
 use crate::store::{PairDirectory, shared};
+use crate::world::SystemFiles;
 
 /// The identity of a node whose configuration has no table `[[identity]]`. Its journal and keys are named as they were
 /// before there were several identities.
@@ -193,7 +194,7 @@ impl IdentityTable {
             name: self.name,
         };
         let local = config.proxy.as_ref().and_then(|proxy| proxy.kubeconfig.as_ref());
-        if local.is_some_and(|local| shared::is_same(local, &config.kubeconfig)) {
+        if local.is_some_and(|local| shared::is_same(&SystemFiles, local, &config.kubeconfig)) {
             return Err(ConfigError::new(
                 "proxy.kubeconfig and kubeconfig are one file: the first points at the proxy, the second at the API server",
                 "give the second another name, such as /var/lib/pintle/kubeconfig, with the cluster's entry",
@@ -233,7 +234,7 @@ impl IdentityConfig {
     }
 
     /// What the names of its pairs begin with.
-    fn pair_prefix(&self) -> &'static str {
+    pub fn pair_prefix(&self) -> &'static str {
         match self.kind {
             IdentityKind::KubeletClient => "kubelet-client",
         }
@@ -298,11 +299,12 @@ pub(super) fn check_distinct(identities: &[IdentityConfig]) -> Result<(), Config
                     "give each [[identity]] a name of its own",
                 ));
             }
-            if one.pair_prefix() == other.pair_prefix() && shared::is_same(&one.cert_dir, &other.cert_dir) {
+            if one.pair_prefix() == other.pair_prefix() && shared::is_same(&SystemFiles, &one.cert_dir, &other.cert_dir)
+            {
                 return clash("cert-dir", &one.cert_dir.display(), "give each identity a cert-dir of its own");
             }
             let owned = one.owns_kubeconfig && other.owns_kubeconfig;
-            if owned && shared::is_same(&one.kubeconfig, &other.kubeconfig) {
+            if owned && shared::is_same(&SystemFiles, &one.kubeconfig, &other.kubeconfig) {
                 return clash("kubeconfig", &one.kubeconfig.display(), "give each identity a kubeconfig of its own");
             }
             let (Some(one_proxy), Some(other_proxy)) = (&one.proxy, &other.proxy) else { continue };
@@ -326,7 +328,7 @@ fn check_local_kubeconfigs(identities: &[IdentityConfig]) -> Result<(), ConfigEr
     for (index, one) in identities.iter().enumerate() {
         let Some(path) = local(one) else { continue };
         for (other_index, other) in identities.iter().enumerate().filter(|(other, _)| *other != index) {
-            let taken = |other: &Path| shared::is_same(&path, other);
+            let taken = |other: &Path| shared::is_same(&SystemFiles, &path, other);
             let both_local = other_index < index && local(other).is_some_and(|other| taken(&other));
             if both_local || taken(&other.kubeconfig) {
                 return Err(ConfigError::new(

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pintle_agent_core::State;
 
@@ -11,10 +12,11 @@ use super::recovery::Recovery;
 use super::{Agent, Parts};
 use crate::config::IdentityConfig;
 use crate::consumers::kubeconfig;
-use crate::store::Journal;
 use crate::store::journal::JournalError;
+use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
 use crate::world::clock::Clock;
+use crate::world::{Files, SystemFiles};
 
 /// Why an agent cannot start: only a person can mend it.
 #[derive(Debug)]
@@ -35,10 +37,11 @@ impl std::error::Error for StartError {}
 
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     let Parts { config, keyring, telemetry, commands, installed } = parts;
+    let files: Arc<dyn Files> = Arc::new(SystemFiles);
     let (policy, template) = (config.policy(), config.template());
     let authorities = config.client_ca_file.as_ref().map(read_authorities).transpose()?;
-    let journal = Journal::new(config.journal(), template.common_name.clone());
-    let pairs = config.pairs();
+    let journal = Journal::on(Arc::clone(&files), config.journal(), template.common_name.clone());
+    let pairs = PairDirectory::on(Arc::clone(&files), config.cert_dir.clone(), config.pair_prefix());
     telemetry.emit(Event::Started {
         subject: template.common_name.clone(),
         version: env!("CARGO_PKG_VERSION"),
