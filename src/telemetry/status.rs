@@ -111,8 +111,8 @@ impl From<&pintle_agent_core::Phase> for Phase {
             Core::Requesting { .. } => Self::Requesting,
             Core::Awaiting { .. } => Self::Awaiting,
             Core::Publishing { .. } => Self::Publishing,
-            Core::Proving { .. } => Self::Proving,
-            Core::Retiring { .. } => Self::Retiring,
+            Core::Proving => Self::Proving,
+            Core::Retiring => Self::Retiring,
         }
     }
 }
