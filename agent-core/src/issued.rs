@@ -11,6 +11,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
+use crate::pem_block::PemBlocks;
 use crate::{Template, UnixTime};
 
 /// Where a key is: the backend, and the key's id within it.
@@ -304,17 +305,15 @@ impl Leaf {
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Rejection> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
-        Ok(_) => Err(Rejection::Unreadable("octets after the certificate".to_owned())),
-        Err(error) => Err(Rejection::Unreadable(error.to_string())),
+        Ok(_) => Err(Rejection::Unreadable("there are more bytes after the certificate".to_owned())),
+        Err(_) => Err(Rejection::Unreadable("it is not an X.509 certificate in DER".to_owned())),
     }
 }
 
-/// The DER certificates of a PEM text; other PEM blocks, such as a private key, are passed over.
+/// The DER certificates of a PEM text; other PEM blocks, such as a private key, are passed over. What Go reads is read: the
+/// API server stores what a signer gives it, blank lines and all.
 fn parse_chain(text: &str) -> Result<Vec<Vec<u8>>, Rejection> {
-    let blocks = pem::parse_many(text).map_err(|error| Rejection::Unreadable(error.to_string()))?;
-    let chain: Vec<Vec<u8>> =
-        blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE").map(pem::Pem::into_contents).collect();
-    if chain.is_empty() { Err(Rejection::Unreadable("no CERTIFICATE block".to_owned())) } else { Ok(chain) }
+    PemBlocks::of(text).certificates().map_err(|error| Rejection::Unreadable(error.to_string()))
 }
 
 fn encode_pem(der: &[u8]) -> String {
@@ -380,7 +379,8 @@ fn check_authority(chain: &[Vec<u8>], authorities: &[Vec<u8>]) -> Result<(), Rej
     let mut intermediates = chain[1..].iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
     loop {
         for authority in authorities {
-            let authority = parse(authority)?;
+            // Go passes over what it cannot read in a bundle.
+            let Ok(authority) = parse(authority) else { continue };
             if authority.subject() == current.issuer() && current.verify_signature(Some(authority.public_key())).is_ok()
             {
                 return Ok(());

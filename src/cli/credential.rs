@@ -2,6 +2,7 @@
 
 use pintle_agent_core::UnixTime;
 use pintle_agent_core::issued::Leaf;
+use pintle_agent_core::pem_block::PemBlocks;
 use pintle_agent_core::policy::Window;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -61,6 +62,12 @@ impl Arguments {
                 return Err(CliError::new(Exit::Usage, detail, "pintle run gets one; read it as its owner"));
             }
         };
+        let unusable = |detail: String| {
+            CliError::new(Exit::Problem, format!("{}: {detail}", current.display()), "see pintle status")
+        };
+        if let Some(line) = PemBlocks::of(&*pair).damaged {
+            return Err(unusable(format!("the PEM block that begins in line {line} is damaged")));
+        }
         let parts = Parts::of(&pair).ok_or_else(|| {
             CliError::new(
                 Exit::Problem,
@@ -71,9 +78,6 @@ impl Arguments {
                 "use the credential proxy: pintle kubeconfig --for proxy",
             )
         })?;
-        let unusable = |detail: String| {
-            CliError::new(Exit::Problem, format!("{}: {detail}", current.display()), "see pintle status")
-        };
         let leaf = Leaf::of(&pair).map_err(|rejection| unusable(rejection.to_string()))?;
         let now = clock::now();
         if now >= leaf.not_after {

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags, IdentityConfig, ProxyConfiguration};
-use crate::consumers::kubeconfig::{ClientFiles, Kubeconfig, LocalServer};
+use crate::consumers::kubeconfig::Kubeconfig;
+use crate::kubernetes::Cluster;
 use crate::node::control::{self, Request, Response};
+use crate::proxy::{ClientFiles, LocalServer};
 use crate::store::shared;
 use crate::world::{SystemFiles, User};
 
@@ -138,7 +140,17 @@ fn use_proxy(config: &IdentityConfig, kubeconfig: &mut Kubeconfig, target: Optio
     };
     let files = proxy_files(config);
     let server = LocalServer { address: listening.unwrap_or(settings.configuration.listen), files: &files };
-    kubeconfig.use_proxy(server).map_err(|error| unusable(&files.key, &error))
+    // Of one that was written before, the path may be another server's.
+    let upstream = super::runtime()?.block_on(async {
+        let sources = [&config.kubeconfig].into_iter().chain(&config.bootstrap_kubeconfig);
+        for path in sources {
+            if let Ok(cluster) = Cluster::read(path).await {
+                return Some(cluster.url().clone());
+            }
+        }
+        None
+    });
+    kubeconfig.use_proxy(server, upstream.as_ref()).map_err(|error| unusable(&files.key, &error))
 }
 
 fn unusable(path: &Path, error: &std::io::Error) -> CliError {

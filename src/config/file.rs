@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::identity::{DEFAULT_IDENTITY, IdentityTable};
 use super::proxy::ProxyTable;
 use super::{ConfigError, suggestion};
+use crate::parse_error;
 use crate::world::User;
 
 /// The configuration file as it stands; what is left out has a default or comes from a flag.
@@ -218,13 +219,11 @@ impl FileConfiguration {
 
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
             let hint = match suggestion::for_unknown_key(text) {
                 Some(meant) => format!("did you mean {meant}? docs/operators.md lists the keys"),
                 None => "docs/operators.md lists the keys; check the file with pintle config check".to_owned(),
             };
-            let detail = format!("{}, line {line}: {}", path.display(), error.message().replace('\n', "; "));
-            ConfigError { detail, hint }
+            ConfigError { detail: format!("{}, {}", path.display(), parse_error::toml(text, &error)), hint }
         })
     }
 

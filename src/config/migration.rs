@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Config, ConfigError, IdentityConfig};
+use crate::parse_error;
 use crate::store::durable;
 use crate::world::SystemFiles;
 
@@ -38,7 +39,7 @@ pub(super) fn follow(config: &mut IdentityConfig) -> Result<(), ConfigError> {
     };
     let migration: Migration = serde_json::from_slice(&content).map_err(|error| {
         ConfigError::new(
-            format!("{} makes no sense: {error}", path.display()),
+            format!("{} cannot be used: {}", path.display(), parse_error::json(&error)),
             "remove it, and name the backend in the configuration file",
         )
     })?;

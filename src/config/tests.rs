@@ -1,3 +1,5 @@
+use pintle_plugins_api::KeyAlgorithm;
+
 use super::*;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -125,6 +127,26 @@ fn what_identities_would_fight_over_is_refused() {
         let error = parse(&text).expect_err(&text);
         assert!(error.detail.contains(words) && !error.hint.is_empty(), "{text}: {error:?}");
     }
+}
+
+#[test]
+fn every_key_algorithm_is_spelled_alike_in_the_file_the_flag_and_json() {
+    #[derive(clap::Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        flags: Flags,
+    }
+    let algorithm_of = |text: &str| parse(text).expect(text).identities[0].key_algorithm;
+    for algorithm in KeyAlgorithm::ALL {
+        let name = algorithm.to_string();
+        assert_eq!(algorithm_of(&format!("key-algorithm = \"{name}\"")), algorithm);
+        let flag = format!("--key-algorithm={name}");
+        let from_flag = <CommandLine as clap::Parser>::try_parse_from(["pintle", &flag]).expect(&name);
+        assert_eq!(from_flag.flags.key_algorithm, Some(algorithm));
+        assert_eq!(serde_json::to_value(algorithm).expect(&name), name);
+    }
+    // As versions before wrote it.
+    assert_eq!(algorithm_of("key-algorithm = \"rsa2048\""), KeyAlgorithm::Rsa2048);
 }
 
 #[test]

@@ -88,7 +88,7 @@ pub async fn tell(options: Options) -> Result<(), ServeError> {
         // The agent then ends, and with it everything else.
         let _ = stop.send(true);
     });
-    node::serve(config, telemetry, Until::Stopped, stopped, Activated::default()).await?;
+    node::serve(config, &telemetry, Until::Stopped, stopped, Activated::default()).await?;
     narration.abort();
     Ok(())
 }

@@ -5,20 +5,13 @@ use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use super::{Agent, Command, Migration};
 use crate::config;
-use crate::keys::{CALL_DEADLINE, inventory};
+use crate::keys::CALL_DEADLINE;
 
 impl Agent {
     /// Does what was asked for; the event is what it means for the rotation.
     pub(super) async fn obey(&mut self, command: Command) -> Event {
         match command {
             Command::Rotate => Event::RotationRequested,
-            Command::Prune { dry_run, reply } => {
-                let state = Some(&self.state);
-                let inventory = inventory::prune(&self.config, &self.keyring, state, dry_run).await;
-                // Who asked may have gone away.
-                let _ = reply.send(inventory);
-                Event::Woke
-            }
             Command::Migrate { to, dry_run, reply } => {
                 let migration = self.migrate(&to, dry_run).await;
                 let begins = !dry_run && migration.as_ref().is_ok_and(|migration| migration.moves);

@@ -78,7 +78,7 @@ impl Connections {
                 let seen = self.seen.insert(SeenFiles::default());
                 seen.note(path);
                 let cluster = Cluster::read(path).await.map_err(no_credential)?;
-                cluster.token_file().into_iter().for_each(|token| seen.note(token));
+                cluster.token_file().into_iter().for_each(|token| seen.note(&token));
                 Connecting { answer: cluster.connect() }
             }
         };

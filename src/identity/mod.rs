@@ -23,7 +23,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::IdentityConfig;
 use crate::keys::Keyring;
-use crate::keys::inventory::Inventory;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{self, Telemetry};
 use crate::world::clock::{self, Clock, now};
@@ -36,13 +35,6 @@ pub use start::StartError;
 pub enum Command {
     /// Rotate now.
     Rotate,
-    /// Destroy the keys that nobody needs. The agent itself does it: nobody else knows which key it needs next.
-    Prune {
-        /// Whether only to tell which.
-        dry_run: bool,
-        /// Who waits for the answer.
-        reply: oneshot::Sender<Inventory>,
-    },
     /// Make new keys in another backend from now on, and move there at once.
     Migrate {
         /// The backend.

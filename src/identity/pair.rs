@@ -5,6 +5,7 @@ use std::path::Path;
 
 use pintle_agent_core::Credential;
 use pintle_agent_core::issued::public_key_of;
+use pintle_agent_core::pem_block::PemBlocks;
 use pintle_plugins_api::{KeyReference, PublicKey};
 use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
@@ -67,17 +68,19 @@ fn key_in_file(path: &Path, subject_public_key_info: &[u8]) -> Result<Zeroizing<
 
 /// Whether this is the PEM of a key and of nothing else.
 fn is_one_key(text: &str) -> bool {
-    let blocks = pem::parse_many(text).unwrap_or_default();
-    let mut blocks = blocks.into_iter().map(|block| (block.tag().to_owned(), Zeroizing::new(block.into_contents())));
-    let one = blocks.next().is_some_and(|(tag, _)| tag.ends_with("PRIVATE KEY"));
+    let found = PemBlocks::of(text);
+    let one = matches!(&found.blocks[..], [only] if only.label.ends_with("PRIVATE KEY")) && found.damaged.is_none();
     let text = text.trim();
-    one && blocks.next().is_none() && text.starts_with("-----BEGIN ") && text.ends_with("-----")
+    one && text.starts_with("-----BEGIN ") && text.ends_with("-----")
 }
 
 /// The public key of a pair's leaf, if the pair can be used: where it holds a private key, that is the leaf's.
 pub(super) fn leaf_key_of(pair: &str) -> Result<PublicKey, String> {
     let leaf = public_key_of(pair).map_err(|rejection| rejection.to_string())?;
     match private_key_of(pair) {
+        None if PemBlocks::of(pair).damaged.is_some() => {
+            Err("one of its PEM blocks is damaged, and it may have been the private key".to_owned())
+        }
         Some(private_key) if pintle_backend_file::public_key_of(&private_key).as_ref() != Some(&leaf) => {
             Err("its private key is not the one that its certificate is for".to_owned())
         }
@@ -87,10 +90,7 @@ pub(super) fn leaf_key_of(pair: &str) -> Result<PublicKey, String> {
 
 /// The DER of the first private key in a pair.
 pub(super) fn private_key_of(pair: &str) -> Option<Zeroizing<Vec<u8>>> {
-    pem::parse_many(pair).ok()?.into_iter().find_map(|block| {
-        matches!(block.tag(), "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY")
-            .then(|| Zeroizing::new(block.into_contents()))
-    })
+    PemBlocks::of(pair).private_key().map(|key| key.content.clone())
 }
 
 #[cfg(test)]

@@ -28,22 +28,37 @@ impl Agent {
             hint: hint(&error, user, "see the table [proxy] of the configuration file"),
         };
         let handle = Proxy::start(configuration, activated, None, Arc::clone(&self.telemetry)).await.map_err(failed)?;
-        if let Some(path) = &settings.kubeconfig {
-            let written = Kubeconfig::read_or_new(path).and_then(|mut kubeconfig| {
-                kubeconfig.use_proxy(handle.local_server())?;
-                kubeconfig.write(path, Some(user))
-            });
-            let written = written.map_err(|error| StartError {
-                detail: format!("the local client's kubeconfig {} cannot be written: {error}", path.display()),
-                hint: hint(&error, user, "mend or remove the file, or name another as proxy.kubeconfig"),
-            })?;
-            if written {
-                self.telemetry.emit(Event::KubeconfigWritten { path: path.display().to_string() });
-            }
-        }
+        let cluster = self.connections.cluster(&self.config).await.ok();
+        let upstream = cluster.as_ref().map(Cluster::url);
+        self.write_local_kubeconfig(&handle, upstream).map_err(|(detail, error)| StartError {
+            detail,
+            hint: hint(&error, user, "mend or remove the file, or name another as proxy.kubeconfig"),
+        })?;
         self.telemetry.watch_proxy(handle.gauge());
         self.proxy = Some(handle);
         self.update_proxy().await;
+        Ok(())
+    }
+
+    /// Writes the kubeconfig of the proxy's client, if it is to be written and is not as it should be. `upstream` is the
+    /// API server's URL, if that is known yet.
+    fn write_local_kubeconfig(
+        &self,
+        handle: &ProxyHandle,
+        upstream: Option<&http::Uri>,
+    ) -> Result<(), (String, io::Error)> {
+        let Some(settings) = &self.config.proxy else { return Ok(()) };
+        let Some(path) = &settings.kubeconfig else { return Ok(()) };
+        let written = Kubeconfig::read_or_new(path).and_then(|mut kubeconfig| {
+            kubeconfig.use_proxy(handle.local_server(), upstream)?;
+            kubeconfig.write(path, Some(settings.configuration.user))
+        });
+        let written = written.map_err(|error| {
+            (format!("the local client's kubeconfig {} cannot be written: {error}", path.display()), error)
+        })?;
+        if written {
+            self.telemetry.emit(Event::KubeconfigWritten { path: path.display().to_string() });
+        }
         Ok(())
     }
 
@@ -75,6 +90,8 @@ impl Agent {
         if points_at(&cluster, handle) {
             return Err(format!("{} names the proxy itself as the API server", cluster.source().display()));
         }
+        // The path in the API server's URL may not have been known before.
+        self.write_local_kubeconfig(handle, Some(cluster.url())).map_err(|(detail, _)| detail)?;
         let upstream = Upstream::of(&cluster, &settings.api_servers).map_err(|error| error.to_string())?;
         let (keyring, deadline) = (&self.keyring, settings.configuration.signing_deadline);
         let generation = Generation::new(held, keyring, deadline, Arc::new(upstream));

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pintle_agent_core::State;
+use pintle_agent_core::pem_block::PemBlocks;
+use zeroize::Zeroizing;
 
 use super::connection::Connections;
 use super::recovery::Recovery;
@@ -110,11 +112,8 @@ pub(super) fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartErro
         detail: format!("the authority's certificates in {} cannot be used: {detail}", path.display()),
         hint: "name a PEM file of certificates with --client-ca-file, or leave it out".to_owned(),
     };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    let blocks = pem::parse_many(text).map_err(|error| failed(error.to_string()))?;
-    let certificates: Vec<_> =
-        blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE").map(pem::Pem::into_contents).collect();
-    if certificates.is_empty() { Err(failed("there is none".to_owned())) } else { Ok(certificates) }
+    let text = std::fs::read(path).map(Zeroizing::new).map_err(|error| failed(error.to_string()))?;
+    PemBlocks::of(&*text).certificates().map_err(|error| failed(error.to_string()))
 }
 
 fn read_journal(

@@ -4,7 +4,6 @@ pub mod control;
 mod supervisor;
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -71,7 +70,7 @@ impl std::error::Error for ServeError {}
 /// if `until` has not been reached.
 pub async fn serve(
     config: Config,
-    telemetry: Telemetry,
+    telemetry: &Telemetry,
     until: Until,
     stopped: watch::Receiver<bool>,
     activated: Activated,
@@ -81,12 +80,11 @@ pub async fn serve(
         hint: "see ulimit -u, and free some".to_owned(),
     })?;
     let socket = config.node.control_socket();
-    let supervisors = supervisor::for_all(&config, &keyring, &telemetry, until, activated)?;
-    let telemetry = Arc::new(telemetry);
+    let supervisors = supervisor::for_all(&config, &keyring, telemetry, until, activated)?;
     let server = control::Server {
         config: config.clone(),
         keyring: keyring.clone(),
-        telemetry: Arc::clone(&telemetry),
+        telemetry: telemetry.clone(),
         identities: supervisors.iter().map(Supervisor::handle).collect(),
     };
     if let Some(address) = config.node.metrics_address {
@@ -99,7 +97,7 @@ pub async fn serve(
         detail: format!("the control socket {} cannot be made: {error}", socket.display()),
         hint: "a socket's path has at most 107 bytes; choose a shorter --state-dir".to_owned(),
     })?;
-    let result = run(supervisors, &telemetry, until, stopped).await;
+    let result = run(supervisors, telemetry, until, stopped).await;
     // Whoever asks from now on reads the journals.
     let _ = std::fs::remove_file(&socket);
     result

@@ -317,7 +317,7 @@ mod tests {
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let tls = tls.expect("versions").with_root_certificates(RootCertStore::empty()).with_no_client_auth();
         let servers = ["https://192.0.2.1:6443".parse().expect("a URL")];
-        let endpoints = Endpoints { servers: &servers, tls_server_name: None, proxy_url: None };
+        let endpoints = Endpoints { servers: &servers, tls_server_name: None, proxy_for: &|_| None };
         Arc::new(Upstream::new(&endpoints, tls).expect("an upstream"))
     }
 

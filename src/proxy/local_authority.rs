@@ -20,7 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use crate::consumers::kubeconfig::ClientFiles;
+use super::ClientFiles;
 use crate::store::durable;
 use crate::world::{SystemFiles, User};
 

@@ -8,6 +8,7 @@ use pintle_agent_core::State;
 use serde::{Deserialize, Serialize};
 
 use super::durable;
+use crate::parse_error;
 use crate::world::files::LONGEST_FILE;
 use crate::world::{Files, SystemFiles};
 
@@ -57,7 +58,7 @@ impl Journal {
             Err(error) => return Err(JournalError::Unreachable(error)),
         };
         let entry: Entry =
-            serde_json::from_slice(&content).map_err(|error| JournalError::Unreadable(error.to_string()))?;
+            serde_json::from_slice(&content).map_err(|error| JournalError::Unreadable(parse_error::json(&error)))?;
         if entry.version != VERSION {
             return Err(JournalError::Version(entry.version));
         }
@@ -131,7 +132,7 @@ impl fmt::Display for JournalError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(error) => write!(formatter, "it cannot be read: {error}"),
-            Self::Unreadable(detail) => write!(formatter, "its content makes no sense: {detail}"),
+            Self::Unreadable(detail) => write!(formatter, "its content cannot be used: {detail}"),
             Self::Version(version) => write!(formatter, "a later pintle wrote it (version {version})"),
             Self::OtherIdentity { found, wanted } => write!(formatter, "it is of {found}, and this is {wanted}"),
         }

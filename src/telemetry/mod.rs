@@ -1,6 +1,7 @@
 //! What the agent tells the world: events, declared once, that feed the log, the status and whoever else listens.
 
 mod event;
+mod lines;
 mod log;
 pub mod metrics;
 mod notify;
@@ -23,6 +24,7 @@ use tokio::sync::{broadcast, watch};
 const BACKLOG: usize = 256;
 
 /// Where events go: those of the node, or of one of its identities.
+#[derive(Clone)]
 pub struct Telemetry {
     shared: Arc<Shared>,
     /// The identity whose events these are; `None` for the node's own.
@@ -81,6 +83,11 @@ impl Telemetry {
         self.shared.log.write(&record, several);
         // Nobody needs to listen.
         let _ = self.shared.events.send(record);
+    }
+
+    /// Waits, for a short while, until the log is written: to be called before the process ends.
+    pub fn flush(&self) {
+        self.shared.log.flush();
     }
 
     /// All events of the node and its identities from now on.

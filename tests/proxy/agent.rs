@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pintle::consumers::kubeconfig::ClientFiles;
 use pintle::demo::control_plane::{self, ControlPlane, Options};
+use pintle::proxy::ClientFiles;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -246,10 +246,15 @@ async fn a_proxy_url_that_the_proxy_cannot_use_is_said_once_and_stands_in_the_st
     let checked = node.pintle(&["config", "check"]);
     let words = String::from_utf8_lossy(&checked.stderr);
     assert_eq!(checked.status.code(), Some(2), "{words}");
-    assert!(words.contains("its proxy-url is socks5://…") && words.contains("hint:"), "{words}");
+    assert!(
+        words.contains("socks5://127.0.0.1")
+            && words.contains("from proxy-url cannot be used")
+            && words.contains("hint:"),
+        "{words}"
+    );
     node.run_again();
     let status = || String::from_utf8_lossy(&node.pintle(&["status"]).stdout).into_owned();
-    until("the status says so", || status().contains(": its proxy-url is socks5://…")).await;
+    until("the status says so", || status().contains(" from proxy-url cannot be used")).await;
     tokio::time::sleep(Duration::from_secs(12)).await;
     let log = node.log();
     assert_eq!(log.lines().filter(|line| line.contains("socks5://…")).count(), 1, "{log}");

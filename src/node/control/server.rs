@@ -3,23 +3,25 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
+use pintle_agent_core as core;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{oneshot, watch};
 
 use super::{Request, Response};
-use crate::config::{self, Config};
+use crate::config::{self, Config, IdentityConfig};
 use crate::identity::{Command, Migration};
-use crate::keys::{Keyring, inventory};
+use crate::keys::Keyring;
+use crate::keys::inventory::{self, Selection};
 use crate::node::IdentityHandle;
-use crate::store::Journal;
+use crate::parse_error;
+use crate::store::{Journal, JournalError};
 use crate::telemetry::{BackendStatus, IdentityStatus, Phase, State, Status, Telemetry};
 
 /// The longest request, in bytes.
-const MAXIMUM_REQUEST: u64 = 4096;
+const MAXIMUM_REQUEST: u64 = 1 << 16;
 /// Clients that send no request within this time are disconnected.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -31,7 +33,7 @@ pub struct Server {
     /// The backends.
     pub keyring: Keyring,
     /// The status.
-    pub telemetry: Arc<Telemetry>,
+    pub telemetry: Telemetry,
     /// The identities.
     pub identities: Vec<IdentityHandle>,
 }
@@ -72,7 +74,7 @@ async fn answer(stream: UnixStream, server: Server) {
     }
     let response = match serde_json::from_str(&line) {
         Ok(request) => server.answer(request).await.unwrap_or_else(|refusal| refusal),
-        Err(error) => Response::Refused { reason: error.to_string() },
+        Err(error) => Response::Refused { reason: parse_error::json(&error) },
     };
     if let Ok(mut text) = serde_json::to_string(&response) {
         text.push('\n');
@@ -97,24 +99,11 @@ impl Server {
                 Response::Backends { backends: inventory::backends(&config, &self.keyring).await }
             }
             Request::Keys => {
-                let mut views = Vec::new();
-                for IdentityHandle { config, .. } in &self.identities {
-                    // What the agent last wrote down, so that a device that is slow does not keep this waiting too.
-                    let journal = Journal::new(config.journal(), config.template().common_name);
-                    let state = journal.load().ok().flatten();
-                    views.push(inventory::keys(config, &self.keyring, state.as_ref()).await);
-                }
-                Response::Keys { inventory: inventory::merged(views) }
+                let states = || Ok::<_, Response>(self.journals().filter_map(|(_, state)| state.ok()?).collect());
+                Response::Keys { inventory: inventory::keys(&self.config.node, &self.keyring, states).await? }
             }
-            Request::Prune { dry_run } => {
-                let mut views = Vec::new();
-                for identity in &self.identities {
-                    let prune = |reply| Command::Prune { dry_run, reply };
-                    // Nothing is destroyed of an identity that does not run.
-                    views.extend(self.command(identity, prune).await.ok());
-                }
-                Response::Keys { inventory: inventory::merged(views) }
-            }
+            Request::Prune { dry_run } => self.prune(Selection::Orphaned, dry_run).await?,
+            Request::PruneNamed { names, dry_run } => self.prune(Selection::Named(names), dry_run).await?,
             Request::Migrate { identity, to, dry_run, wait } => {
                 self.migrate(self.identity(identity.as_deref())?, to, dry_run, wait).await?
             }
@@ -130,6 +119,30 @@ impl Server {
             hint: error.and_then(|error| error.hint).unwrap_or_default(),
         });
         Status { backends: backends.collect(), ..self.telemetry.current_status() }
+    }
+
+    /// What the identities last wrote down, so that one whose device is slow keeps nobody waiting.
+    fn journals(&self) -> impl Iterator<Item = (&IdentityConfig, Result<Option<core::State>, JournalError>)> {
+        self.config
+            .identities
+            .iter()
+            .map(|config| (config, Journal::new(config.journal(), config.template().common_name).load()))
+    }
+
+    async fn prune(&self, selection: Selection, dry_run: bool) -> Result<Response, Response> {
+        // Of an identity whose journal cannot be read, nobody knows what it needs.
+        let states = || {
+            let known = self.journals().filter_map(|(config, state)| {
+                let failed = |error: JournalError| Response::Failed {
+                    reason: format!("the journal {} cannot be used: {error}", config.journal().display()),
+                    hint: error.hint().to_owned(),
+                };
+                state.map_err(failed).transpose()
+            });
+            known.collect()
+        };
+        let pruned = inventory::prune(&self.config.node, &self.keyring, states, &selection, dry_run);
+        Ok(Response::Keys { inventory: pruned.await? })
     }
 
     /// The identity of this name; where none is named, the only one.
