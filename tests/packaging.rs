@@ -80,6 +80,10 @@ fn the_configuration_names_every_key_with_its_default() {
         let none = ["none", "what the signer gives"].iter().any(|none| default.ends_with(none));
         assert!(line == default || none, "{line:?} is not the default {default:?}");
     }
+    // Several identities exclude some of the keys above: their example is indented, and valid on its own.
+    let example: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
+    let identities = check(&example.join("\n"));
+    assert!(identities.contains("identity kubelet\n") && identities.contains("identity monitoring\n"), "{identities}");
     // Whoever adds a key adds it here: the parser lists the ones it knows.
     let file = scratch.write("config.toml", "no-such-key = 1\n");
     let refused = output(Command::new(PINTLE).args(["config", "check", "--config"]).arg(file));
@@ -87,10 +91,11 @@ fn the_configuration_names_every_key_with_its_default() {
     let known: Vec<&str> = refused.split('`').skip(3).step_by(2).collect();
     assert!(known.contains(&"cert-dir"), "{refused}");
     for key in known {
-        let there = uncommented.iter().any(|line| {
+        let there = uncommented.iter().chain(&example).any(|line| {
             line.strip_prefix(key).is_some_and(|rest| rest.starts_with(" ="))
                 || line.starts_with(&format!("[{key}."))
                 || **line == format!("[{key}]")
+                || **line == format!("[[{key}]]")
         });
         assert!(there, "packaging/config.toml lacks {key}");
     }

@@ -10,7 +10,7 @@ use super::connection::check_key;
 use super::now;
 use super::pair::{leaf_key_of, private_key_of, write_pair};
 use super::start::{StartError, renamed};
-use crate::config::{Config, FILE_BACKEND};
+use crate::config::{FILE_BACKEND, IdentityConfig};
 use crate::keys::{CALL_DEADLINE, Keyring};
 use crate::store::pair::UnreadablePair;
 use crate::store::{FoundPair, PairDirectory};
@@ -18,7 +18,7 @@ use crate::telemetry::{Event, Telemetry};
 
 /// What is needed to find out where an identity stands.
 pub(super) struct Recovery<'a> {
-    pub(super) config: &'a Config,
+    pub(super) config: &'a IdentityConfig,
     pub(super) template: &'a Template,
     pub(super) keyring: &'a Keyring,
     pub(super) telemetry: &'a Telemetry,
@@ -58,7 +58,7 @@ impl Recovery<'_> {
                     continue;
                 }
             };
-            if let Some(other) = node_name_of(&pair.content).filter(|name| *name != self.config.node_name) {
+            if let Some(other) = node_name_of(&pair.content).filter(|name| *name != self.config.node.name) {
                 if index == 0 {
                     return Err(renamed(&format!("system:node:{other}"), &self.template.common_name, self.config));
                 }
@@ -169,7 +169,7 @@ impl Recovery<'_> {
         let private_key = private_key_of(pair)
             .ok_or_else(|| BackendError::new(BackendErrorKind::NotFound, "the pair holds no private key"))?;
         // The files are the truth, so a second view of the directory beside the backend's own is as good.
-        FileBackend::open(&self.config.file_keys())?.import(&key.id, &private_key).map(|_| ())
+        FileBackend::open(&self.config.node.file_keys())?.import(&key.id, &private_key).map(|_| ())
     }
 
     fn replace_held(&self, state: &mut State, credential: Credential) {

@@ -9,6 +9,7 @@ use pintle_agent_core::{Action, Phase, State, UnixTime};
 use pintle_plugins_api::PublicKey;
 
 use super::{Agent, now};
+use crate::config::IdentityConfig;
 use crate::telemetry::{self, Event, IdentityStatus, KeyStatus};
 
 /// What was told last, so that nothing is told twice.
@@ -162,15 +163,15 @@ impl Agent {
         } else {
             Event::Holding {
                 serial: held.serial().to_owned(),
-                opens: window.opens.to_string(),
-                rotates_at: window.deadline.to_string(),
-                not_after: window.end.to_string(),
+                opens: window.opens,
+                rotates_at: window.deadline,
+                not_after: window.end,
             }
         });
     }
 
     fn status(&self, action: &Action) -> IdentityStatus {
-        let mut status = status_of(&self.state, &self.template.common_name, &self.template.signer_name);
+        let mut status = status_of(&self.state, &self.config);
         let good = self.state.held.as_ref().is_some_and(|held| !held.has_ended(now()));
         let back_off = self.state.back_off.as_ref();
         status.state = match (&self.state.phase, action) {
@@ -204,12 +205,11 @@ impl Agent {
         if let Some(reason) = &self.reporter.unsaved {
             status.state = telemetry::State::Failing;
             status.reason = format!("the journal cannot be saved, so nothing is done: {reason}");
-            status.hint = format!("make room in {}, or make it writable", self.config.state_dir.display());
+            status.hint = format!("make room in {}, or make it writable", self.config.node.state_dir.display());
         }
         status.rotations = self.reporter.rotations;
         status.errors = self.reporter.errors;
         status.server_ahead_seconds = self.reporter.server_ahead;
-        status.pair = self.pairs.current().display().to_string();
         status
     }
 
@@ -245,13 +245,15 @@ impl Agent {
 }
 
 /// What a state alone says, as `pintle status` also reads it from the journal of an agent that does not run.
-pub(crate) fn status_of(state: &State, subject: &str, signer_name: &str) -> IdentityStatus {
+pub(crate) fn status_of(state: &State, config: &IdentityConfig) -> IdentityStatus {
+    let template = config.template();
     let mut status = IdentityStatus {
-        identity: "client".to_owned(),
-        subject: subject.to_owned(),
-        signer_name: signer_name.to_owned(),
-        phase: state.phase.name().to_owned(),
+        identity: config.name.clone(),
+        subject: template.common_name,
+        signer_name: template.signer_name,
+        phase: (&state.phase).into(),
         state: telemetry::State::NotRunning,
+        pair: config.pairs().current().display().to_string(),
         ..IdentityStatus::default()
     };
     if let Some(held) = &state.held {
@@ -261,12 +263,12 @@ pub(crate) fn status_of(state: &State, subject: &str, signer_name: &str) -> Iden
             let _ = write!(text, "{octet:02x}");
             text
         });
-        status.not_before = held.not_before().to_string();
-        status.not_after = held.not_after().to_string();
-        status.installed_at = held.installed_at().to_string();
-        status.window_opens = window.opens.to_string();
-        status.rotates_at = window.deadline.to_string();
-        status.window_closes = window.closes.to_string();
+        status.not_before = Some(held.not_before());
+        status.not_after = Some(held.not_after());
+        status.installed_at = Some(held.installed_at());
+        status.window_opens = Some(window.opens);
+        status.rotates_at = Some(window.deadline);
+        status.window_closes = Some(window.closes);
         let algorithm = PublicKey::from_der(held.public_key()).map(|key| key.algorithm().to_string());
         status.key = Some(KeyStatus {
             backend: held.key().backend.clone(),
@@ -281,7 +283,7 @@ pub(crate) fn status_of(state: &State, subject: &str, signer_name: &str) -> Iden
         status.reason.clone_from(&back_off.reason);
         status.hint.clone_from(&back_off.hint);
         status.failures = back_off.failures;
-        status.retry_at = back_off.until.to_string();
+        status.retry_at = Some(back_off.until);
     }
     status
 }
