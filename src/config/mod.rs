@@ -359,7 +359,7 @@ mod tests {
             ("expiration-seconds = 30", "600"),
             ("backend = \"hsm\"", "hsm"),
             ("key-algorithm = \"dsa\"", "ecdsa-p256"),
-            ("[backends.x]\ntype = \"paper\"", "paper"),
+            ("[backends.x]\ntype = \"paper\"", "expected one of `file`"),
             ("[backends.x]\ntype = \"pkcs11\"", "uri"),
             ("[backends.x]\ntype = \"tpm\"\nisolation = \"some\"", "isolation is"),
             ("[backends.x]\ntype = \"tpm\"\nisolation = { group = \"tss\" }", "isolation"),
