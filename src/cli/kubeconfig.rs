@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags, ProxyConfiguration};
-use crate::consumers::kubeconfig::{ClientFiles, Kubeconfig, LocalServer};
+use crate::consumers::kubeconfig::Kubeconfig;
 use crate::kubernetes::Cluster;
 use crate::node::control::{self, Request, Response};
+use crate::proxy::{ClientFiles, LocalServer};
 use crate::store::{PairDirectory, shared};
-use crate::world::User;
+use crate::world::{SystemFiles, User};
 
 /// How a client comes to speak as an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -122,7 +123,7 @@ fn use_proxy(config: &Config, kubeconfig: &mut Kubeconfig, target: Option<&Path>
         let hint = "add the table [proxy] to the configuration file, or say --for file";
         return Err(CliError::new(Exit::Usage, "there is no credential proxy", hint));
     };
-    if target.is_some_and(|target| shared::is_same(target, &config.kubeconfig)) {
+    if target.is_some_and(|target| shared::is_same(&SystemFiles, target, &config.kubeconfig)) {
         let detail = format!("{} tells the agent where the API server is", config.kubeconfig.display());
         return Err(CliError::new(Exit::Usage, detail, "give the proxy's client another file"));
     }

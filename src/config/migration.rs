@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Config, ConfigError};
 use crate::parse_error;
 use crate::store::durable;
+use crate::world::SystemFiles;
 
 /// What stands in the file.
 #[derive(Serialize, Deserialize)]
@@ -60,7 +61,7 @@ pub fn save(config: &Config, backend: &str) -> io::Result<()> {
         return remove(&path);
     }
     let migration = Migration { configured: config.configured_backend.clone(), backend: backend.to_owned() };
-    durable::replace(&path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
+    durable::replace(&SystemFiles, &path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -18,6 +18,7 @@ pub use file::{BackendConfiguration, FileConfiguration, Isolation, PluginTable, 
 pub use proxy::{ProxyConfiguration, ProxySettings};
 
 use crate::store::shared;
+use crate::world::SystemFiles;
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/pintle/config.toml";
@@ -194,7 +195,7 @@ impl Config {
         let config = config.absolute()?;
         backends::check(&config)?;
         let local = config.proxy.as_ref().and_then(|proxy| proxy.kubeconfig.as_ref());
-        if local.is_some_and(|local| shared::is_same(local, &config.kubeconfig)) {
+        if local.is_some_and(|local| shared::is_same(&SystemFiles, local, &config.kubeconfig)) {
             return Err(ConfigError::new(
                 "proxy.kubeconfig and kubeconfig are one file: the first points at the proxy, the second at the API server",
                 "give the second another name, such as /var/lib/pintle/kubeconfig, with the cluster's entry",
@@ -319,6 +320,26 @@ mod tests {
     }
 
     #[test]
+    fn every_key_algorithm_is_spelled_alike_in_the_file_the_flag_and_json() {
+        #[derive(clap::Parser)]
+        struct CommandLine {
+            #[command(flatten)]
+            flags: Flags,
+        }
+        for algorithm in KeyAlgorithm::ALL {
+            let name = algorithm.to_string();
+            let from_file = parse(&format!("key-algorithm = \"{name}\"")).expect(&name);
+            assert_eq!(from_file.key_algorithm, algorithm);
+            let flag = format!("--key-algorithm={name}");
+            let from_flag = <CommandLine as clap::Parser>::try_parse_from(["pintle", &flag]).expect(&name);
+            assert_eq!(from_flag.flags.key_algorithm, Some(algorithm));
+            assert_eq!(serde_json::to_value(algorithm).expect(&name), name);
+        }
+        // As versions before wrote it.
+        assert_eq!(parse("key-algorithm = \"rsa2048\"").expect("valid").key_algorithm, KeyAlgorithm::Rsa2048);
+    }
+
+    #[test]
     fn one_file_is_not_two_kubeconfigs_whatever_it_is_called() {
         let directory = tempfile::tempdir().expect("a directory");
         let at = |name: &str| directory.path().join(name);
@@ -359,7 +380,7 @@ mod tests {
             ("expiration-seconds = 30", "600"),
             ("backend = \"hsm\"", "hsm"),
             ("key-algorithm = \"dsa\"", "ecdsa-p256"),
-            ("[backends.x]\ntype = \"paper\"", "expected one of `file`"),
+            ("[backends.x]\ntype = \"paper\"", "pkcs11"),
             ("[backends.x]\ntype = \"pkcs11\"", "uri"),
             ("[backends.x]\ntype = \"tpm\"\nisolation = \"some\"", "isolation is"),
             ("[backends.x]\ntype = \"tpm\"\nisolation = { group = \"tss\" }", "isolation"),

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-pub use super::local_server::{ClientFiles, LocalServer};
 use crate::kubernetes::kubeconfig::{KubeconfigFile, SecretsOfCluster};
+use crate::proxy::{ClientFiles, LocalServer};
 use crate::store::shared;
-use crate::world::User;
+use crate::world::{SystemFiles, User};
 
 /// The names that the kubelet gives to the entries of a kubeconfig that it writes after its bootstrap.
 const CLUSTER: &str = "default-cluster";
@@ -201,7 +201,7 @@ impl Kubeconfig {
         if same && owner.is_none_or(owned) {
             return Ok(false);
         }
-        shared::replace(path, self.to_yaml()?.as_bytes(), owner)?;
+        shared::replace(&SystemFiles, path, self.to_yaml()?.as_bytes(), owner)?;
         Ok(true)
     }
 }

@@ -1,4 +1,3 @@
 //! Who uses a credential, and what they need for it.
 
 pub mod kubeconfig;
-pub(crate) mod local_server;

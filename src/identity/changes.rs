@@ -9,6 +9,7 @@ use pintle_agent_core::rotation::Authority;
 use super::Agent;
 use super::start::read_authorities;
 use crate::store::FileStamp;
+use crate::world::SystemFiles;
 
 /// Files as they were when they were last read.
 #[derive(Default)]
@@ -17,12 +18,12 @@ pub(super) struct SeenFiles(Vec<(PathBuf, Option<FileStamp>)>);
 impl SeenFiles {
     /// Notes a file as it is before it is read.
     pub(super) fn note(&mut self, path: &Path) {
-        self.0.push((path.to_owned(), FileStamp::of(path)));
+        self.0.push((path.to_owned(), FileStamp::of(&SystemFiles, path)));
     }
 
     /// Whether one of them is another now, or is there, or is gone.
     pub(super) fn changed(&self) -> bool {
-        self.0.iter().any(|(path, stamp)| FileStamp::of(path) != *stamp)
+        self.0.iter().any(|(path, stamp)| FileStamp::of(&SystemFiles, path) != *stamp)
     }
 }
 
@@ -31,7 +32,7 @@ impl SeenFiles {
 fn changed_since(path: &Path, time: SystemTime) -> bool {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let since = (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), i64::from(since.subsec_nanos()));
-    FileStamp::of(path).is_some_and(|stamp| stamp.changed() >= since)
+    FileStamp::of(&SystemFiles, path).is_some_and(|stamp| stamp.changed() >= since)
 }
 
 impl Agent {

@@ -12,6 +12,7 @@ use super::pair::{leaf_key_of, private_key_of, write_pair};
 use super::start::{StartError, renamed};
 use crate::config::{Config, FILE_BACKEND};
 use crate::keys::{CALL_DEADLINE, Keyring};
+use crate::store::pair::UnreadablePair;
 use crate::store::{FoundPair, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
 
@@ -37,6 +38,13 @@ impl Recovery<'_> {
         };
         let current = std::fs::canonicalize(self.pairs.current()).ok();
         for (index, pair) in self.pairs.pairs().iter().enumerate() {
+            let pair = match pair {
+                Ok(pair) => pair,
+                Err(UnreadablePair { path, error }) => {
+                    self.unusable(&path.display().to_string(), &error.to_string());
+                    continue;
+                }
+            };
             let path = pair.path.display().to_string();
             // The current pair is unreadable or gone. What the journal holds is newer than any other pair, and its key is
             // not only in the pair (case C02).

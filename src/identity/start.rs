@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pintle_agent_core::State;
 use pintle_agent_core::pem_block::PemBlocks;
@@ -17,6 +18,7 @@ use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
 use crate::world::clock::Clock;
+use crate::world::{Files, SystemFiles};
 
 /// Why an agent cannot start: only a person can mend it.
 #[derive(Debug)]
@@ -37,10 +39,11 @@ impl std::error::Error for StartError {}
 
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     let Parts { config, keyring, telemetry, commands } = parts;
+    let files: Arc<dyn Files> = Arc::new(SystemFiles);
     let (policy, template) = (config.policy(), config.template());
     let authorities = config.client_ca_file.as_ref().map(read_authorities).transpose()?;
-    let journal = Journal::new(config.journal(), template.common_name.clone());
-    let pairs = PairDirectory::new(config.cert_dir.clone(), "kubelet-client");
+    let journal = Journal::on(Arc::clone(&files), config.journal(), template.common_name.clone());
+    let pairs = PairDirectory::on(Arc::clone(&files), config.cert_dir.clone(), "kubelet-client");
     telemetry.emit(Event::Started {
         identity: template.common_name.clone(),
         version: env!("CARGO_PKG_VERSION"),

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::module::{ModuleConfiguration, PinOrigin};
 use crate::store::{FileStamp, durable};
-use crate::world::User;
+use crate::world::{SystemFiles, User, files};
 
 /// The state of a PIN's file as this process sees it or, where it may not, as `user` does, as whom the module runs.
 fn stamp_of(path: &Path, user: Option<User>) -> Option<FileStamp> {
@@ -28,7 +28,7 @@ fn stamp_of(path: &Path, user: Option<User>) -> Option<FileStamp> {
         (Err(error), Some(user)) if error.kind() == io::ErrorKind::PermissionDenied => metadata_as(user, path),
         (metadata, _) => metadata,
     };
-    metadata.ok().as_ref().map(FileStamp::from)
+    metadata.ok().map(|found| FileStamp::from(&files::Metadata::from(&found)))
 }
 
 /// What `user` sees of a file. Effective ids are a thread's own, so one that ends at once takes them on.
@@ -134,7 +134,7 @@ impl RefusedPins {
         kept.extend(refusal);
         // The state directory need not be there before the first start. Where it cannot be written, there is the memory.
         let _ = DirBuilder::new().recursive(true).mode(0o700).create(durable::directory_of(file));
-        let _ = serde_json::to_vec(&kept).map(|content| durable::replace(file, &content, 0o600));
+        let _ = serde_json::to_vec(&kept).map(|content| durable::replace(&SystemFiles, file, &content, 0o600));
     }
 }
 

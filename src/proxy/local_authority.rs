@@ -20,9 +20,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use crate::consumers::kubeconfig::ClientFiles;
+use super::ClientFiles;
 use crate::store::durable;
-use crate::world::User;
+use crate::world::{SystemFiles, User};
 
 /// A new identifier at each boot (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -130,10 +130,10 @@ impl LocalAuthority {
         let client = client.signed_by(&client_key, &issuer).map_err(io::Error::other)?;
 
         let files = ClientFiles::in_directory(directory);
-        durable::replace(&files.certificate_authority, authority_certificate.pem().as_bytes(), 0o644)?;
+        durable::replace(&SystemFiles, &files.certificate_authority, authority_certificate.pem().as_bytes(), 0o644)?;
         let client_key = Zeroizing::new(client_key.serialize_pem());
         for (path, content) in [(&files.certificate, client.pem().as_bytes()), (&files.key, client_key.as_bytes())] {
-            durable::replace_for(path, content, 0o600, Some(user))?;
+            durable::replace_for(&SystemFiles, path, content, 0o600, Some(user))?;
         }
         let server_key_pem = Zeroizing::new(server_key.serialize_pem());
         let text = Zeroizing::new(format!(
@@ -144,7 +144,7 @@ impl LocalAuthority {
             client.pem(),
             authority_certificate.pem()
         ));
-        durable::replace(&listener, text.as_bytes(), 0o600)?;
+        durable::replace(&SystemFiles, &listener, text.as_bytes(), 0o600)?;
         Ok(Self {
             server_certificate: server.der().clone(),
             server_key: PrivateKeyDer::try_from(server_key.serialize_der()).map_err(io::Error::other)?,

@@ -28,6 +28,7 @@ mod counters;
 mod generation;
 mod listener;
 mod local_authority;
+mod local_server;
 mod local_tls;
 mod relay;
 mod session;
@@ -43,7 +44,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::config::ProxyConfiguration;
-use crate::consumers::kubeconfig::{ClientFiles, LocalServer};
 use crate::telemetry::{Event, ProxyGauge, ProxyStatus, Statistics, Telemetry};
 use admission::Admission;
 use counters::Counters;
@@ -53,6 +53,7 @@ use local_tls::LocalTls;
 
 pub use generation::Generation;
 pub use listener::Activated;
+pub use local_server::{ClientFiles, LocalServer};
 pub use upstream::{Endpoints, Upstream};
 
 /// At most this many handshakes wait for a key at once, each on a thread: a device signs one after the other anyway.

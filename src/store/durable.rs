@@ -1,23 +1,20 @@
 //! Writing so that a power cut leaves the old content or the new, never anything between (case C02).
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-
 use crate::world::User;
+use crate::world::files::{Files, NewFile};
 
 /// Replaces the content of `path`: a temporary file beside it, fsynced, renamed over it, and the directory fsynced. Of
 /// several writers at once, the last one's content stays, whole.
 ///
 /// # Errors
 /// Whatever the file system says; `path` then has its old content and no temporary file stays behind.
-pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    replace_for(path, content, mode, None)
+pub fn replace(files: &dyn Files, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    replace_for(files, path, content, mode, None)
 }
 
 /// As [`replace`]; the file has this mode, whatever the umask, and belongs to `owner` before it is seen, so that nobody
@@ -25,39 +22,39 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`replace`].
-pub fn replace_for(path: &Path, content: &[u8], mode: u32, owner: Option<User>) -> io::Result<()> {
-    sweep(path);
-    let (temporary, file) = temporary_beside(path)?;
-    let result = fill(&file, content, mode, owner).and_then(|()| fs::rename(&temporary, path));
+pub fn replace_for(files: &dyn Files, path: &Path, content: &[u8], mode: u32, owner: Option<User>) -> io::Result<()> {
+    sweep(files, path);
+    let (temporary, mut file) = temporary_beside(files, path)?;
+    let result = fill(file.as_mut(), content, mode, owner).and_then(|()| files.rename(&temporary, path));
     if result.is_err() {
         // The error to report is the first one; a leftover is swept at the next try.
-        let _ = fs::remove_file(&temporary);
+        let _ = files.remove(&temporary);
     }
     result?;
-    sync_directory(directory_of(path))
+    files.sync_directory(directory_of(path))
 }
 
-fn fill(mut file: &File, content: &[u8], mode: u32, owner: Option<User>) -> io::Result<()> {
-    file.write_all(content)?;
+fn fill(file: &mut dyn NewFile, content: &[u8], mode: u32, owner: Option<User>) -> io::Result<()> {
+    file.write(content)?;
     // The mode first: without CAP_FOWNER, only the owner may set it.
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.set_mode(mode)?;
     if let Some(owner) = owner {
-        fchown(file, Some(owner.uid), Some(owner.gid)).map_err(|error| {
+        file.set_owner(owner).map_err(|error| {
             io::Error::new(error.kind(), format!("it cannot be given to user {}: {error}", owner.uid))
         })?;
     }
-    file.sync_all()
+    file.sync()
 }
 
-/// Creates `path`, which must not exist, with this content, fsynced. The directory is not.
+/// Creates `path`, which must not exist, with this content and mode, fsynced. The directory is not.
 ///
 /// # Errors
 /// Whatever the file system says; what was written by then is removed.
-pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    let result = file.write_all(content).and_then(|()| file.sync_all());
+pub fn create(files: &dyn Files, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = files.create(path, mode)?;
+    let result = fill(file.as_mut(), content, mode, None);
     if result.is_err() {
-        let _ = fs::remove_file(path);
+        let _ = files.remove(path);
     }
     result
 }
@@ -66,25 +63,17 @@ pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// Whatever the file system says; `link` is then as it was.
-pub fn flip_link(link: &Path, target: &Path) -> io::Result<()> {
+pub fn flip_link(files: &dyn Files, link: &Path, target: &Path) -> io::Result<()> {
     let temporary = link.with_file_name(temporary_name(link));
     // Only a crash leaves one: links are the running agent's alone.
-    let _ = fs::remove_file(&temporary);
-    symlink(target, &temporary)?;
-    let result = fs::rename(&temporary, link);
+    let _ = files.remove(&temporary);
+    files.symlink(target, &temporary)?;
+    let result = files.rename(&temporary, link);
     if result.is_err() {
-        let _ = fs::remove_file(&temporary);
+        let _ = files.remove(&temporary);
     }
     result?;
-    sync_directory(directory_of(link))
-}
-
-/// Makes the names in a directory durable.
-///
-/// # Errors
-/// Whatever the file system says.
-pub fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+    files.sync_directory(directory_of(link))
 }
 
 /// The directory that holds `path`.
@@ -103,21 +92,18 @@ fn temporary_name(path: &Path) -> OsString {
     name
 }
 
-/// A new file beside `path`, locked for as long as it is written: whoever sweeps knows by that that it is no leftover.
-fn temporary_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+/// A new file beside `path`, locked for as long as it is written, which tells it from a leftover.
+fn temporary_beside(files: &dyn Files, path: &Path) -> io::Result<(PathBuf, Box<dyn NewFile>)> {
     for number in 0..u16::MAX {
         let mut name = temporary_name(path);
         name.push(format!("-{}-{number}", std::process::id()));
         let temporary = path.with_file_name(name);
-        let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary) {
+        let mut file = match files.create(&temporary, 0o600) {
             // Another thread's, or a process's of another PID namespace.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             opened => opened?,
         };
-        // Where the file system has no locks, nothing is swept either.
-        let _ = flock(&file, FlockOperation::LockExclusive);
-        // Swept in the moment before it was locked.
-        if file.metadata()?.nlink() > 0 {
+        if file.lock()? {
             return Ok((temporary, file));
         }
     }
@@ -126,27 +112,25 @@ fn temporary_beside(path: &Path) -> io::Result<(PathBuf, File)> {
 
 /// Removes the temporary files beside `path` that no living writer has: a crash left them. What cannot be removed now is
 /// left for the next time.
-fn sweep(path: &Path) {
+fn sweep(files: &dyn Files, path: &Path) {
     let (whole, prefix) = (temporary_name(path), [temporary_name(path).as_bytes(), b"-"].concat());
-    let entries = fs::read_dir(directory_of(path)).into_iter().flatten().filter_map(Result::ok);
-    for entry in entries.filter(|entry| {
-        let name = entry.file_name();
-        name == whole || name.as_bytes().starts_with(&prefix)
-    }) {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let Ok(file) = rustix::fs::open(entry.path(), flags, Mode::empty()).map(File::from) else { continue };
-        let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+    let names = files.list(directory_of(path)).unwrap_or_default();
+    for name in names.into_iter().filter(|name| *name == whole || name.as_bytes().starts_with(&prefix)) {
+        let leftover = path.with_file_name(name);
+        let Ok(Some(lock)) = files.try_lock(&leftover) else { continue };
         // Its writer may have finished meanwhile, and another one have taken the name.
-        let same = |found: fs::Metadata| file.metadata().is_ok_and(|opened| opened.ino() == found.ino());
-        if locked && fs::symlink_metadata(entry.path()).is_ok_and(same) {
-            let _ = fs::remove_file(entry.path());
+        if files.symlink_metadata(&leftover).is_ok_and(|found| found.inode == lock.inode) {
+            let _ = files.remove(&leftover);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::world::SystemFiles;
 
     #[test]
     fn replace_leaves_one_file_with_the_new_content() {
@@ -155,8 +139,8 @@ mod tests {
         for leftover in [".journal.pintle", ".journal.pintle-1-0"] {
             fs::write(directory.path().join(leftover), "torn").expect("a leftover");
         }
-        replace(&path, b"one", 0o600).expect("written");
-        replace(&path, b"two", 0o600).expect("written again");
+        replace(&SystemFiles, &path, b"one", 0o600).expect("written");
+        replace(&SystemFiles, &path, b"two", 0o600).expect("written again");
         assert_eq!(fs::read(&path).expect("readable"), b"two");
         assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
     }
@@ -170,9 +154,9 @@ mod tests {
                 let path = &path;
                 scope.spawn(move || {
                     for _ in 0..20 {
-                        replace(path, &[writer; 5000], 0o600).expect("written");
+                        replace(&SystemFiles, path, &[writer; 5000], 0o600).expect("written");
                         let found = fs::read(path).expect("readable");
-                        assert!(found.len() == 5000 && found.iter().all(|octet| *octet == found[0]));
+                        assert!(found.len() == 5000 && found.iter().all(|byte| *byte == found[0]));
                     }
                 });
             }
@@ -184,11 +168,11 @@ mod tests {
     fn what_a_living_writer_has_is_not_swept() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("journal");
-        let (temporary, file) = temporary_beside(&path).expect("made");
-        replace(&path, b"one", 0o600).expect("written");
+        let (temporary, file) = temporary_beside(&SystemFiles, &path).expect("made");
+        replace(&SystemFiles, &path, b"one", 0o600).expect("written");
         assert!(temporary.exists());
         drop(file);
-        replace(&path, b"two", 0o600).expect("written");
+        replace(&SystemFiles, &path, b"two", 0o600).expect("written");
         assert!(!temporary.exists());
     }
 
@@ -196,8 +180,8 @@ mod tests {
     fn flip_link_replaces_a_link() {
         let directory = tempfile::tempdir().expect("a directory");
         let link = directory.path().join("current");
-        flip_link(&link, Path::new("a")).expect("linked");
-        flip_link(&link, Path::new("b")).expect("flipped");
+        flip_link(&SystemFiles, &link, Path::new("a")).expect("linked");
+        flip_link(&SystemFiles, &link, Path::new("b")).expect("flipped");
         assert_eq!(fs::read_link(&link).expect("a link"), Path::new("b"));
     }
 }

@@ -1,16 +1,20 @@
 //! The journal of an identity: its state, saved before each action.
 
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+use std::sync::Arc;
+use std::{fmt, io};
 
 use pintle_agent_core::State;
 use serde::{Deserialize, Serialize};
 
 use super::durable;
 use crate::parse_error;
+use crate::world::files::LONGEST_FILE;
+use crate::world::{Files, SystemFiles};
 
 /// The journal of one identity, a JSON file in the state directory.
 pub struct Journal {
+    files: Arc<dyn Files>,
     path: PathBuf,
     identity: String,
     saved: Option<Vec<u8>>,
@@ -30,7 +34,12 @@ const VERSION: u32 = 1;
 impl Journal {
     /// The journal of `identity` (its subject's common name) at this path, which need not exist.
     pub fn new(path: PathBuf, identity: String) -> Self {
-        Self { path, identity, saved: None }
+        Self::on(Arc::new(SystemFiles), path, identity)
+    }
+
+    /// As [`new`](Self::new), on this file system.
+    pub fn on(files: Arc<dyn Files>, path: PathBuf, identity: String) -> Self {
+        Self { files, path, identity, saved: None }
     }
 
     /// Where it is.
@@ -43,7 +52,7 @@ impl Journal {
     /// # Errors
     /// If it cannot be read, makes no sense, or is of another identity.
     pub fn load(&self) -> Result<Option<State>, JournalError> {
-        let content = match fs::read(&self.path) {
+        let content = match self.files.read(&self.path, LONGEST_FILE) {
             Ok(content) => content,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(JournalError::Unreachable(error)),
@@ -67,7 +76,7 @@ impl Journal {
         let entry = Entry { version: VERSION, identity: self.identity.clone(), state: state.clone() };
         let content = serde_json::to_vec_pretty(&entry).map_err(io::Error::other)?;
         if self.saved.as_ref() != Some(&content) {
-            durable::replace(&self.path, &content, 0o600)?;
+            durable::replace(self.files.as_ref(), &self.path, &content, 0o600)?;
             self.saved = Some(content);
         }
         Ok(())
@@ -79,7 +88,7 @@ impl Journal {
     /// Whatever the file system says.
     pub fn set_aside(&self) -> io::Result<PathBuf> {
         let aside = self.path.with_extension("unreadable");
-        fs::rename(&self.path, &aside)?;
+        self.files.rename(&self.path, &aside)?;
         Ok(aside)
     }
 }
@@ -134,6 +143,8 @@ impl std::error::Error for JournalError {}
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -5,25 +5,32 @@
 //! other.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
-use std::{fs, io};
+use std::sync::Arc;
 
 use pintle_agent_core::UnixTime;
 use zeroize::Zeroizing;
 
 use super::durable;
-use crate::world::clock;
+use crate::world::files::{FileKind, LONGEST_FILE, Metadata};
+use crate::world::{Files, SystemFiles};
 
 /// The directory of pairs (`--cert-dir`), and what the pairs in it are called.
 pub struct PairDirectory {
+    files: Arc<dyn Files>,
     directory: PathBuf,
     prefix: String,
 }
 
-/// When the pair in this file was installed, as far as the file system says.
+/// When the pair in this file of this machine was installed, as far as the file system says.
 pub fn installed_at(path: &Path) -> Option<UnixTime> {
-    fs::metadata(path).and_then(|metadata| metadata.modified()).ok().map(clock::unix_time)
+    SystemFiles.metadata(path).ok().map(|found| modified_at(&found))
+}
+
+fn modified_at(found: &Metadata) -> UnixTime {
+    let (seconds, nanoseconds) = found.modified;
+    UnixTime::from_milliseconds(seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000))
 }
 
 /// A pair found in the directory.
@@ -34,10 +41,24 @@ pub struct FoundPair {
     pub content: Zeroizing<String>,
 }
 
+/// A pair that is there and cannot be read, which is not the same as one that is not there.
+#[derive(Debug)]
+pub struct UnreadablePair {
+    /// The file it is in.
+    pub path: PathBuf,
+    /// What the file system says.
+    pub error: io::Error,
+}
+
 impl PairDirectory {
     /// The pairs `<prefix>-….pem` in this directory; the kubelet's client pairs have the prefix `kubelet-client`.
     pub fn new(directory: PathBuf, prefix: &str) -> Self {
-        Self { directory, prefix: prefix.to_owned() }
+        Self::on(Arc::new(SystemFiles), directory, prefix)
+    }
+
+    /// As [`new`](Self::new), on this file system.
+    pub fn on(files: Arc<dyn Files>, directory: PathBuf, prefix: &str) -> Self {
+        Self { files, directory, prefix: prefix.to_owned() }
     }
 
     /// The link to the current pair.
@@ -51,27 +72,44 @@ impl PairDirectory {
     /// # Errors
     /// Whatever the file system says.
     pub fn prepare(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.directory)?;
+        let files = self.files.as_ref();
+        files.create_directories(&self.directory, 0o755)?;
         let current = self.current();
-        if fs::symlink_metadata(&current).is_ok_and(|metadata| metadata.is_file()) {
+        if files.symlink_metadata(&current).is_ok_and(|found| found.kind == FileKind::File) {
             let (pair, name) = self.unused_name()?;
-            fs::hard_link(&current, &pair)?;
-            durable::sync_directory(&self.directory)?;
-            durable::flip_link(&current, Path::new(&name))?;
+            files.hard_link(&current, &pair)?;
+            files.sync_directory(&self.directory)?;
+            durable::flip_link(files, &current, Path::new(&name))?;
         }
         Ok(())
     }
 
-    /// The current pair, then all others, the newest first, those that cannot be read left out.
-    pub fn pairs(&self) -> Vec<FoundPair> {
-        let current = fs::canonicalize(self.current()).ok();
+    /// The current pair, then all others, the newest first.
+    pub fn pairs(&self) -> Vec<Result<FoundPair, UnreadablePair>> {
+        let current = self.current_file();
         let mut paths: Vec<PathBuf> = current.iter().cloned().collect();
-        paths.extend(self.files().into_iter().filter(|path| fs::canonicalize(path).ok() != current));
-        let read = |path: PathBuf| {
-            let content = Zeroizing::new(fs::read_to_string(&path).ok()?);
-            Some(FoundPair { path, content })
+        paths.extend(self.pair_files().into_iter().filter(|path| self.files.canonicalize(path).ok() != current));
+        let read = |path: PathBuf| match self.read(&path) {
+            Ok(content) => Ok(FoundPair { path, content }),
+            Err(error) => Err(UnreadablePair { path, error }),
         };
-        paths.into_iter().filter_map(read).collect()
+        paths.into_iter().map(read).collect()
+    }
+
+    /// The file that the link to the current pair leads to, if it leads to one.
+    pub fn current_file(&self) -> Option<PathBuf> {
+        self.files.canonicalize(&self.current()).ok()
+    }
+
+    /// When the pair in this file was installed, as far as the file system says.
+    pub fn installed_at(&self, pair: &Path) -> Option<UnixTime> {
+        self.files.metadata(pair).ok().map(|found| modified_at(&found))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Zeroizing<String>> {
+        let content = self.files.read(path, LONGEST_FILE)?;
+        // What stands around the PEM blocks may be in any encoding; it says nothing to anybody.
+        Ok(Zeroizing::new(String::from_utf8_lossy(&content).into_owned()))
     }
 
     /// The text of the current pair.
@@ -79,7 +117,7 @@ impl PairDirectory {
     /// # Errors
     /// Whatever the file system says.
     pub fn read_current(&self) -> io::Result<Zeroizing<String>> {
-        fs::read_to_string(self.current()).map(Zeroizing::new)
+        self.read(&self.current())
     }
 
     /// Writes a pair and makes it the current one; a repeat with the same content changes nothing.
@@ -92,25 +130,26 @@ impl PairDirectory {
     pub fn publish(&self, content: &str) -> io::Result<PathBuf> {
         self.prepare()?;
         if self.read_current().is_ok_and(|current| *current == content) {
-            durable::sync_directory(&self.directory)?;
-            return fs::canonicalize(self.current());
+            self.files.sync_directory(&self.directory)?;
+            return self.files.canonicalize(&self.current());
         }
         let (pair, name) = self.unused_name()?;
         let flipped = self.write_and_flip(&pair, &name, content.as_bytes());
-        if flipped.is_err() && fs::canonicalize(self.current()).ok() != fs::canonicalize(&pair).ok() {
+        if flipped.is_err() && self.current_file() != self.files.canonicalize(&pair).ok() {
             // It is tried again with another name: what nobody uses must not pile up, with a key in each.
-            let _ = fs::remove_file(&pair);
+            let _ = self.files.remove(&pair);
         }
         flipped.map(|()| pair)
     }
 
     fn write_and_flip(&self, pair: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-        durable::create(pair, content, 0o600)?;
-        if *Zeroizing::new(fs::read(pair)?) != content {
+        let files = self.files.as_ref();
+        durable::create(files, pair, content, 0o600)?;
+        if *files.read(pair, LONGEST_FILE)? != content {
             return Err(io::Error::other("the file system gave back something else than was written"));
         }
-        durable::sync_directory(&self.directory)?;
-        durable::flip_link(&self.current(), Path::new(name))
+        files.sync_directory(&self.directory)?;
+        durable::flip_link(files, &self.current(), Path::new(name))
     }
 
     /// Makes this pair of the directory the current one.
@@ -118,7 +157,7 @@ impl PairDirectory {
     /// # Errors
     /// Whatever the file system says.
     pub fn make_current(&self, pair: &Path) -> io::Result<()> {
-        durable::flip_link(&self.current(), Path::new(pair.file_name().unwrap_or_default()))
+        durable::flip_link(self.files.as_ref(), &self.current(), Path::new(pair.file_name().unwrap_or_default()))
     }
 
     /// Removes all pairs but the newest `keep`, never the current one (case C15), and how many are left.
@@ -126,40 +165,39 @@ impl PairDirectory {
     /// # Errors
     /// Whatever the file system says.
     pub fn prune(&self, keep: usize) -> io::Result<usize> {
-        let current = fs::canonicalize(self.current()).ok();
+        let current = self.current_file();
         let (mut kept, mut removed) = (usize::from(current.is_some()), false);
-        for path in self.files() {
-            if fs::canonicalize(&path).ok() == current {
+        for path in self.pair_files() {
+            if self.files.canonicalize(&path).ok() == current {
                 continue;
             }
             if kept < keep {
                 kept += 1;
             } else {
-                fs::remove_file(&path)?;
+                self.files.remove(&path)?;
                 removed = true;
             }
         }
         if removed {
-            durable::sync_directory(&self.directory)?;
+            self.files.sync_directory(&self.directory)?;
         }
         Ok(kept)
     }
 
     /// The pair files, the newest first; links and strangers are left out.
-    fn files(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(&self.directory) else {
-            return Vec::new();
-        };
-        let mut files: Vec<(SystemTime, PathBuf)> = entries
-            .filter_map(Result::ok)
-            .filter(|entry| self.is_pair_name(&entry.file_name()))
-            .filter_map(|entry| {
-                let metadata = fs::symlink_metadata(entry.path()).ok()?;
-                metadata.is_file().then_some((metadata.modified().ok()?, entry.path()))
+    fn pair_files(&self) -> Vec<PathBuf> {
+        let names = self.files.list(&self.directory).unwrap_or_default();
+        let mut pairs: Vec<((i64, i64), PathBuf)> = names
+            .into_iter()
+            .filter(|name| self.is_pair_name(name))
+            .filter_map(|name| {
+                let path = self.directory.join(name);
+                let found: Metadata = self.files.symlink_metadata(&path).ok()?;
+                (found.kind == FileKind::File).then_some((found.modified, path))
             })
             .collect();
-        files.sort();
-        files.into_iter().rev().map(|(_, path)| path).collect()
+        pairs.sort();
+        pairs.into_iter().rev().map(|(_, path)| path).collect()
     }
 
     fn is_pair_name(&self, name: &OsString) -> bool {
@@ -180,7 +218,7 @@ impl PairDirectory {
                 number => format!("{}-{stamp}-{number}.pem", self.prefix),
             };
             let path = self.directory.join(&name);
-            if fs::symlink_metadata(&path).is_err() {
+            if self.files.symlink_metadata(&path).is_err() {
                 return Ok((path, name));
             }
         }
@@ -190,6 +228,8 @@ impl PairDirectory {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn directory() -> (tempfile::TempDir, PairDirectory) {
@@ -217,7 +257,7 @@ mod tests {
         for _ in 0..3 {
             pairs.publish("one").expect_err("in the way");
         }
-        assert_eq!(pairs.pairs().len(), 0);
+        assert!(pairs.pairs().iter().all(Result::is_err), "the directory alone is there");
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! Files that others keep and read too: replaced where they are, and left as open or closed as they were.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::durable;
-use crate::world::User;
+use crate::world::files::FileKind;
+use crate::world::{Files, User};
 
 /// As many as the kernel follows (path_resolution(7)).
 const LINKS: usize = 40;
@@ -16,62 +15,65 @@ const LINKS: usize = 40;
 ///
 /// # Errors
 /// Whatever the file system says, and if a link is somebody else's; the file is then as it was.
-pub fn replace(path: &Path, content: &[u8], owner: Option<User>) -> io::Result<()> {
-    let target = target_of(path)?;
-    fs::create_dir_all(durable::directory_of(&target))?;
-    let (mode, owner) = match (fs::metadata(&target), owner) {
-        (Ok(there), wanted) if wanted.is_none_or(|wanted| wanted.uid == there.uid()) => {
-            (there.mode() & 0o777, Some(User { uid: there.uid(), gid: there.gid() }))
+pub fn replace(files: &dyn Files, path: &Path, content: &[u8], owner: Option<User>) -> io::Result<()> {
+    let target = target_of(files, path)?;
+    files.create_directories(durable::directory_of(&target), 0o755)?;
+    let (mode, owner) = match (files.metadata(&target), owner) {
+        (Ok(there), wanted) if wanted.is_none_or(|wanted| wanted.uid == there.uid) => {
+            (there.mode, Some(User { uid: there.uid, gid: there.gid }))
         }
         (_, wanted) => (0o600, wanted),
     };
-    durable::replace_for(&target, content, mode, owner)
+    durable::replace_for(files, &target, content, mode, owner)
 }
 
 /// What `path` is a link to in the end, whether or not that exists; `path` itself if it is no link.
 ///
 /// # Errors
 /// If a link is somebody else's: he would choose which file is written. If there is no end to them.
-pub fn target_of(path: &Path) -> io::Result<PathBuf> {
+pub fn target_of(files: &dyn Files, path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..LINKS {
-        let Ok(found) = fs::symlink_metadata(&path) else { return Ok(path) };
-        if !found.is_symlink() {
+        let Ok(found) = files.symlink_metadata(&path) else { return Ok(path) };
+        if found.kind != FileKind::Link {
             return Ok(path);
         }
-        if found.uid() != rustix::process::geteuid().as_raw() {
-            let detail = format!("{} is a symbolic link of user {}", path.display(), found.uid());
+        if found.uid != rustix::process::geteuid().as_raw() {
+            let detail = format!("{} is a symbolic link of user {}", path.display(), found.uid);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, detail));
         }
-        path = durable::directory_of(&path).join(fs::read_link(&path)?);
+        path = durable::directory_of(&path).join(files.read_link(&path)?);
     }
     Err(io::Error::other(format!("the symbolic links at {} have no end", path.display())))
 }
 
 /// Whether both paths lead to one file, or would if it existed.
-pub fn is_same(one: &Path, other: &Path) -> bool {
-    let identity = |path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+pub fn is_same(files: &dyn Files, one: &Path, other: &Path) -> bool {
+    let identity = |path| files.metadata(path).map(|found| (found.device, found.inode)).ok();
     match (identity(one), identity(other)) {
         (Some(one), Some(other)) => one == other,
-        (None, None) => resolved(one) == resolved(other),
+        (None, None) => resolved(files, one) == resolved(files, other),
         _ => false,
     }
 }
 
 /// The path with the links and `..` in it resolved, as far as it exists.
-fn resolved(path: &Path) -> PathBuf {
-    let path = target_of(path).unwrap_or_else(|_| path.to_owned());
-    match (path.canonicalize(), path.parent(), path.file_name()) {
+fn resolved(files: &dyn Files, path: &Path) -> PathBuf {
+    let path = target_of(files, path).unwrap_or_else(|_| path.to_owned());
+    match (files.canonicalize(&path), path.parent(), path.file_name()) {
         (Ok(found), ..) => found,
-        (Err(_), Some(parent), Some(name)) => resolved(parent).join(name),
+        (Err(_), Some(parent), Some(name)) => resolved(files, parent).join(name),
         _ => path,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+    use crate::world::SystemFiles;
 
     fn access(path: &Path) -> (u32, u32, u32) {
         let found = fs::symlink_metadata(path).expect("there");
@@ -83,24 +85,24 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (real, link) = (directory.path().join("real"), directory.path().join("link"));
         symlink("real", &link).expect("linked");
-        replace(&link, b"new", None).expect("written where the link leads");
+        replace(&SystemFiles, &link, b"new", None).expect("written where the link leads");
         assert_eq!(access(&real).0, 0o600);
         fs::set_permissions(&real, fs::Permissions::from_mode(0o640)).expect("ours");
         if !rustix::process::geteuid().is_root() {
             return; // Only root can give files away.
         }
         chown(&real, None, Some(65534)).expect("as root");
-        replace(&link, b"one", None).expect("written");
+        replace(&SystemFiles, &link, b"one", None).expect("written");
         assert_eq!((fs::read(&real).expect("readable"), access(&real)), (b"one".to_vec(), (0o640, 0, 65534)));
-        replace(&link, b"two", Some(User { uid: 0, gid: 0 })).expect("written");
+        replace(&SystemFiles, &link, b"two", Some(User { uid: 0, gid: 0 })).expect("written");
         assert_eq!(access(&real), (0o640, 0, 65534), "it is root's already");
-        replace(&link, b"three", Some(User { uid: 65534, gid: 7 })).expect("written");
+        replace(&SystemFiles, &link, b"three", Some(User { uid: 65534, gid: 7 })).expect("written");
         assert_eq!((fs::read(&link).expect("readable"), access(&real)), (b"three".to_vec(), (0o600, 65534, 7)));
         assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
 
         // Its owner would have root write what root alone may.
         lchown(&link, Some(65534), None).expect("as root");
-        assert!(replace(&link, b"four", None).is_err());
+        assert!(replace(&SystemFiles, &link, b"four", None).is_err());
         assert_eq!(fs::read(&real).expect("readable"), b"three");
     }
 
@@ -113,11 +115,14 @@ mod tests {
         symlink("missing", path("real/dangling")).expect("linked");
         symlink("round", path("round")).expect("linked");
         let (one, other) = (path("link/config"), path("link/../real/config"));
-        assert!(is_same(&one, &other), "before it exists");
+        assert!(is_same(&SystemFiles, &one, &other), "before it exists");
         fs::write(&one, "").expect("written");
         fs::hard_link(&one, path("hard")).expect("linked");
-        assert!(is_same(&one, &other) && is_same(&one, &path("hard")));
-        assert!(is_same(&path("link/dangling"), &path("real/missing")));
-        assert!(!is_same(&one, &path("link/missing")) && !is_same(&path("missing"), &path("round")));
+        assert!(is_same(&SystemFiles, &one, &other) && is_same(&SystemFiles, &one, &path("hard")));
+        assert!(is_same(&SystemFiles, &path("link/dangling"), &path("real/missing")));
+        assert!(
+            !is_same(&SystemFiles, &one, &path("link/missing"))
+                && !is_same(&SystemFiles, &path("missing"), &path("round"))
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! Which file stands somewhere, and in which state.
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use crate::world::Files;
+use crate::world::files::Metadata;
 
 /// What a file is at one moment: whoever writes it, replaces it or touches it changes that. Its size is left out, which
 /// would say something of a secret in it.
@@ -18,8 +19,8 @@ pub struct FileStamp {
 
 impl FileStamp {
     /// Of the file at this path, or the one that a link there leads to; `None` if there is none that can be seen.
-    pub fn of(path: &Path) -> Option<Self> {
-        std::fs::metadata(path).ok().as_ref().map(Self::from)
+    pub fn of(files: &dyn Files, path: &Path) -> Option<Self> {
+        files.metadata(path).ok().as_ref().map(Self::from)
     }
 
     /// When it was put where it is, or changed, in seconds and nanoseconds since the epoch: a file that is moved keeps the
@@ -30,12 +31,7 @@ impl FileStamp {
 }
 
 impl From<&Metadata> for FileStamp {
-    fn from(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
+    fn from(found: &Metadata) -> Self {
+        Self { device: found.device, inode: found.inode, modified: found.modified, changed: found.changed }
     }
 }

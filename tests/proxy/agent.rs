@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pintle::consumers::kubeconfig::ClientFiles;
 use pintle::demo::control_plane::{self, ControlPlane, Options};
+use pintle::proxy::ClientFiles;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;

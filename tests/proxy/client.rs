@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use pintle::consumers::kubeconfig::ClientFiles;
+use pintle::proxy::ClientFiles;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};

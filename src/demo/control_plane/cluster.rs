@@ -2,14 +2,11 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::SystemTime;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,17 +14,11 @@ use tokio::sync::{broadcast, watch};
 
 use super::authentication::{ClientVerifier, User, hexadecimal};
 use super::certificate_authority::{CertificateAuthority, random_bytes};
+use super::object::{APPROVED, DENIED, FAILED, conditions_of, has_condition, name_of};
 use super::registry::{Registry, Stored};
 use super::status::Failure;
 use super::strategy::{check_preconditions, complete_conditions, prepare_for_create, validate};
 use super::{Faults, Observation, Options};
-
-/// The condition type of an approved request.
-pub(super) const APPROVED: &str = "Approved";
-/// The condition type of a denied request.
-pub(super) const DENIED: &str = "Denied";
-/// The condition type of a request that the signer refused.
-pub(super) const FAILED: &str = "Failed";
 
 /// The authority for client certificates, and what follows from it.
 struct ClientTrust {
@@ -237,38 +228,6 @@ impl ClientTrust {
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self { authority, verifier, tls: Arc::new(tls) })
     }
-}
-
-/// The object's name.
-pub(super) fn name_of(object: &CertificateSigningRequest) -> String {
-    object.metadata.name.clone().unwrap_or_default()
-}
-
-/// The object's conditions.
-pub(super) fn conditions_of(object: &CertificateSigningRequest) -> &[CertificateSigningRequestCondition] {
-    object.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default()
-}
-
-/// Whether the object has a condition of this type.
-pub(super) fn has_condition(object: &CertificateSigningRequest, type_: &str) -> bool {
-    conditions_of(object).iter().any(|condition| condition.type_ == type_)
-}
-
-/// Whether a certificate has been issued.
-pub(super) fn is_issued(object: &CertificateSigningRequest) -> bool {
-    let certificate = object.status.as_ref().and_then(|status| status.certificate.as_ref());
-    certificate.is_some_and(|pem| !pem.0.is_empty())
-}
-
-/// The time now, in whole seconds as Kubernetes writes it.
-pub(super) fn now() -> Time {
-    Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH))
-}
-
-/// A system time as a timestamp in whole seconds.
-pub(super) fn timestamp(time: SystemTime) -> Timestamp {
-    let exact = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
-    Timestamp::from_second(exact.as_second()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// `[a-z0-9]{6}.[a-z0-9]{16}`, as `kubeadm token generate`.

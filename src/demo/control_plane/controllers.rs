@@ -16,7 +16,8 @@ use super::certificate_authority::BACKDATE;
 use super::certification_request::{
     CertificationRequest, KUBE_APISERVER_CLIENT, KUBE_APISERVER_CLIENT_KUBELET, KUBELET_SERVING,
 };
-use super::cluster::{APPROVED, Cluster, DENIED, FAILED, has_condition, is_issued, name_of, timestamp};
+use super::cluster::Cluster;
+use super::object::{APPROVED, DENIED, FAILED, has_condition, is_issued, name_of, timestamp};
 
 /// Lives from here on are counted from the backdated notBefore (kubernetes pkg/controller/certificates/authority).
 const SHORT_LIFE: Duration = Duration::from_secs(8 * 3600);

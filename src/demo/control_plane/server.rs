@@ -4,13 +4,12 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -18,27 +17,13 @@ use tokio_rustls::TlsAcceptor;
 
 use super::api;
 use super::cluster::Cluster;
+use super::connection::Connection;
 
 /// How soon a port that is not free yet is tried again.
 const REBIND_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a client may take for its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What a request can know about the connection that it came by.
-pub(super) struct Connection {
-    /// The client's certificates, leaf first; the handshake proved possession of the leaf's key, no more.
-    pub(super) certificates: Vec<CertificateDer<'static>>,
-    /// Set by the first request that was authenticated.
-    pub(super) introduced: AtomicBool,
-}
-
-impl Connection {
-    /// True once.
-    pub(super) fn introduce(&self) -> bool {
-        !self.introduced.swap(true, Ordering::Relaxed)
-    }
-}
 
 /// Binds a free port of 127.0.0.1 and serves it. The receiver tells whether the port is open.
 pub(super) async fn start(cluster: Arc<Cluster>) -> io::Result<(SocketAddr, watch::Receiver<bool>, JoinHandle<()>)> {

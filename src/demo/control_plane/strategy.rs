@@ -11,7 +11,7 @@ use super::certificate_authority::random_bytes;
 use super::certification_request::{
     CertificationRequest, KUBE_APISERVER_CLIENT, KUBE_APISERVER_CLIENT_KUBELET, KUBELET_SERVING, unknown_usage,
 };
-use super::cluster::{APPROVED, DENIED, FAILED, name_of, now};
+use super::object::{APPROVED, DENIED, FAILED, name_of, now};
 use super::status::Failure;
 
 /// The object as it is stored: what a client may set, and who it is.

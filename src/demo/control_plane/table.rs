@@ -3,7 +3,7 @@
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use serde_json::{Value, json};
 
-use super::cluster::{APPROVED, DENIED, FAILED, has_condition, is_issued};
+use super::object::{APPROVED, DENIED, FAILED, has_condition, is_issued};
 
 /// What a row carries besides its cells (the query parameter includeObject).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::cluster::{Cluster, name_of, now};
+use super::cluster::Cluster;
+use super::object::{name_of, now};
 use super::registry::ChangeKind;
 use super::status::Failure;
 use super::table::{IncludeObject, table};

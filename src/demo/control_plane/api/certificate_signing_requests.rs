@@ -8,7 +8,7 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use serde_json::{Value, json};
 
 use super::super::authorization::authorize;
-use super::super::cluster::now;
+use super::super::object::now;
 use super::super::registry::Stored;
 use super::super::status::{Failure, GROUP, RESOURCE};
 use super::super::table::{IncludeObject, table};

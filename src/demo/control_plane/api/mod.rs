@@ -21,7 +21,7 @@ use self::negotiation::Query;
 use super::Observation;
 use super::authentication::{User, authenticate};
 use super::cluster::Cluster;
-use super::server::Connection;
+use super::connection::Connection;
 use super::status::Failure;
 
 /// The largest body that is read, as kube-apiserver's limit.

@@ -4,7 +4,7 @@ use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::super::authorization;
-use super::super::cluster::now;
+use super::super::object::now;
 use super::super::status::{Failure, GROUP, RESOURCE};
 use super::{Body, Call, JSON, json};
 
