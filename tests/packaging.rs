@@ -5,6 +5,7 @@
 mod debian;
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -108,6 +109,17 @@ fn the_same_binaries_give_the_same_packages() {
         let first = PACKAGES.file(name, "1");
         let second = again.join(first.file_name().unwrap());
         assert!(std::fs::read(&first).unwrap() == std::fs::read(second).unwrap(), "{name} differs");
+    }
+}
+
+/// `.cargo/config.toml` leaves out AWS-LC's CPU-jitter entropy, which costs every process some 70 ms before its first key.
+#[test]
+fn randomness_comes_from_the_kernel() {
+    for binary in [PathBuf::from(PINTLE), Path::new(PINTLE).with_file_name(PLUGIN)] {
+        let symbols = succeed(Command::new("nm").arg(&binary));
+        assert!(symbols.contains("RAND_bytes"), "{} has the names of AWS-LC's functions", binary.display());
+        let jitter: Vec<&str> = symbols.lines().filter(|line| line.contains("jent_")).collect();
+        assert!(jitter.is_empty(), "{}: {jitter:?}", binary.display());
     }
 }
 

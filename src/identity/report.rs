@@ -29,6 +29,8 @@ pub(super) struct Reporter {
     errors: u64,
     /// Why the journal could not be saved.
     unsaved: Option<String>,
+    /// How often in a row it could not be for this reason.
+    unsaved_times: u32,
     /// How far the API server's clock is ahead, seconds.
     pub(super) server_ahead: Option<i64>,
 }
@@ -44,6 +46,16 @@ enum Known {
     Replacing,
     /// Its key is lost, and nothing is done about it.
     KeyLost,
+}
+
+impl Reporter {
+    /// Notes why the journal could not be saved, or that it could be. Answers what is to be told of it: it is tried every
+    /// few seconds, perhaps for weeks, so the same reason is told the more rarely the longer it goes on.
+    fn note_unsaved(&mut self, unsaved: Option<String>) -> Option<String> {
+        self.unsaved_times = if unsaved == self.unsaved { self.unsaved_times.saturating_add(1) } else { 1 };
+        self.unsaved = unsaved;
+        self.unsaved.clone().filter(|_| self.unsaved_times.is_power_of_two())
+    }
 }
 
 impl Agent {
@@ -203,11 +215,11 @@ impl Agent {
 
     /// Tells that the journal could not be saved, or that it can be again.
     pub(super) fn note_journal(&mut self, unsaved: Option<String>, action: &Action) {
-        if let Some(reason) = unsaved.clone() {
+        let is_change = unsaved != self.reporter.unsaved;
+        if let Some(reason) = self.reporter.note_unsaved(unsaved) {
             self.telemetry.emit(Event::JournalNotSaved { reason });
         }
-        if unsaved != self.reporter.unsaved {
-            self.reporter.unsaved = unsaved;
+        if is_change {
             self.telemetry.set_status(self.status(action));
         }
     }
@@ -274,4 +286,23 @@ pub(crate) fn status_of(state: &State, config: &IdentityConfig) -> IdentityStatu
         status.retry_at = Some(back_off.until);
     }
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c29_a_journal_that_cannot_be_saved_is_told_of_on_change_and_then_ever_more_rarely() {
+        let mut reporter = Reporter::default();
+        let mut told = |reason: Option<&str>, times: u32| {
+            (0..times).filter(|_| reporter.note_unsaved(reason.map(str::to_owned)).is_some()).count()
+        };
+        assert_eq!(told(None, 5), 0);
+        // At 1, 2, 4, ... 512.
+        assert_eq!(told(Some("the disk is full"), 1000), 10);
+        assert_eq!(told(Some("the file system is read-only"), 1), 1, "another reason");
+        assert_eq!(told(None, 3), 0);
+        assert_eq!(told(Some("the file system is read-only"), 1), 1, "it was saved meanwhile");
+    }
 }

@@ -43,6 +43,9 @@ struct Figures {
     cpu: f64,
 }
 
+/// A row's title, and which of the figures it shows.
+type Row = (&'static str, fn(&Figures) -> f64);
+
 fn main() {
     let control_plane = ControlPlane::start(Options { audit: false, ..Options::default() });
     let bed = Bed {
@@ -147,7 +150,7 @@ fn print(programs: &[Program], rounds: &[Vec<Figures>]) {
         print!("{:>26}", format!("{} / client-go", program.name));
     }
     println!();
-    let rows: [(&str, fn(&Figures) -> f64); 3] = [
+    let rows: [Row; 3] = [
         ("from start to the current pair", |figures| figures.published),
         ("from start to end", |figures| figures.exited),
         ("CPU of the whole process", |figures| figures.cpu),
