@@ -189,7 +189,7 @@ fn whatever_is_wrong_is_said_with_what_to_do() {
         ("expiration-seconds = 30", "600"),
         ("backend = \"hsm\"", "hsm"),
         ("key-algorithm = \"dsa\"", "ecdsa-p256"),
-        ("[backends.x]\ntype = \"paper\"", "pkcs11"),
+        ("[backends.x]\ntype = \"paper\"", "`pkcs11`"),
         ("[backends.x]\ntype = \"pkcs11\"", "uri"),
         ("[backends.x]\ntype = \"tpm\"\nisolation = \"some\"", "isolation is"),
         ("[backends.x]\ntype = \"tpm\"\nisolation = { group = \"tss\" }", "isolation"),
