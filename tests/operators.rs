@@ -337,7 +337,7 @@ fn what_is_wrong_with_a_bootstrap_kubeconfig_is_said_without_its_secrets() {
     let proxy = bootstrap.replace("server: ", "proxy-url: ftp://user:hunter2@proxy\n    server: ");
     for (name, kubeconfig, words) in [
         ("tab", bootstrap.replace(line, &format!("{line}\n\tx: y")), "line "),
-        ("key-list", user(&["client-key-data: [hunter2]"]), "line "),
+        ("key-list", user(&["client-key-data: [hunter2]"]), "its user: invalid type"),
         ("key", user(&["client-certificate-data: eA==", "client-key-data: hunter2-"]), "not valid base64"),
         ("exec-fails", script("echo hunter2-output; echo hunter2-error >&2; exit 3"), "sh failed: exit status: 3"),
         ("exec-no-json", script("echo hunter2: hunter2: hunter2"), "no ExecCredential"),

@@ -9,7 +9,6 @@ use zeroize::Zeroizing;
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
-use crate::store::PairDirectory;
 use crate::store::pair::installed_at;
 use crate::world::clock;
 
@@ -45,16 +44,17 @@ const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authenti
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// The identity
-    #[arg(default_value = "client", value_parser = ["client"])]
-    identity: String,
+    /// The identity [default: the only one]
+    #[arg(value_name = "IDENTITY")]
+    identity: Option<String>,
 }
 
 impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let version = version(std::env::var("KUBERNETES_EXEC_INFO").ok().as_deref())?;
         let config = Config::load(&self.flags)?;
-        let current = PairDirectory::new(config.cert_dir, "kubelet-client").current();
+        let config = config.identity(self.identity.as_deref())?;
+        let current = config.pairs().current();
         let pair = match std::fs::read_to_string(&current) {
             Ok(pair) => Zeroizing::new(pair),
             Err(error) => {

@@ -15,7 +15,6 @@ use zeroize::Zeroizing;
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
-use crate::store::PairDirectory;
 use crate::world::clock;
 
 const NOT_X509: &str = "a CERTIFICATE block holds no X.509 certificate";
@@ -27,13 +26,16 @@ pub(super) struct Arguments {
     flags: Flags,
     /// The PEM file, or - for standard input [default: the current pair]
     file: Option<PathBuf>,
+    /// The identity whose current pair is meant [default: the only one]
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    identity: Option<String>,
 }
 
 impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let path = match self.file {
             Some(file) => file,
-            None => PairDirectory::new(Config::load(&self.flags)?.cert_dir, "kubelet-client").current(),
+            None => Config::load(&self.flags)?.identity(self.identity.as_deref())?.pairs().current(),
         };
         let mut content = Vec::new();
         let read = if path.as_os_str() == "-" {

@@ -1,11 +1,11 @@
 //! Where `pintle migrate` has moved an identity: it holds until the configuration names another backend.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, IdentityConfig};
 use crate::parse_error;
 use crate::store::durable;
 use crate::world::SystemFiles;
@@ -13,29 +13,27 @@ use crate::world::SystemFiles;
 /// What stands in the file.
 #[derive(Serialize, Deserialize)]
 struct Migration {
-    /// The backend that the configuration named at that time. Whoever changes the configuration later means it.
+    /// The backend that the configuration named at that time: a later change of the configuration takes precedence.
     configured: String,
     /// The backend that keys are made in instead.
     backend: String,
 }
 
-/// Where it is written down.
-fn path(config: &Config) -> PathBuf {
-    config.state_dir.join("migration.json")
-}
-
-/// The configuration as it stands after the migrations that have been written down since it was loaded.
+/// The configuration as it stands after the migrations that have been recorded since it was loaded.
 pub(crate) fn followed(config: &Config) -> Config {
-    let mut config = Config { backend: config.configured_backend.clone(), ..config.clone() };
-    // What the agent itself wrote is readable; if it is not, what is configured is the best that is known.
-    let _ = follow(&mut config);
+    let mut config = config.clone();
+    for identity in &mut config.identities {
+        identity.backend.clone_from(&identity.configured_backend);
+        // What the agent itself wrote is readable; if it is not, what is configured is the best that is known.
+        let _ = follow(identity);
+    }
     config
 }
 
-/// Takes the backend of the last migration, if it still holds.
-pub(super) fn follow(config: &mut Config) -> Result<(), ConfigError> {
-    let path = path(config);
-    // Who may not read it, may not run the agent either.
+/// Takes the backend of the identity's last migration, if it still holds.
+pub(super) fn follow(config: &mut IdentityConfig) -> Result<(), ConfigError> {
+    let path = config.migration();
+    // A user who may not read it may not run the agent either.
     let Ok(content) = std::fs::read(&path) else {
         return Ok(());
     };
@@ -45,18 +43,18 @@ pub(super) fn follow(config: &mut Config) -> Result<(), ConfigError> {
             "remove it, and name the backend in the configuration file",
         )
     })?;
-    if migration.configured == config.backend && config.backends.contains_key(&migration.backend) {
+    if migration.configured == config.backend && config.node.backends.contains_key(&migration.backend) {
         config.backend = migration.backend;
     }
     Ok(())
 }
 
-/// Writes down that keys are made in `backend` from now on.
+/// Records that the identity's keys are made in `backend` from now on.
 ///
 /// # Errors
 /// Whatever the file system says.
-pub fn save(config: &Config, backend: &str) -> io::Result<()> {
-    let path = path(config);
+pub fn save(config: &IdentityConfig, backend: &str) -> io::Result<()> {
+    let path = config.migration();
     if backend == config.configured_backend {
         return remove(&path);
     }
@@ -89,7 +87,7 @@ mod tests {
                 state_dir: Some(directory.path().to_owned()),
                 ..Flags::default()
             };
-            Config::load(&flags).expect("valid")
+            Config::load(&flags).expect("valid").identities.remove(0)
         };
         let config = load("file");
         save(&config, "one").expect("saved");

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::kubernetes::kubeconfig::KubeconfigFile;
+use crate::kubernetes::kubeconfig::{KubeconfigFile, SecretsOfCluster};
 use crate::proxy::{ClientFiles, LocalServer};
 use crate::store::shared;
 use crate::world::{SystemFiles, User};
@@ -78,13 +78,16 @@ impl Kubeconfig {
     /// Those of [`KubeconfigFile::read`], also if there is no such file.
     pub fn for_cluster_of(path: &Path) -> io::Result<Self> {
         let file = KubeconfigFile::read(path)?;
-        let server = file.server_without_user();
+        let SecretsOfCluster { server, authority } = file.secrets_of_cluster()?;
         let mut other = Self::from(file);
         let mut new = Self::new();
         *new.cluster() = std::mem::take(other.cluster());
         // A user in the URL is a credential, which the new kubeconfig has one of its own for.
         if let Some(url) = server {
             new.cluster().insert("server".to_owned(), url.to_string().into());
+        }
+        if let Some(authority) = authority {
+            new.cluster().insert("certificate-authority-data".to_owned(), authority.into());
         }
         // A relative path counts from the file that it stands in.
         if let (Some(Value::String(authority)), Some(directory)) =

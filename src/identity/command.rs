@@ -5,20 +5,13 @@ use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use super::{Agent, Command, Migration};
 use crate::config;
-use crate::keys::{CALL_DEADLINE, inventory};
+use crate::keys::CALL_DEADLINE;
 
 impl Agent {
     /// Does what was asked for; the event is what it means for the rotation.
     pub(super) async fn handle_command(&mut self, command: Command) -> Event {
         match command {
             Command::Rotate => Event::RotationRequested,
-            Command::Prune { selection, dry_run, reply } => {
-                let states = [&self.state];
-                let inventory = inventory::prune(&self.config, &self.keyring, &states, &selection, dry_run).await;
-                // The client may have gone away.
-                let _ = reply.send(inventory);
-                Event::Woke
-            }
             Command::Migrate { to, dry_run, reply } => {
                 let migration = self.migrate(&to, dry_run).await;
                 let begins = !dry_run && migration.as_ref().is_ok_and(|migration| migration.moves);
@@ -39,7 +32,7 @@ impl Agent {
             config::migration::save(&self.config, to).map_err(|error| {
                 let detail = format!("the migration cannot be written down: {error}");
                 BackendError::new(BackendErrorKind::Unavailable, detail)
-                    .with_hint(format!("make room in {}", self.config.state_dir.display()))
+                    .with_hint(format!("make room in {}", self.config.node.state_dir.display()))
             })?;
             to.clone_into(&mut self.config.backend);
             to.clone_into(&mut self.policy.backend);

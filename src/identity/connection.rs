@@ -10,7 +10,7 @@ use pintle_plugins_api::BackendError;
 use tokio::sync::oneshot;
 
 use super::changes::SeenFiles;
-use crate::config::Config;
+use crate::config::IdentityConfig;
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{HeldCertificate, Keyring, certified_key};
 use crate::kubernetes::{Api, Cluster, ClusterError};
@@ -41,7 +41,7 @@ impl Connections {
     /// The API server as this credential.
     pub(super) async fn held(
         &mut self,
-        config: &Config,
+        config: &IdentityConfig,
         keyring: &Keyring,
         credential: &Credential,
     ) -> Result<Arc<Api>, ApiFailure> {
@@ -58,7 +58,7 @@ impl Connections {
     /// The API server as this credential, over a connection of its own.
     pub(super) async fn fresh(
         &self,
-        config: &Config,
+        config: &IdentityConfig,
         keyring: &Keyring,
         credential: &Credential,
     ) -> Result<Arc<Api>, ApiFailure> {
@@ -77,7 +77,7 @@ impl Connections {
 
     /// The API server as the bootstrap credential. The kubeconfig is read anew after each failure, so a credential that
     /// was replaced is noticed; one that was deleted after it was read goes on being used (case C23).
-    pub(super) async fn bootstrap(&mut self, config: &Config) -> Result<Arc<Api>, ApiFailure> {
+    pub(super) async fn bootstrap(&mut self, config: &IdentityConfig) -> Result<Arc<Api>, ApiFailure> {
         if let Some(api) = &self.bootstrap {
             return Ok(Arc::clone(api));
         }
@@ -120,7 +120,7 @@ impl Connections {
 
     /// Where the API server is: the kubelet's kubeconfig says so, and before there is one, the bootstrap kubeconfig or
     /// what was kept of it. One that is torn or makes no sense is as good as none.
-    pub(super) async fn cluster(&self, config: &Config) -> Result<Cluster, ApiFailure> {
+    pub(super) async fn cluster(&self, config: &IdentityConfig) -> Result<Cluster, ApiFailure> {
         let mut found = Cluster::read(&config.kubeconfig).await;
         for path in config.bootstrap_kubeconfig.iter().chain([&config.cluster_kubeconfig()]) {
             let Err(error) = &found else { break };
@@ -134,7 +134,7 @@ impl Connections {
     }
 
     /// Forgets a client after a failure, unless it may be the only way to go on.
-    pub(super) fn forget(&mut self, config: &Config, authority: Authority) {
+    pub(super) fn forget(&mut self, config: &IdentityConfig, authority: Authority) {
         match authority {
             Authority::Held => self.held = None,
             // Each proof has a client of its own.

@@ -21,9 +21,8 @@ use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, 
 use pintle_plugins_api::{BackendError, KeyAlgorithm};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::Config;
+use crate::config::IdentityConfig;
 use crate::keys::Keyring;
-use crate::keys::inventory::{Inventory, Selection};
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{self, Telemetry};
 use crate::world::clock::{self, Clock, now};
@@ -36,15 +35,6 @@ pub use start::StartError;
 pub enum Command {
     /// Rotate now.
     Rotate,
-    /// Destroy the keys that nobody needs. The agent itself does it: nobody else knows which key it needs next.
-    Prune {
-        /// Which.
-        selection: Selection,
-        /// Whether only to tell which.
-        dry_run: bool,
-        /// Who waits for the answer.
-        reply: oneshot::Sender<Inventory>,
-    },
     /// Make new keys in another backend from now on, and move there at once.
     Migrate {
         /// The backend.
@@ -69,7 +59,7 @@ pub struct Migration {
 
 /// Keeps one identity: its state, and everything that is needed to act on it.
 pub struct Agent {
-    config: Config,
+    config: IdentityConfig,
     policy: Policy,
     template: Template,
     authorities: Option<Vec<Vec<u8>>>,
@@ -80,6 +70,7 @@ pub struct Agent {
     connections: Connections,
     telemetry: Arc<Telemetry>,
     commands: mpsc::Receiver<Command>,
+    installed: watch::Sender<bool>,
     state: State,
     reporter: report::Reporter,
     /// Held for as long as the agent lives, so that no other publishes into the same directory.
@@ -91,22 +82,16 @@ pub struct Agent {
 /// Everything that an agent is started with.
 pub struct Parts {
     /// What to do.
-    pub config: Config,
+    pub config: IdentityConfig,
     /// The backends.
     pub keyring: Keyring,
     /// Where events go.
     pub telemetry: Arc<Telemetry>,
     /// What operators ask for.
     pub commands: mpsc::Receiver<Command>,
-}
-
-/// When an agent's run ends by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Until {
-    /// Only when it is stopped.
-    Stopped,
-    /// As soon as a certificate that is good is installed and nothing is left to do.
-    Installed,
+    /// Becomes true once what the configuration asks for is installed and nothing is left to do, for as long as that is
+    /// so.
+    pub installed: watch::Sender<bool>,
 }
 
 impl Agent {
@@ -118,8 +103,8 @@ impl Agent {
         start::start(parts).await
     }
 
-    /// Runs until it is told to stop, or until what `until` says.
-    pub async fn run(mut self, until: Until, mut stop: watch::Receiver<bool>) {
+    /// Runs until it is told to stop.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut event = self.first_event();
         loop {
             self.telemetry.alive();
@@ -130,9 +115,6 @@ impl Agent {
             if self.state.trusted().map(|credential| *credential.fingerprint()) != speaks_as {
                 // New connections speak as it from now on, and not only once something else happens.
                 self.update_proxy().await;
-            }
-            if until == Until::Installed && self.is_installed(&action) {
-                break;
             }
             event = tokio::select! {
                 event = self.act(action) => event,
@@ -150,6 +132,7 @@ impl Agent {
         let unsaved = self.journal.save(&self.state).err().map(|error| error.to_string());
         let is_saved = unsaved.is_none();
         self.note_journal(unsaved, &action);
+        self.installed.send_replace(is_saved && self.is_installed(&action));
         if !is_saved && !waits {
             // Nothing is done that is not written down first; what is known stays in memory meanwhile (case C29).
             return self.pause(Some(now() + Policy::LOCAL_RETRY)).await;
@@ -183,13 +166,14 @@ impl Agent {
         if event == Event::Woke { self.observe_environment().await } else { event }
     }
 
-    /// Whether `--once` ends here: a certificate that is good is installed, and there is nothing left to do, or nothing
-    /// that can be done right now.
+    /// Whether what the configuration asks for is installed and nothing is left to do, so that a device may be unplugged:
+    /// a good certificate whose key is where new keys are made, no rotation under way, and no old key left anywhere.
     fn is_installed(&self, action: &Action) -> bool {
-        let held = self.state.held().is_some_and(|held| !held.has_expired(now()));
+        let held = self.state.held().filter(|held| !held.has_expired(now()));
+        // With rotation off, a key stays where it is until its certificate expires, whatever the backend is now.
+        let in_place = held.is_some_and(|held| held.key().backend == self.policy.backend || !self.policy.rotate);
         let idle = *self.state.phase() == Phase::Holding
             && matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
-        let pending = matches!(action, Action::Observe { .. }) && self.reporter.pending.is_some();
-        held && (idle || pending || self.state.back_off().is_some())
+        in_place && idle && self.state.retiring().is_empty() && self.state.back_off().is_none()
     }
 }

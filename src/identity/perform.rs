@@ -201,7 +201,7 @@ impl Agent {
     /// Writes the kubelet's kubeconfig where there is none.
     pub(super) fn ensure_kubeconfig(&self) -> Result<(), String> {
         let path = &self.config.kubeconfig;
-        if path.exists() {
+        if path.exists() || !self.config.owns_kubeconfig {
             return Ok(());
         }
         // Without any of them, the API server's address is not known, and nothing could be written.

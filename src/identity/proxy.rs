@@ -34,7 +34,7 @@ impl Agent {
             detail,
             hint: hint(&error, user, "mend or remove the file, or name another as proxy.kubeconfig"),
         })?;
-        self.telemetry.watch_proxy("client", handle.gauge());
+        self.telemetry.watch_proxy(handle.gauge());
         self.proxy = Some(handle);
         self.update_proxy().await;
         Ok(())

@@ -10,7 +10,7 @@ use super::connection::check_key;
 use super::now;
 use super::pair::{leaf_key_of, private_key_of, write_pair};
 use super::start::{StartError, renamed};
-use crate::config::{Config, FILE_BACKEND};
+use crate::config::{FILE_BACKEND, IdentityConfig};
 use crate::keys::{CALL_DEADLINE, Keyring};
 use crate::store::pair::UnreadablePair;
 use crate::store::{FoundPair, PairDirectory};
@@ -19,7 +19,7 @@ use crate::telemetry::{Event, Telemetry};
 /// What is needed to find out where an identity stands.
 pub(super) struct Recovery<'a> {
     pub(super) policy: &'a Policy,
-    pub(super) config: &'a Config,
+    pub(super) config: &'a IdentityConfig,
     pub(super) template: &'a Template,
     pub(super) keyring: &'a Keyring,
     pub(super) telemetry: &'a Telemetry,
@@ -52,7 +52,7 @@ impl Recovery<'_> {
                     continue;
                 }
             };
-            if let Some(other) = node_name_of(&pair.content).filter(|name| *name != self.config.node_name) {
+            if let Some(other) = node_name_of(&pair.content).filter(|name| *name != self.config.node.name) {
                 if index == 0 {
                     return Err(renamed(&format!("system:node:{other}"), &self.template.common_name, self.config));
                 }
@@ -70,12 +70,7 @@ impl Recovery<'_> {
                         if index > 0 {
                             let _ = self.pairs.make_current(&pair.path);
                         }
-                        let credential = &adopted.credential;
-                        self.telemetry.emit(Event::CredentialAdopted {
-                            path,
-                            serial: credential.serial().to_owned(),
-                            not_after: credential.not_after().to_string(),
-                        });
+                        self.adopted(pair, &adopted);
                         return Ok(Found::Pair(adopted));
                     }
                     Err(reason) => self.unusable(&path, &reason),
@@ -142,6 +137,15 @@ impl Recovery<'_> {
         Ok(AdoptedPair { credential: credential.installed(installed), key_is_ours })
     }
 
+    /// Tells that a pair was taken over.
+    pub(super) fn adopted(&self, pair: &FoundPair, adopted: &AdoptedPair) {
+        self.telemetry.emit(Event::CredentialAdopted {
+            path: pair.path.display().to_string(),
+            serial: adopted.credential.serial().to_owned(),
+            not_after: adopted.credential.not_after().to_string(),
+        });
+    }
+
     /// The key of this public half, if a backend has it under a name of this identity; and whether it is this
     /// installation's own. A key in a device that an earlier installation made, or another cluster's agent, is used for
     /// the pair that names it, and never destroyed (case C33).
@@ -172,7 +176,7 @@ impl Recovery<'_> {
         let private_key = private_key_of(pair)
             .ok_or_else(|| BackendError::new(BackendErrorKind::NotFound, "the pair holds no private key"))?;
         // The files are the truth, so a second view of the directory beside the backend's own is as good.
-        FileBackend::open(&self.config.file_keys())?.import(&key.id, &private_key).map(|_| ())
+        FileBackend::open(&self.config.node.file_keys())?.import(&key.id, &private_key).map(|_| ())
     }
 
     /// Publishes the journal's credential again, where it has not expired and its key is there; whether that was so.

@@ -9,6 +9,7 @@ use pintle_agent_core::{Action, Phase, State, UnixTime};
 use pintle_plugins_api::PublicKey;
 
 use super::{Agent, now};
+use crate::config::IdentityConfig;
 use crate::telemetry::{self, Event, IdentityStatus, KeyStatus};
 
 /// What was told last, so that nothing is told twice.
@@ -28,6 +29,8 @@ pub(super) struct Reporter {
     errors: u64,
     /// Why the journal could not be saved.
     unsaved: Option<String>,
+    /// How often in a row it could not be for this reason.
+    unsaved_times: u32,
     /// How far the API server's clock is ahead, seconds.
     pub(super) server_ahead: Option<i64>,
 }
@@ -43,6 +46,16 @@ enum Known {
     Replacing,
     /// Its key is lost, and nothing is done about it.
     KeyLost,
+}
+
+impl Reporter {
+    /// Notes why the journal could not be saved, or that it could be. Answers what is to be told of it: it is tried every
+    /// few seconds, perhaps for weeks, so the same reason is told the more rarely the longer it goes on.
+    fn note_unsaved(&mut self, unsaved: Option<String>) -> Option<String> {
+        self.unsaved_times = if unsaved == self.unsaved { self.unsaved_times.saturating_add(1) } else { 1 };
+        self.unsaved = unsaved;
+        self.unsaved.clone().filter(|_| self.unsaved_times.is_power_of_two())
+    }
 }
 
 impl Agent {
@@ -153,15 +166,15 @@ impl Agent {
         } else {
             Event::Holding {
                 serial: held.serial().to_owned(),
-                opens: window.opens.to_string(),
-                rotates_at: window.deadline.to_string(),
-                not_after: window.end.to_string(),
+                opens: window.opens,
+                rotates_at: window.deadline,
+                not_after: window.end,
             }
         });
     }
 
     fn status(&self, action: &Action) -> IdentityStatus {
-        let mut status = status_of(&self.state, &self.template.common_name, &self.template.signer_name);
+        let mut status = status_of(&self.state, &self.config);
         let good = self.state.held().is_some_and(|held| !held.has_expired(now()));
         let back_off = self.state.back_off();
         status.state = match (self.state.phase(), action) {
@@ -201,22 +214,21 @@ impl Agent {
         if let Some(reason) = &self.reporter.unsaved {
             status.state = telemetry::State::Failing;
             status.reason = format!("the journal cannot be saved, so nothing is done: {reason}");
-            status.hint = format!("make room in {}, or make it writable", self.config.state_dir.display());
+            status.hint = format!("make room in {}, or make it writable", self.config.node.state_dir.display());
         }
         status.rotations = self.reporter.rotations;
         status.errors = self.reporter.errors;
         status.server_ahead_seconds = self.reporter.server_ahead;
-        status.pair = self.pairs.current().display().to_string();
         status
     }
 
     /// Tells that the journal could not be saved, or that it can be again.
     pub(super) fn note_journal(&mut self, unsaved: Option<String>, action: &Action) {
-        if let Some(reason) = unsaved.clone() {
+        let is_change = unsaved != self.reporter.unsaved;
+        if let Some(reason) = self.reporter.note_unsaved(unsaved) {
             self.telemetry.emit(Event::JournalNotSaved { reason });
         }
-        if unsaved != self.reporter.unsaved {
-            self.reporter.unsaved = unsaved;
+        if is_change {
             self.telemetry.set_status(self.status(action));
         }
     }
@@ -243,13 +255,15 @@ impl Agent {
 }
 
 /// What a state alone says, as `pintle status` also reads it from the journal of an agent that does not run.
-pub(crate) fn status_of(state: &State, subject: &str, signer_name: &str) -> IdentityStatus {
+pub(crate) fn status_of(state: &State, config: &IdentityConfig) -> IdentityStatus {
+    let template = config.template();
     let mut status = IdentityStatus {
-        identity: "client".to_owned(),
-        subject: subject.to_owned(),
-        signer_name: signer_name.to_owned(),
-        phase: state.phase().name().to_owned(),
+        identity: config.name.clone(),
+        subject: template.common_name,
+        signer_name: template.signer_name,
+        phase: state.phase().into(),
         state: telemetry::State::NotRunning,
+        pair: config.pairs().current().display().to_string(),
         ..IdentityStatus::default()
     };
     if let Some(held) = state.held() {
@@ -259,12 +273,12 @@ pub(crate) fn status_of(state: &State, subject: &str, signer_name: &str) -> Iden
             let _ = write!(text, "{byte:02x}");
             text
         });
-        status.not_before = held.not_before().to_string();
-        status.not_after = held.not_after().to_string();
-        status.installed_at = held.installed_at().to_string();
-        status.window_opens = window.opens.to_string();
-        status.rotates_at = window.deadline.to_string();
-        status.window_closes = window.closes.to_string();
+        status.not_before = Some(held.not_before());
+        status.not_after = Some(held.not_after());
+        status.installed_at = Some(held.installed_at());
+        status.window_opens = Some(window.opens);
+        status.rotates_at = Some(window.deadline);
+        status.window_closes = Some(window.closes);
         let algorithm = PublicKey::from_der(held.public_key()).map(|key| key.algorithm().to_string());
         status.key = Some(KeyStatus {
             backend: held.key().backend.clone(),
@@ -279,7 +293,26 @@ pub(crate) fn status_of(state: &State, subject: &str, signer_name: &str) -> Iden
         status.reason.clone_from(&back_off.reason);
         status.hint.clone_from(&back_off.hint);
         status.failures = back_off.failures;
-        status.retry_at = back_off.until.to_string();
+        status.retry_at = Some(back_off.until);
     }
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c29_a_journal_that_cannot_be_saved_is_told_of_on_change_and_then_ever_more_rarely() {
+        let mut reporter = Reporter::default();
+        let mut told = |reason: Option<&str>, times: u32| {
+            (0..times).filter(|_| reporter.note_unsaved(reason.map(str::to_owned)).is_some()).count()
+        };
+        assert_eq!(told(None, 5), 0);
+        // At 1, 2, 4, ... 512.
+        assert_eq!(told(Some("the disk is full"), 1000), 10);
+        assert_eq!(told(Some("the file system is read-only"), 1), 1, "another reason");
+        assert_eq!(told(None, 3), 0);
+        assert_eq!(told(Some("the file system is read-only"), 1), 1, "it was saved meanwhile");
+    }
 }

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::connection::Connections;
 use super::recovery::Recovery;
 use super::{Agent, Parts};
-use crate::config::Config;
+use crate::config::IdentityConfig;
 use crate::consumers::kubeconfig;
 use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
@@ -38,14 +38,14 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
-    let Parts { config, keyring, telemetry, commands } = parts;
+    let Parts { config, keyring, telemetry, commands, installed } = parts;
     let files: Arc<dyn Files> = Arc::new(SystemFiles);
     let template = config.template();
     let authorities = config.client_ca_file.as_ref().map(read_authorities).transpose()?;
     let journal = Journal::on(Arc::clone(&files), config.journal(), template.clone());
-    let pairs = PairDirectory::on(Arc::clone(&files), config.cert_dir.clone(), "kubelet-client");
+    let pairs = PairDirectory::on(Arc::clone(&files), config.cert_dir.clone(), config.pair_prefix());
     telemetry.emit(Event::Started {
-        identity: template.common_name.clone(),
+        subject: template.common_name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         backend: config.backend.clone(),
     });
@@ -77,7 +77,9 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     };
     let found = recovery.find_held(&journalled).await?;
     let state = State::recovered(Some(journalled), installation, found, now(), &policy);
-    if let Some(reason) = kubeconfig::staleness(&config.kubeconfig, &pairs.current()) {
+    if config.owns_kubeconfig
+        && let Some(reason) = kubeconfig::staleness(&config.kubeconfig, &pairs.current())
+    {
         telemetry.emit(Event::KubeconfigStale { path: config.kubeconfig.display().to_string(), reason });
     }
 
@@ -95,6 +97,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         keyring,
         telemetry,
         commands,
+        installed,
         state,
         _pairs_lock: pairs_lock,
         proxy: None,
@@ -127,7 +130,11 @@ pub(super) fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartErro
     PemBlocks::of(&*text).certificates().map_err(|error| failed(error.to_string()))
 }
 
-fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Result<Option<State>, StartError> {
+fn read_journal(
+    journal: &Journal,
+    config: &IdentityConfig,
+    telemetry: &Telemetry,
+) -> Result<Option<State>, StartError> {
     let path = journal.path().display();
     match journal.load() {
         Ok(state) => Ok(state),
@@ -149,7 +156,7 @@ fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Re
 }
 
 /// The node's name is not the one in the credential (case C12).
-pub(super) fn renamed(found: &str, wanted: &str, config: &Config) -> StartError {
+pub(super) fn renamed(found: &str, wanted: &str, config: &IdentityConfig) -> StartError {
     let name = found.strip_prefix("system:node:").unwrap_or(found);
     StartError {
         detail: format!("the credential on this machine is of {found}, and this node is now {wanted}"),
@@ -157,7 +164,7 @@ pub(super) fn renamed(found: &str, wanted: &str, config: &Config) -> StartError 
             "to keep the old name: --node-name {name}; to enrol as the new one: mv {pki} {pki}.old && mv {state} \
              {state}.old, and start with --bootstrap-kubeconfig",
             pki = config.cert_dir.display(),
-            state = config.state_dir.display()
+            state = config.node.state_dir.display()
         ),
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checks::Checks;
 use super::{CALL_DEADLINE, Keyring};
-use crate::config::{Config, Isolation};
+use crate::config::{Config, Isolation, NodeConfig};
 
 /// A configured backend, as it answers now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,7 +149,7 @@ pub struct Failure {
 /// The configured backends, each asked for its keys.
 pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
     let mut entries = Vec::new();
-    for (name, backend) in &config.backends {
+    for (name, backend) in &config.node.backends {
         let listed = list(keyring, name).await;
         let usage = if listed.is_ok() { usage(keyring, name).await } else { Ok(Vec::new()) };
         let isolation = match backend.isolation() {
@@ -161,7 +161,7 @@ pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
             name: name.clone(),
             kind: backend.kind().to_owned(),
             isolation: isolation.to_owned(),
-            new_keys: *name == config.backend,
+            new_keys: config.identities.iter().any(|identity| identity.backend == *name),
             keys: listed.as_ref().ok().map(Vec::len),
             error: listed.err().or(usage.as_ref().err().cloned()),
             usage: usage.unwrap_or_default(),
@@ -170,10 +170,18 @@ pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
     entries
 }
 
-/// The keys in all backends. `states` are what the journals of this node's state directory say.
-pub async fn keys(config: &Config, keyring: &Keyring, states: &[&State]) -> Inventory {
+/// The keys in all backends. `states` answers what the journals of this node's identities say; it is asked after the
+/// backends, so that a key that was made by then, and is needed, stands in a journal.
+///
+/// # Errors
+/// Those of `states`.
+pub async fn keys<E>(
+    node: &NodeConfig,
+    keyring: &Keyring,
+    states: impl FnOnce() -> Result<Vec<State>, E>,
+) -> Result<Inventory, E> {
     let mut inventory = Inventory::default();
-    for name in config.backends.keys() {
+    for name in node.backends.keys() {
         let ids = match list(keyring, name).await {
             Ok(ids) => ids,
             Err(error) => {
@@ -184,7 +192,7 @@ pub async fn keys(config: &Config, keyring: &Keyring, states: &[&State]) -> Inve
         for id in ids {
             let key = KeyName { backend: name.clone(), id };
             let algorithm = keyring.public_key(&key).await.map(|key| key.algorithm().to_string()).unwrap_or_default();
-            let used = use_of(&key, states, made_here);
+            let used = KeyUse::Unknown;
             inventory.keys.push(KeyEntry { backend: key.backend, id: key.id, algorithm, used });
         }
         // The keys are what was asked for; why there is no more to tell, `backends` says.
@@ -193,25 +201,34 @@ pub async fn keys(config: &Config, keyring: &Keyring, states: &[&State]) -> Inve
             _ => {}
         }
     }
+    let states = states()?;
+    let states: Vec<_> = states.iter().collect();
+    for key in &mut inventory.keys {
+        key.used = use_of(&key.name(), &states, made_here);
+    }
     inventory.keys.sort_by(|one, other| (&one.backend, &one.id).cmp(&(&other.backend, &other.id)));
-    inventory
+    Ok(inventory)
 }
 
 /// Destroys the selected keys, unless it is only to be shown. Answers what was, or would be, destroyed. If one of the
 /// names is not that of a key that may be destroyed, nothing is.
 ///
 /// # Assumptions
-/// `states` do not change meanwhile: the agent itself calls this, or the lock on its state directory is held.
-pub async fn prune(
-    config: &Config,
+/// The agent itself calls this, or the lock on its state directory is held. A key that no journal lists by now will not be
+/// needed later: a key is journalled before it is made.
+///
+/// # Errors
+/// Those of `states`, as in [`keys`]: nothing is destroyed then.
+pub async fn prune<E>(
+    node: &NodeConfig,
     keyring: &Keyring,
-    states: &[&State],
+    states: impl FnOnce() -> Result<Vec<State>, E>,
     selection: &Selection,
     dry_run: bool,
-) -> Inventory {
-    let mut inventory = keys(config, keyring, states).await;
+) -> Result<Inventory, E> {
+    let mut inventory = keys(node, keyring, states).await?;
     // No check begins while its keys are looked for.
-    let no_check = Checks::hold_off(&config.state_dir);
+    let no_check = Checks::hold_off(&node.state_dir);
     match selection {
         Selection::Orphaned => inventory.keys.retain(|key| key.used.is_orphaned()),
         Selection::Named(names) => {
@@ -236,7 +253,7 @@ pub async fn prune(
             }
         }
     }
-    inventory
+    Ok(inventory)
 }
 
 /// The keys of these names, and why some of the names are of none that may be destroyed: then there are no keys.

@@ -17,7 +17,7 @@ use pintle_agent_core::KeyName;
 use pintle_backend_file::FileBackend;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend, KeyReference, PublicKey};
 
-use crate::config::{BackendConfiguration, Config, Isolation};
+use crate::config::{BackendConfiguration, Isolation, NodeConfig};
 use isolation::IsolatedBackend;
 use refused::{PinState, RefusedPins, Remembering};
 
@@ -138,12 +138,12 @@ impl Keyring {
 ///
 /// # Errors
 /// Those of the backend; `Unavailable` if none of this name is configured.
-pub fn open(config: &Config, name: &str) -> Result<Box<dyn KeyBackend>, BackendError> {
+pub fn open(config: &NodeConfig, name: &str) -> Result<Box<dyn KeyBackend>, BackendError> {
     if config.backends.contains_key(name) { (opener(config, name).open)() } else { Err(not_configured(name)) }
 }
 
 /// How each configured backend is opened.
-pub fn openers(config: &Config) -> Vec<(String, Opener)> {
+pub fn openers(config: &NodeConfig) -> Vec<(String, Opener)> {
     config.backends.keys().map(|name| (name.clone(), opener(config, name))).collect()
 }
 
@@ -152,7 +152,7 @@ fn not_configured(name: &str) -> BackendError {
         .with_hint(format!("add [backends.{name}] to the configuration file"))
 }
 
-fn opener(config: &Config, name: &str) -> Opener {
+fn opener(config: &NodeConfig, name: &str) -> Opener {
     let keys = config.file_keys();
     let (module, isolation) = match config.backends[name].clone() {
         BackendConfiguration::File { directory } => {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
+use pintle_agent_core::pem_block::PemBlocks;
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -34,6 +35,14 @@ pub struct KubeconfigFile {
     pub cluster: String,
     /// The name of the current context's user; empty if it names none, and the user need not be there.
     pub user: String,
+}
+
+/// What a cluster's entry holds although it is secret, and what to put in its place.
+pub struct SecretsOfCluster {
+    /// The API server's URL without the user and password in it.
+    pub server: Option<http::Uri>,
+    /// The certificates alone, where a private key may stand beside them: certificate-authority-data.
+    pub authority: Option<String>,
 }
 
 /// The entry of a cluster, as far as it matters here. Whatever is empty is as good as missing.
@@ -104,10 +113,26 @@ impl KubeconfigFile {
         Ok(Self { root, cluster, user })
     }
 
-    /// The API server's URL without the user that is in it, if one is.
-    pub fn server_without_user(&self) -> Option<http::Uri> {
-        let (url, user_info) = self.cluster_entry().ok()?.server().ok()?;
-        user_info.map(|_| url)
+    /// What must not be copied into another kubeconfig along with the cluster.
+    ///
+    /// # Errors
+    /// `InvalidData` if the cluster cannot be used.
+    pub fn secrets_of_cluster(&self) -> io::Result<SecretsOfCluster> {
+        let entry = self.cluster_entry()?;
+        let (url, user_info) = entry.server().map_err(invalid)?;
+        let mut secrets = SecretsOfCluster { server: user_info.map(|_| url), authority: None };
+        if filled(&entry.certificate_authority_data).is_none() {
+            return Ok(secrets);
+        }
+        let pem = Zeroizing::new(entry.certificate_authority(Path::new("")).map_err(invalid)?.unwrap_or_default());
+        let blocks = PemBlocks::of(&*pem);
+        let certificates =
+            blocks.certificates().map_err(|error| invalid(format!("its certificate-authority-data: {error}")))?;
+        if blocks.damaged.is_some() || blocks.blocks.len() != certificates.len() {
+            let blocks: Vec<_> = certificates.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der)).collect();
+            secrets.authority = Some(BASE64.encode(pem::encode_many(&blocks)));
+        }
+        Ok(secrets)
     }
 
     pub(super) fn cluster_entry(&self) -> io::Result<ClusterEntry> {
@@ -145,8 +170,6 @@ impl ClusterEntry {
     /// The API server's URL without user and query, and the user and password that it may hold.
     pub(super) fn server(&self) -> Result<(http::Uri, Option<String>), String> {
         let server = filled(&self.server).ok_or("its cluster has no server")?;
-        // As client-go completes it, which knows that TLS is meant by the authority in the entry.
-        let server = if server.contains("://") { server.to_owned() } else { format!("https://{server}") };
         let wrong = || "its server is not a URL such as https://api.example:6443".to_owned();
         let url: http::Uri = server.parse().map_err(|_| wrong())?;
         let authority =

@@ -110,6 +110,30 @@ fn serial_is_as_openssl_prints_it() {
     assert_eq!((serial(&[1]), serial(&[0x0a, 0]), serial(&[0xff; 3])), ("01".into(), "0A00".into(), "FFFFFF".into()));
 }
 
+/// The API server stores what a signer gives it, as long as Go's PEM decoder reads it.
+#[test]
+fn every_pem_text_that_the_api_server_stores_is_read() {
+    let key = KeyPair::generate().unwrap();
+    let (root, bad) = (root("root"), pem::encode(&pem::Pem::new("CERTIFICATE", vec![0x30, 0x03, 1, 2, 3])));
+    let good = root.issue(&leaf(), &key).replace("\r\n", "\n");
+    let authorities = [pem::parse(bad).unwrap().into_contents(), root.der()];
+    let mut fingerprints = Vec::new();
+    for chain in [
+        good.clone(),
+        good.replace("\n-----END", "\n\n-----END"),
+        good.replace('\n', "\n\n"),
+        good.replace('\n', "\r\n"),
+        good.replace('\n', " \n"),
+        format!("Issued by example.\n{good}"),
+        format!("-----BEGIN of the note-----\n{good}"),
+        format!("{good}\0\0\0"),
+    ] {
+        let verdict = accept(&chain, &template(), key_name(), &public_key(&key), Some(&authorities), NOW);
+        fingerprints.push(*verdict.unwrap_or_else(|error| panic!("{error}: {chain:?}")).fingerprint());
+    }
+    assert!(fingerprints.iter().all(|fingerprint| fingerprint == &fingerprints[0]));
+}
+
 #[test]
 fn unreadable_chains_are_rejected() {
     let key = KeyPair::generate().unwrap();
