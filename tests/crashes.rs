@@ -279,6 +279,34 @@ fn c02_a_pair_with_somebody_elses_key_is_not_used() {
     assert_eq!(control_plane.requests_of("exchanged").len(), 3);
 }
 
+/// As a kubelet does that rotates beside us: another file, and the link flipped.
+#[test]
+fn c46_a_pair_that_something_else_writes_is_named_and_held() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = enrolled(&control_plane, "beside");
+    let other = enrolled(&control_plane, "beside");
+    let own_keys = node.keys();
+    let mut agent = node.agent().start();
+    wait_until_holding(&mut agent);
+    let theirs = other.current().expect("a pair");
+    let (file, link) = (node.cert_dir().join("kubelet-client-by-kubelet.pem"), node.cert_dir().join("next"));
+    fs::copy(other.current_path(), &file).expect("copied");
+    std::os::unix::fs::symlink(&file, &link).expect("linked");
+    fs::rename(&link, node.current_path()).expect("flipped");
+    agent.wait_for_log("it is named", DEADLINE, |line| {
+        line["event"] == "credential_adopted" && line["serial"] == *theirs.serial
+    });
+    agent.wait_for_log("it is proven", DEADLINE, |line| {
+        line["event"] == "identity_proven" && line["serial"] == *theirs.serial
+    });
+    eventually("the key before is destroyed", DEADLINE, || {
+        own_keys.iter().all(|key| !node.keys().contains(key)).then_some(())
+    });
+    assert_eq!(node.current().expect("a pair"), theirs);
+    assert_eq!(node.run(&["rotate", "--wait"]).code, Some(0));
+    agent.process().assert_running();
+}
+
 #[test]
 fn c09_c10_a_plain_file_is_adopted_and_a_lost_directory_made_again() {
     let control_plane = Embedded::signing_for(HOUR);

@@ -108,7 +108,7 @@ fn commands_of_the_kubelet_page_work() {
 
     let said = run_part(&machine, to, &swtpm.tcti());
     for words in
-        ["tpm/ecdsa-p256   Ready", "tpm       worker-1_client_2   ecdsa-p256   in use", user, "rotated: serial"]
+        ["tpm/ecdsa-p256   Ready", "tpm       worker-1_client_", "_2   ecdsa-p256   in-use", user, "rotated: serial"]
     {
         assert!(said.contains(words), "nothing says {words:?}");
     }
