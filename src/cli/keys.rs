@@ -145,7 +145,7 @@ fn exit(inventory: &Inventory) -> Exit {
 }
 
 fn journalled(config: &Config) -> Result<Option<pintle_agent_core::State>, CliError> {
-    let journal = Journal::new(config.journal(), config.template().common_name);
+    let journal = Journal::new(config.journal(), config.template());
     journal.load().map_err(|error| {
         let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
         CliError::new(Exit::Problem, detail, error.hint())

@@ -69,7 +69,7 @@ pub(super) fn read(config: &Config) -> Result<Status, CliError> {
 
 fn from_disk(config: &Config) -> Result<Status, CliError> {
     let template = config.template();
-    let journal = Journal::new(config.journal(), template.common_name.clone());
+    let journal = Journal::new(config.journal(), template.clone());
     let state = journal.load().map_err(|error| {
         let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
         CliError::new(Exit::Problem, detail, error.hint())

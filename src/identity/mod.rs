@@ -124,8 +124,13 @@ impl Agent {
         loop {
             self.telemetry.alive();
             let started = now();
+            let speaks_as = self.state.trusted().map(|credential| *credential.fingerprint());
             let (next, action) = step(std::mem::take(&mut self.state), event, started, &self.policy);
             self.report(next, &action);
+            if self.state.trusted().map(|credential| *credential.fingerprint()) != speaks_as {
+                // New connections speak as it from now on, and not only once something else happens.
+                self.update_proxy().await;
+            }
             if until == Until::Installed && self.is_installed(&action) {
                 break;
             }
@@ -163,7 +168,7 @@ impl Agent {
         let (before, started) = (now(), std::time::Instant::now());
         let event = tokio::select! {
             command = self.commands.recv() => match command {
-                Some(command) => self.obey(command).await,
+                Some(command) => self.handle_command(command).await,
                 // Nobody can ask any more.
                 None => {
                     self.clock.sleep_until(Some(wake)).await;
@@ -175,16 +180,16 @@ impl Agent {
         if clock::stepped(started, before, now()) {
             self.telemetry.emit(telemetry::Event::ClockStepped);
         }
-        if event == Event::Woke { self.look_around().await } else { event }
+        if event == Event::Woke { self.observe_environment().await } else { event }
     }
 
     /// Whether `--once` ends here: a certificate that is good is installed, and there is nothing left to do, or nothing
     /// that can be done right now.
     fn is_installed(&self, action: &Action) -> bool {
-        let held = self.state.held.as_ref().is_some_and(|held| !held.has_ended(now()));
-        let idle = self.state.phase == Phase::Holding
+        let held = self.state.held().is_some_and(|held| !held.has_expired(now()));
+        let idle = *self.state.phase() == Phase::Holding
             && matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
         let pending = matches!(action, Action::Observe { .. }) && self.reporter.pending.is_some();
-        held && (idle || pending || self.state.back_off.is_some())
+        held && (idle || pending || self.state.back_off().is_some())
     }
 }

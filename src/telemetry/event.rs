@@ -159,11 +159,6 @@ pub enum Event {
         /// What it uses instead.
         reason: String,
     },
-    /// Keys that nobody needs were found in a backend and destroyed.
-    OrphansDestroyed {
-        /// The keys.
-        keys: Vec<String>,
-    },
     /// A backend's device does not answer.
     BackendDown {
         /// Its name in the configuration.
@@ -268,7 +263,9 @@ impl Event {
                 format!("holding serial {serial} until {not_after}; rotates at {rotates_at}")
             }
             Self::RotationOff { not_after } => {
-                format!("rotation is off: the certificate is held until it ends at {not_after}, and not renewed before")
+                format!(
+                    "rotation is off: the certificate is held until it expires at {not_after}, and not renewed before"
+                )
             }
             Self::KeyLost { key } => {
                 format!("the backend has lost key {key}; set on-key-loss = \"enrol\" or restore the device")
@@ -289,7 +286,6 @@ impl Event {
                      --write {path}"
                 )
             }
-            Self::OrphansDestroyed { keys } => format!("destroyed keys that nobody needs: {}", keys.join(", ")),
             Self::BackendDown { backend, reason, hint } => {
                 let hint = if hint.is_empty() { String::new() } else { format!(" ({hint})") };
                 format!("backend {backend} is down: {reason}{hint}")

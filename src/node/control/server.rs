@@ -101,7 +101,7 @@ impl Desk {
             }
             Request::Keys => {
                 // What the agent last wrote down, so that a device that is slow does not keep this waiting too.
-                let journal = Journal::new(self.config.journal(), self.config.template().common_name);
+                let journal = Journal::new(self.config.journal(), self.config.template());
                 let state = journal.load().ok().flatten();
                 Response::Keys {
                     inventory: inventory::keys(&self.config, &self.keyring, state.as_ref().as_slice()).await,
