@@ -8,7 +8,7 @@
 //! - [`request`]: what is asked of the signer, as a PKCS#10 certification request
 //! - [`issued`]: what came back, and why it may be used or not
 //! - [`pem_block`]: PEM as Go reads it
-//! - [`text`]: the words of others
+//! - [`text`]: sanitizes untrusted text for logs and terminals
 //! - [`time`]: a point in time that says its unit
 
 pub mod issued;

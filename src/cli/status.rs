@@ -79,7 +79,7 @@ fn from_disk(config: &Config) -> Result<Status, CliError> {
 
 /// What the identity's journal says; `None` if there is none.
 pub(super) fn journalled(config: &IdentityConfig) -> Result<Option<pintle_agent_core::State>, CliError> {
-    let journal = Journal::new(config.journal(), config.template().common_name);
+    let journal = Journal::new(config.journal(), config.template());
     journal.load().map_err(|error| {
         let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
         CliError::new(Exit::Problem, detail, error.hint())

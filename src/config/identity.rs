@@ -214,13 +214,14 @@ impl IdentityConfig {
         }
     }
 
-    /// When and how it is rotated.
-    pub fn policy(&self) -> Policy {
+    /// When and how it is rotated, by the installation whose journal names itself so.
+    pub fn policy(&self, installation: &str) -> Policy {
         Policy {
             identity: self.template().common_name,
-            key_prefix: KeyPrefix::new(&self.node.name, &self.name),
+            key_prefix: KeyPrefix::new(&self.node.name, &self.name, installation),
             backend: self.backend.clone(),
             algorithm: self.key_algorithm,
+            template: Some(self.template()),
             rotate: self.rotate_certificates,
             enrol_after_key_loss: self.enrol_after_key_loss,
             back_off_base: Policy::BACK_OFF_BASE,

@@ -32,7 +32,7 @@ fn without_a_table_everything_is_named_as_before_there_were_any() {
         assert_eq!(client.cluster_kubeconfig(), Path::new("/var/lib/pintle/cluster.kubeconfig"));
         assert_eq!(client.migration(), Path::new("/var/lib/pintle/migration.json"));
         assert_eq!(client.pairs().current(), Path::new("/var/lib/kubelet/pki/kubelet-client-current.pem"));
-        assert_eq!(client.policy().key_prefix.key_id(7).as_bytes(), b"worker-1_client_7");
+        assert_eq!(client.policy("5e1f09ac").key_prefix.key_id(7).as_bytes(), b"worker-1_client_5e1f09ac_7");
     }
     let runtime = parse("[proxy]").expect("valid").identities[0].proxy.clone().expect("a proxy").configuration;
     assert_eq!(runtime.runtime_directory, Path::new("/run/pintle/proxy/client"));
@@ -68,7 +68,7 @@ fn each_identity_has_its_own_and_takes_from_the_node_what_it_does_not_name() {
     assert_eq!((kubelet.keep_pairs, monitoring.keep_pairs), (2, 5));
     assert_eq!(kubelet.journal(), Path::new("/var/lib/pintle/kubelet.json"));
     assert_eq!(monitoring.cluster_kubeconfig(), Path::new("/var/lib/pintle/monitoring.cluster.kubeconfig"));
-    assert_eq!(monitoring.policy().key_prefix.key_id(1).as_bytes(), b"worker-1_monitoring_1");
+    assert_eq!(monitoring.policy("5e1f09ac").key_prefix.key_id(1).as_bytes(), b"worker-1_monitoring_5e1f09ac_1");
     let runtime = &kubelet.proxy.as_ref().expect("a proxy").configuration.runtime_directory;
     assert_eq!(runtime, Path::new("/run/pintle/proxy/kubelet"));
 

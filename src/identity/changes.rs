@@ -50,7 +50,7 @@ impl Agent {
 
     /// Whether the bootstrap credential is another than the one that failed; told once for each change.
     pub(super) fn bootstrap_changed(&mut self) -> bool {
-        let changed = self.state.back_off.is_some() && self.connections.bootstrap_changed();
+        let changed = self.state.back_off().is_some() && self.connections.bootstrap_changed();
         if changed {
             self.connections.forget(&self.config, Authority::Bootstrap);
         }

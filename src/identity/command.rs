@@ -1,6 +1,6 @@
 //! What an operator asks for while the agent runs.
 
-use pintle_agent_core::{Event, Phase};
+use pintle_agent_core::Event;
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use super::{Agent, Command, Migration};
@@ -9,14 +9,15 @@ use crate::keys::CALL_DEADLINE;
 
 impl Agent {
     /// Does what was asked for; the event is what it means for the rotation.
-    pub(super) async fn obey(&mut self, command: Command) -> Event {
+    pub(super) async fn handle_command(&mut self, command: Command) -> Event {
         match command {
             Command::Rotate => Event::RotationRequested,
             Command::Migrate { to, dry_run, reply } => {
                 let migration = self.migrate(&to, dry_run).await;
                 let begins = !dry_run && migration.as_ref().is_ok_and(|migration| migration.moves);
                 let _ = reply.send(migration);
-                if begins { Event::RotationRequested } else { Event::Woke }
+                // Asked for by a person, it begins also where rotation is off.
+                if begins { Event::RotationRequested } else { Event::PolicyChanged }
             }
         }
     }
@@ -25,7 +26,7 @@ impl Agent {
     async fn migrate(&mut self, to: &str, dry_run: bool) -> Result<Migration, BackendError> {
         // A device that does not answer would only keep the rotation waiting.
         self.keyring.backend(to)?.call(CALL_DEADLINE, |backend| backend.list()).await?;
-        let from = self.state.held.as_ref().map(|held| held.key().clone());
+        let from = self.state.held().map(|held| held.key().clone());
         let moves = from.as_ref().is_none_or(|key| key.backend != to);
         if !dry_run {
             config::migration::save(&self.config, to).map_err(|error| {
@@ -35,23 +36,7 @@ impl Agent {
             })?;
             to.clone_into(&mut self.config.backend);
             to.clone_into(&mut self.policy.backend);
-            self.leave_unrequested_key(to);
         }
         Ok(Migration { from, algorithm: self.policy.algorithm, moves })
-    }
-
-    /// Gives up a key that is being made elsewhere, perhaps in a device that does not answer: it is destroyed with the
-    /// old ones. Once a certificate is requested for it, it goes first.
-    fn leave_unrequested_key(&mut self, to: &str) {
-        let key = match &self.state.phase {
-            Phase::Generating { key } => key.clone(),
-            Phase::Requesting { next } => next.key.clone(),
-            _ => return,
-        };
-        if key.backend != to {
-            self.state.retiring.push(key);
-            self.state.phase = Phase::Holding;
-            self.state.back_off = None;
-        }
     }
 }

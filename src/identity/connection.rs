@@ -21,7 +21,7 @@ use crate::kubernetes::{Api, Cluster, ClusterError};
 /// its own, and the old one is dropped, connections and all (case C19).
 #[derive(Default)]
 pub(super) struct Connections {
-    held: Option<(String, Arc<Api>)>,
+    held: Option<([u8; 32], Arc<Api>)>,
     bootstrap: Option<Arc<Api>>,
     connecting: Option<Connecting>,
     /// The files of the bootstrap credential as they were when it was last read.
@@ -45,19 +45,34 @@ impl Connections {
         keyring: &Keyring,
         credential: &Credential,
     ) -> Result<Arc<Api>, ApiFailure> {
-        if let Some((serial, api)) = &self.held
-            && serial == credential.serial()
+        if let Some((fingerprint, api)) = &self.held
+            && fingerprint == credential.fingerprint()
         {
             return Ok(Arc::clone(api));
         }
+        let api = self.fresh(config, keyring, credential).await?;
+        self.held = Some((*credential.fingerprint(), Arc::clone(&api)));
+        Ok(api)
+    }
+
+    /// The API server as this credential, over a connection of its own.
+    pub(super) async fn fresh(
+        &self,
+        config: &IdentityConfig,
+        keyring: &Keyring,
+        credential: &Credential,
+    ) -> Result<Arc<Api>, ApiFailure> {
         let key = certified_key(credential, keyring).map_err(|error| ApiFailure::NoCredential(error.to_string()))?;
         let cluster = self.cluster(config).await?;
         let api = cluster
             .connect_with(Arc::new(HeldCertificate(key)))
             .map_err(|error| ApiFailure::NoCredential(error.to_string()))?;
-        let api = Arc::new(api);
-        self.held = Some((credential.serial().to_owned(), Arc::clone(&api)));
-        Ok(api)
+        Ok(Arc::new(api))
+    }
+
+    /// Keeps the client with which this credential was proven: it is the held one next.
+    pub(super) fn keep(&mut self, credential: &Credential, api: Arc<Api>) {
+        self.held = Some((*credential.fingerprint(), api));
     }
 
     /// The API server as the bootstrap credential. The kubeconfig is read anew after each failure, so a credential that
@@ -122,6 +137,8 @@ impl Connections {
     pub(super) fn forget(&mut self, config: &IdentityConfig, authority: Authority) {
         match authority {
             Authority::Held => self.held = None,
+            // Each proof has a client of its own.
+            Authority::Issued => {}
             Authority::Bootstrap if config.bootstrap_kubeconfig.as_ref().is_some_and(|path| path.exists()) => {
                 self.bootstrap = None;
             }

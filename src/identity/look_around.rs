@@ -41,25 +41,23 @@ impl Probe {
 impl Agent {
     /// Whether the pair is still on disk, the API server still accepts the certificate in use, and its key is where it
     /// should be.
-    pub(super) async fn look_around(&mut self) -> Event {
+    pub(super) async fn observe_environment(&mut self) -> Event {
         if self.bootstrap_changed() {
             return Event::LocalChange;
         }
-        // A certificate that is yet to be proven must wait for that.
-        if self.state.phase != Phase::Proving {
-            self.update_proxy().await;
-        }
+        self.update_proxy().await;
         if self.device_is_back().await {
             return Event::BackendFound;
         }
-        let Some(held) = self.state.held.clone() else {
+        let Some(held) = self.state.held().cloned() else {
             return Event::Woke;
         };
-        if self.state.held_key_lost {
+        if self.state.held_key_is_lost() {
             return if self.held_key_is_back().await { Event::HeldKeyFound } else { Event::Woke };
         }
         // Retiring can take long, where a device refuses to destroy a key.
-        if !matches!(self.state.phase, Phase::Holding | Phase::Retiring)
+        if !matches!(self.state.phase(), Phase::Holding | Phase::Retiring { .. })
+            || self.state.held_is_unproven()
             || self.state.authority(now()) != Authority::Held
         {
             return Event::Woke;
@@ -89,7 +87,7 @@ impl Agent {
         let down: Vec<_> =
             self.keyring.health().filter(|(_, error)| error.is_some()).map(|(name, _)| name.to_owned()).collect();
         let asked = self.probe.device.is_some_and(|last| last.elapsed() < DEVICE_INTERVAL);
-        if self.state.back_off.is_none() || down.is_empty() || asked {
+        if self.state.back_off().is_none() || down.is_empty() || asked {
             return false;
         }
         self.probe.device = Some(Instant::now());
@@ -105,7 +103,7 @@ impl Agent {
     /// Whether the backend says that the key in use is gone for good (case C26). A signature shows it, where the public
     /// half alone may still be on record.
     pub(super) async fn held_key_is_lost(&self) -> bool {
-        let Some(held) = &self.state.held else {
+        let Some(held) = self.state.held() else {
             return false;
         };
         let signed = self.keyring.try_key(held.key()).await;
@@ -113,7 +111,7 @@ impl Agent {
     }
 
     async fn held_key_is_back(&self) -> bool {
-        match &self.state.held {
+        match self.state.held() {
             Some(held) => self.keyring.try_key(held.key()).await.is_ok(),
             None => false,
         }

@@ -109,8 +109,13 @@ impl Agent {
         loop {
             self.telemetry.alive();
             let started = now();
+            let speaks_as = self.state.trusted().map(|credential| *credential.fingerprint());
             let (next, action) = step(std::mem::take(&mut self.state), event, started, &self.policy);
             self.report(next, &action);
+            if self.state.trusted().map(|credential| *credential.fingerprint()) != speaks_as {
+                // New connections speak as it from now on, and not only once something else happens.
+                self.update_proxy().await;
+            }
             event = tokio::select! {
                 event = self.act(action) => event,
                 _ = stop.wait_for(|stop| *stop) => break,
@@ -146,7 +151,7 @@ impl Agent {
         let (before, started) = (now(), std::time::Instant::now());
         let event = tokio::select! {
             command = self.commands.recv() => match command {
-                Some(command) => self.obey(command).await,
+                Some(command) => self.handle_command(command).await,
                 // Nobody can ask any more.
                 None => {
                     self.clock.sleep_until(Some(wake)).await;
@@ -158,17 +163,17 @@ impl Agent {
         if clock::stepped(started, before, now()) {
             self.telemetry.emit(telemetry::Event::ClockStepped);
         }
-        if event == Event::Woke { self.look_around().await } else { event }
+        if event == Event::Woke { self.observe_environment().await } else { event }
     }
 
     /// Whether what the configuration asks for is installed and nothing is left to do, so that a device may be unplugged:
     /// a good certificate whose key is where new keys are made, no rotation under way, and no old key left anywhere.
     fn is_installed(&self, action: &Action) -> bool {
-        let held = self.state.held.as_ref().filter(|held| !held.has_ended(now()));
+        let held = self.state.held().filter(|held| !held.has_expired(now()));
         // With rotation off, a key stays where it is until its certificate expires, whatever the backend is now.
         let in_place = held.is_some_and(|held| held.key().backend == self.policy.backend || !self.policy.rotate);
-        let idle = self.state.phase == Phase::Holding
+        let idle = *self.state.phase() == Phase::Holding
             && matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
-        in_place && idle && self.state.retiring.is_empty() && self.state.back_off.is_none()
+        in_place && idle && self.state.retiring().is_empty() && self.state.back_off().is_none()
     }
 }

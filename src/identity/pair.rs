@@ -6,6 +6,7 @@ use std::path::Path;
 use pintle_agent_core::Credential;
 use pintle_agent_core::issued::public_key_of;
 use pintle_agent_core::pem_block::PemBlocks;
+use pintle_agent_core::rotation::PublishError;
 use pintle_plugins_api::{KeyReference, PublicKey};
 use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
@@ -14,7 +15,7 @@ use crate::keys::Keyring;
 use crate::store::PairDirectory;
 use crate::telemetry::{Event, Telemetry};
 
-/// More than any private key takes, octets of PEM.
+/// More than any private key takes, bytes of PEM.
 const LONGEST_KEY: u64 = 64 * 1024;
 
 /// Writes the pair of this credential, makes it the current one, and tells.
@@ -23,22 +24,27 @@ pub(super) async fn write_pair(
     pairs: &PairDirectory,
     telemetry: &Telemetry,
     credential: &Credential,
-) -> Result<(), String> {
+) -> Result<(), PublishError> {
     let content = pair_content(keyring, credential).await?;
-    let path = pairs.publish(&content);
-    let path = path.map_err(|error| format!("the pair {} cannot be written: {error}", pairs.current().display()))?;
+    let path = pairs.publish(&content).map_err(|error| PublishError::Disk {
+        detail: format!("the pair {} cannot be written: {error}", pairs.current().display()),
+        hint: "make room on its file system, or make its directory writable".to_owned(),
+    })?;
     let (path, serial) = (path.display().to_string(), credential.serial().to_owned());
     telemetry.emit(Event::PairPublished { path, serial });
     Ok(())
 }
 
 /// The pair as the kubelet has it: the chain, then whatever PEM names or holds the key.
-async fn pair_content(keyring: &Keyring, issued: &Credential) -> Result<Zeroizing<String>, String> {
+async fn pair_content(keyring: &Keyring, issued: &Credential) -> Result<Zeroizing<String>, PublishError> {
+    let unusable = |detail: String| PublishError::Disk { detail, hint: String::new() };
     let mut content = Zeroizing::new(issued.chain_pem());
-    match keyring.reference(issued.key()).await.map_err(|error| error.to_string())? {
-        KeyReference::File(path) => content.push_str(&key_in_file(&path, issued.public_key())?),
+    match keyring.reference(issued.key()).await.map_err(PublishError::Backend)? {
+        KeyReference::File(path) => content.push_str(&key_in_file(&path, issued.public_key()).map_err(unusable)?),
         KeyReference::Pem(pem) if is_one_key(&pem) => content.push_str(&pem),
-        KeyReference::Pem(_) => return Err(format!("the backend of key {} names it by no PEM of a key", issued.key())),
+        KeyReference::Pem(_) => {
+            return Err(unusable(format!("the backend of key {} names it by no PEM of a key", issued.key())));
+        }
         // A token's key has no PEM; who can use it names it by its URI.
         KeyReference::Uri(_) => {}
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use pintle_agent_core::issued::accept;
 use pintle_agent_core::request::RequestError;
-use pintle_agent_core::rotation::{ApiFailure, Authority, Candidate, Observation, SubmittedRequest};
-use pintle_agent_core::{Action, Credential, Event, KeyName};
+use pintle_agent_core::rotation::{ApiFailure, Authority, Candidate, Observation, PublishError, SubmittedRequest};
+use pintle_agent_core::{Action, Credential, Event, KeyName, Phase};
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use super::connection::check_key;
@@ -41,8 +41,8 @@ impl Agent {
             }
             Action::Submit { next, authority } => self.submit(&next, authority).await,
             Action::Observe { next, request, authority } => self.observe(&next, &request, authority).await,
-            Action::Publish { issued } => self.publish(&issued).await,
-            Action::Prove => self.prove().await,
+            Action::Prove { credential } => self.prove(&credential).await,
+            Action::Publish { credential } => self.publish(&credential).await,
             Action::Retire { keys } => self.retire(keys).await,
         }
     }
@@ -52,18 +52,18 @@ impl Agent {
             Ok(api) => api,
             Err(failure) => return self.api_failed(authority, failure).await,
         };
-        let name = self.template.request_name(&next.public_key, next.attempt);
+        let template = &next.template;
+        let name = template.request_name(&next.public_key, next.attempt);
         let created = async {
-            let find =
-                async || api.find(&name, &next.public_key, &self.template.signer_name).await.map_err(Refusal::Api);
+            let find = async || api.find(&name, &next.public_key, &template.signer_name).await.map_err(Refusal::Api);
             // Created before a crash: then there is nothing to sign.
             if let Some(standing) = find().await? {
                 return Ok(standing);
             }
             let server_minor = api.server_minor().await.unwrap_or(None);
             let request = self.certification_request(next).await?;
-            let usages = self.template.usages(next.public_key.algorithm(), server_minor);
-            let created = api.submit(&name, &request, &self.template, &usages).await.map_err(Refusal::Api)?;
+            let usages = template.usages(next.public_key.algorithm(), server_minor);
+            let created = api.submit(&name, &request, template, &usages).await.map_err(Refusal::Api)?;
             let standing = match created {
                 Some(request) => Some(Standing::Ours(request)),
                 None => find().await?,
@@ -88,7 +88,7 @@ impl Agent {
     }
 
     async fn certification_request(&self, next: &Candidate) -> Result<String, Refusal> {
-        let (template, public_key, id) = (self.template.clone(), next.public_key.clone(), next.key.id.clone());
+        let (template, public_key, id) = (next.template.clone(), next.public_key.clone(), next.key.id.clone());
         let backend = self.keyring.backend(&next.key.backend).map_err(Refusal::Backend)?;
         let request = backend.call(CALL_DEADLINE, move |backend| {
             let backend = std::cell::RefCell::new(backend);
@@ -117,7 +117,7 @@ impl Agent {
                 self.reread_authorities();
                 let authorities = self.authorities.as_deref();
                 let key = next.key.clone();
-                let accepted = accept(&chain, &self.template, key, &next.public_key, authorities, now());
+                let accepted = accept(&chain, &next.template, key, &next.public_key, authorities, now());
                 if let Ok(issued) = &accepted {
                     self.telemetry.emit(telemetry::Event::CertificateIssued {
                         request: request.name.clone(),
@@ -153,7 +153,7 @@ impl Agent {
             () = self.clock.sleep_until(Some(now() + Duration::from_secs(60))) => return Event::Woke,
             command = self.commands.recv() => {
                 return match command {
-                    Some(command) => self.obey(command).await,
+                    Some(command) => self.handle_command(command).await,
                     None => Event::Woke,
                 };
             }
@@ -170,25 +170,32 @@ impl Agent {
         }
     }
 
-    async fn publish(&mut self, issued: &Credential) -> Event {
-        let failed = |detail: String| Event::PublishFailed { detail, key_lost: false };
-        match check_key(&self.keyring, issued.key(), issued.public_key()).await {
-            Ok(true) => {}
-            Ok(false) => return failed(format!("key {} is not the one the certificate is for", issued.key())),
-            Err(error) => {
-                let key_lost = matches!(error.kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost);
-                return Event::PublishFailed { detail: error.to_string(), key_lost };
-            }
+    async fn publish(&mut self, credential: &Credential) -> Event {
+        let failed = |error| Event::PublishFailed(PublishError::Backend(error));
+        if let Err(error) = self.check_key_of(credential).await {
+            return failed(error);
         }
-        if let Err(detail) = write_pair(&self.keyring, &self.pairs, &self.telemetry, issued).await {
-            return failed(detail);
+        if let Err(error) = write_pair(&self.keyring, &self.pairs, &self.telemetry, credential).await {
+            return Event::PublishFailed(error);
         }
         if let Err(detail) = self.ensure_kubeconfig() {
-            return failed(detail);
+            let hint = format!("make room, or make {} writable", self.config.kubeconfig.display());
+            return Event::PublishFailed(PublishError::Disk { detail, hint });
         }
-        self.reporter.rotations += 1;
+        if let Phase::Publishing { .. } = self.state.phase() {
+            self.reporter.rotations += 1;
+        }
         self.connections.close_bootstrap();
         Event::Published
+    }
+
+    /// Whether the credential's key is in its backend; a key under its id that is not the one is a `Conflict`.
+    async fn check_key_of(&self, credential: &Credential) -> Result<(), BackendError> {
+        if check_key(&self.keyring, credential.key(), credential.public_key()).await? {
+            return Ok(());
+        }
+        let detail = format!("key {} is not the one that the certificate is for", credential.key());
+        Err(BackendError::new(BackendErrorKind::Conflict, detail))
     }
 
     /// Writes the kubelet's kubeconfig where there is none.
@@ -212,21 +219,33 @@ impl Agent {
         Ok(())
     }
 
-    async fn prove(&mut self) -> Event {
-        let api = match self.api(Authority::Held).await {
-            Ok(api) => api,
-            Err(failure) => return self.api_failed(Authority::Held, failure).await,
+    async fn prove(&mut self, credential: &Credential) -> Event {
+        let proof = async {
+            let api = self.connections.fresh(&self.config, &self.keyring, credential).await?;
+            let user = api.who_am_i().await?;
+            Ok((api, user))
         };
-        match api.who_am_i().await {
-            Ok(user) => {
-                let serial = self.state.held.as_ref().map(|held| held.serial().to_owned()).unwrap_or_default();
+        let failure = match proof.await {
+            Ok((api, user)) => {
+                let serial = credential.serial().to_owned();
                 self.telemetry.emit(telemetry::Event::IdentityProven { user: user.unwrap_or_default(), serial });
+                self.connections.keep(credential, api);
                 self.probe.done();
-                self.update_proxy().await;
-                Event::Proven
+                return Event::Proven;
             }
-            Err(failure) => self.api_failed(Authority::Held, failure).await,
+            Err(failure) => failure,
+        };
+        // A handshake that the key did not sign looks like a server that cannot be reached.
+        if !matches!(failure, ApiFailure::Unauthorized(_)) {
+            let signed = match self.check_key_of(credential).await {
+                Ok(()) => self.keyring.try_key(credential.key()).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = signed {
+                return Event::ProofKeyFailed(error);
+            }
         }
+        Event::ApiFailed { authority: Authority::Issued, failure }
     }
 
     async fn retire(&mut self, keys: Vec<KeyName>) -> Event {
@@ -234,26 +253,34 @@ impl Agent {
         if let Some(event) = self.await_last_connections().await {
             return event;
         }
-        for key in &keys {
-            if let Err(error) = self.keyring.delete(key).await {
-                return Event::RetireFailed(error);
+        let (mut destroyed, mut failed) = (Vec::new(), Vec::new());
+        for key in keys {
+            match self.keyring.delete(&key).await {
+                Ok(()) => destroyed.push(key),
+                Err(BackendError { kind, detail, hint }) => {
+                    let detail = format!("the old key {key} cannot be destroyed: {detail}");
+                    failed.push(BackendError { kind, detail, hint });
+                }
             }
         }
         match self.pairs.prune(self.config.keep_pairs) {
-            Ok(pairs) => {
-                let keys = keys.iter().map(ToString::to_string).collect();
+            Ok(pairs) if !destroyed.is_empty() => {
+                let keys = destroyed.iter().map(ToString::to_string).collect();
                 self.telemetry.emit(telemetry::Event::KeysRetired { keys, pairs });
-                Event::Retired
             }
+            Ok(_) => {}
             Err(error) => {
-                let detail = format!("old pairs in {} cannot be removed: {error}", self.config.cert_dir.display());
-                Event::RetireFailed(BackendError::new(BackendErrorKind::Unavailable, detail))
+                let directory = self.config.cert_dir.display();
+                let detail = format!("old pairs in {directory} cannot be removed: {error}");
+                let error = BackendError::new(BackendErrorKind::Unavailable, detail);
+                failed.push(error.with_hint(format!("make {directory} writable")));
             }
         }
+        Event::Retired { destroyed, failed }
     }
 
     pub(super) async fn api(&mut self, authority: Authority) -> Result<std::sync::Arc<Api>, ApiFailure> {
-        match (authority, &self.state.held) {
+        match (authority, self.state.held()) {
             (Authority::Held, Some(held)) => self.connections.held(&self.config, &self.keyring, held).await,
             _ => self.connections.bootstrap(&self.config).await,
         }
@@ -269,7 +296,7 @@ impl Agent {
     }
 }
 
-/// Who refused to let a request be made.
+/// Why there is no request.
 enum Refusal {
     Backend(BackendError),
     Api(ApiFailure),

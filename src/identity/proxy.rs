@@ -63,9 +63,10 @@ impl Agent {
     }
 
     /// Has the proxy speak as the held credential to the cluster as its kubeconfig describes it now, if it does not yet.
+    /// One that is yet to be proven waits for that, where there is another to speak as.
     pub(super) async fn update_proxy(&self) {
-        let (Some(handle), Some(held)) = (&self.proxy, &self.state.held) else { return };
-        if held.has_ended(now()) {
+        let (Some(handle), Some(held)) = (&self.proxy, self.state.trusted()) else { return };
+        if held.has_expired(now()) {
             return;
         }
         // What fails is tried again at the next look around.
@@ -84,7 +85,7 @@ impl Agent {
         let follows = |current: &Generation| {
             current.upstream.is_of(&cluster) || cluster.source() != self.config.kubeconfig.as_path()
         };
-        if handle.current().is_some_and(|current| current.serial == held.serial() && follows(&current)) {
+        if handle.current().is_some_and(|current| current.is_of(held) && follows(&current)) {
             return Ok(None);
         }
         if points_at(&cluster, handle) {
@@ -107,7 +108,7 @@ impl Agent {
         tokio::select! {
             biased;
             () = handle.wait_until_only_current() => None,
-            Some(command) = self.commands.recv() => Some(self.obey(command).await),
+            Some(command) = self.commands.recv() => Some(self.handle_command(command).await),
             () = tokio::time::sleep(HOP) => Some(Reaction::Woke),
         }
     }

@@ -40,8 +40,8 @@ pub(super) struct Reporter {
 enum Known {
     #[default]
     Nothing,
-    /// The one with this serial number is held.
-    Holding(String),
+    /// The one with this fingerprint is held.
+    Holding([u8; 32]),
     /// It is being replaced.
     Replacing,
     /// Its key is lost, and nothing is done about it.
@@ -68,7 +68,7 @@ impl Agent {
             Action::Wait { waiting: Waiting::UntilRotation, .. } => self.report_holding(false),
             Action::Wait { waiting: Waiting::RotationOff, .. } => self.report_holding(true),
             Action::Wait { waiting: Waiting::KeyLost, .. } => {
-                if let Some(held) = &self.state.held
+                if let Some(held) = self.state.held()
                     && self.reporter.known != Known::KeyLost
                 {
                     self.reporter.known = Known::KeyLost;
@@ -85,22 +85,25 @@ impl Agent {
     }
 
     fn reason(&self) -> String {
-        let Some(held) = &self.state.held else {
+        let Some(held) = self.state.held() else {
             return "there is none".to_owned();
         };
         let current = now();
-        if held.has_ended(current) {
-            format!("the one in use ended at {}", held.not_after())
-        } else if self.state.held_key_lost {
+        if held.has_expired(current) {
+            format!("the one in use expired at {}", held.not_after())
+        } else if self.state.held_key_is_lost() {
             "the key in use is lost".to_owned()
-        } else if self.state.held_refused {
+        } else if self.state.held_is_refused() {
             "the API server refuses the one in use".to_owned()
-        } else if self.state.rotation_requested {
+        } else if self.state.rotation_is_requested() {
             "an operator asked for it".to_owned()
         } else if held.key().backend != self.policy.backend {
             format!("its key moves from {} to {}", held.key().backend, self.policy.backend)
         } else {
-            format!("the one in use ends at {}", held.not_after())
+            match now() >= Window::of(held).deadline {
+                true => format!("the one in use expires at {}", held.not_after()),
+                false => "the configuration asks for another".to_owned(),
+            }
         }
     }
 
@@ -129,16 +132,16 @@ impl Agent {
     /// Tells of a failure, once for each time that it happens; what only something on this machine can mend is tried
     /// every few seconds, perhaps for weeks, and told of the more rarely the longer it goes on.
     fn report_failure(&mut self) {
-        let failure = self.state.back_off.as_ref().map(|back_off| (back_off.failures, back_off.until));
+        let failure = self.state.back_off().map(|back_off| (back_off.failures, back_off.until));
         if failure.is_some() && self.reporter.failure != failure {
             self.reporter.errors += 1;
         }
-        if let Some(back_off) = &self.state.back_off
+        if let Some(back_off) = self.state.back_off()
             && self.reporter.failure != failure
             && (!back_off.local || back_off.failures.is_power_of_two())
         {
             self.telemetry.emit(Event::Failed {
-                phase: self.state.phase.name(),
+                phase: self.state.phase().name(),
                 reason: back_off.reason.clone(),
                 hint: back_off.hint.clone(),
                 failures: back_off.failures,
@@ -149,10 +152,10 @@ impl Agent {
     }
 
     fn report_holding(&mut self, rotation_off: bool) {
-        let Some(held) = &self.state.held else {
+        let Some(held) = self.state.held() else {
             return;
         };
-        let known = Known::Holding(held.serial().to_owned());
+        let known = Known::Holding(*held.fingerprint());
         if self.reporter.known == known {
             return;
         }
@@ -172,9 +175,9 @@ impl Agent {
 
     fn status(&self, action: &Action) -> IdentityStatus {
         let mut status = status_of(&self.state, &self.config);
-        let good = self.state.held.as_ref().is_some_and(|held| !held.has_ended(now()));
-        let back_off = self.state.back_off.as_ref();
-        status.state = match (&self.state.phase, action) {
+        let good = self.state.held().is_some_and(|held| !held.has_expired(now()));
+        let back_off = self.state.back_off();
+        status.state = match (self.state.phase(), action) {
             (_, Action::Wait { waiting: Waiting::KeyLost, .. }) => telemetry::State::KeyLost,
             (_, Action::Wait { waiting: Waiting::RotationOff, .. }) => telemetry::State::RotationOff,
             (_, Action::Wait { waiting: Waiting::UntilRotation, .. }) => telemetry::State::Ready,
@@ -198,8 +201,14 @@ impl Agent {
             "the backend no longer has the key in use".clone_into(&mut status.reason);
             "restore the device, or set on-key-loss = \"enrol\"".clone_into(&mut status.hint);
         }
+        if matches!(action, Action::Wait { waiting: Waiting::AddressesMissing, .. }) {
+            status.state = telemetry::State::Failing;
+            "the node has no addresses, so it is not known what certificate to ask for".clone_into(&mut status.reason);
+            "give the Node object its addresses (kubelet and cloud controller do), or set ip-addresses"
+                .clone_into(&mut status.hint);
+        }
         if status.state == telemetry::State::RotationOff {
-            "rotation is off: the certificate is not renewed before it ends".clone_into(&mut status.reason);
+            "rotation is off: the certificate is not renewed before it expires".clone_into(&mut status.reason);
             "run with --rotate-certificates=true".clone_into(&mut status.hint);
         }
         if let Some(reason) = &self.reporter.unsaved {
@@ -240,6 +249,7 @@ impl Agent {
         match authority {
             Authority::Held => "held",
             Authority::Bootstrap => "bootstrap",
+            Authority::Issued => "issued",
         }
     }
 }
@@ -251,16 +261,16 @@ pub(crate) fn status_of(state: &State, config: &IdentityConfig) -> IdentityStatu
         identity: config.name.clone(),
         subject: template.common_name,
         signer_name: template.signer_name,
-        phase: (&state.phase).into(),
+        phase: state.phase().into(),
         state: telemetry::State::NotRunning,
         pair: config.pairs().current().display().to_string(),
         ..IdentityStatus::default()
     };
-    if let Some(held) = &state.held {
+    if let Some(held) = state.held() {
         let window = Window::of(held);
         status.serial = held.serial().to_owned();
-        status.fingerprint = held.fingerprint().iter().fold(String::new(), |mut text, octet| {
-            let _ = write!(text, "{octet:02x}");
+        status.fingerprint = held.fingerprint().iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
             text
         });
         status.not_before = Some(held.not_before());
@@ -276,10 +286,10 @@ pub(crate) fn status_of(state: &State, config: &IdentityConfig) -> IdentityStatu
             algorithm: algorithm.unwrap_or_default(),
         });
     }
-    if let Phase::Awaiting { request, .. } = &state.phase {
+    if let Phase::Awaiting { request, .. } = state.phase() {
         status.request.clone_from(&request.name);
     }
-    if let Some(back_off) = &state.back_off {
+    if let Some(back_off) = state.back_off() {
         status.reason.clone_from(&back_off.reason);
         status.hint.clone_from(&back_off.hint);
         status.failures = back_off.failures;

@@ -17,8 +17,8 @@ use crate::consumers::kubeconfig;
 use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
-use crate::world::clock::Clock;
-use crate::world::{Files, SystemFiles};
+use crate::world::clock::{Clock, now};
+use crate::world::{Files, SystemFiles, random};
 
 /// Why an agent cannot start: only a person can mend it.
 #[derive(Debug)]
@@ -40,9 +40,9 @@ impl std::error::Error for StartError {}
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     let Parts { config, keyring, telemetry, commands, installed } = parts;
     let files: Arc<dyn Files> = Arc::new(SystemFiles);
-    let (policy, template) = (config.policy(), config.template());
+    let template = config.template();
     let authorities = config.client_ca_file.as_ref().map(read_authorities).transpose()?;
-    let journal = Journal::on(Arc::clone(&files), config.journal(), template.common_name.clone());
+    let journal = Journal::on(Arc::clone(&files), config.journal(), template.clone());
     let pairs = PairDirectory::on(Arc::clone(&files), config.cert_dir.clone(), config.pair_prefix());
     telemetry.emit(Event::Started {
         subject: template.common_name.clone(),
@@ -58,11 +58,25 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         });
     }
     let pairs_lock = lock(&config.cert_dir)?;
-    let recovery =
-        Recovery { config: &config, template: &template, keyring: &keyring, telemetry: &telemetry, pairs: &pairs };
-    let mut state = journalled.unwrap_or_default();
-    recovery.settle_held(&mut state).await?;
-    recovery.settle_keys(&mut state, &policy.key_prefix).await;
+    let journalled = journalled.unwrap_or_default();
+    let installation = match journalled.installation() {
+        "" => random::installation().map_err(|_| StartError {
+            detail: "the system gives no random numbers".to_owned(),
+            hint: "check that this process may use getrandom(2)".to_owned(),
+        })?,
+        known => known.to_owned(),
+    };
+    let policy = config.policy(&installation);
+    let recovery = Recovery {
+        config: &config,
+        policy: &policy,
+        template: &template,
+        keyring: &keyring,
+        telemetry: &telemetry,
+        pairs: &pairs,
+    };
+    let found = recovery.find_held(&journalled).await?;
+    let state = State::recovered(Some(journalled), installation, found, now(), &policy);
     if config.owns_kubeconfig
         && let Some(reason) = kubeconfig::staleness(&config.kubeconfig, &pairs.current())
     {

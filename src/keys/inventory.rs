@@ -4,6 +4,7 @@
 //! this state directory lists is in use; what only its id says to be this installation's is an orphan; everything else
 //! is unknown, and destroyed only by a person who names it.
 
+use pintle_agent_core::policy::KeyPrefix;
 use pintle_agent_core::{KeyName, Phase, State};
 use pintle_plugins_api::conformance::THROWAWAY_PREFIX;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyId, Resource};
@@ -322,9 +323,9 @@ async fn usage(keyring: &Keyring, name: &str) -> Result<Vec<Resource>, BackendEr
 /// What a key is, by these journals. `made_here` tells whether an id is one that the installation of a journal chooses.
 fn use_of(key: &KeyName, states: &[&State], made_here: impl Fn(&State, &KeyId) -> bool) -> KeyUse {
     let by_journal = states.iter().find_map(|state| {
-        if state.held.as_ref().is_some_and(|held| held.key() == key) {
+        if state.held().is_some_and(|held| held.key() == key) {
             Some(KeyUse::InUse)
-        } else if state.retiring.contains(key) {
+        } else if state.retiring().contains(key) {
             Some(KeyUse::Retiring)
         } else if state.keys().contains(&key) {
             Some(KeyUse::Next)
@@ -340,14 +341,14 @@ fn use_of(key: &KeyName, states: &[&State], made_here: impl Fn(&State, &KeyId) -
     }
     // A journal without a certificate may have lost it with its directory: the next start looks for the key (case C10).
     let is_orphan =
-        |state: &&&State| made_here(state, &key.id) && !(state.held.is_none() && state.phase == Phase::Holding);
+        |state: &&&State| made_here(state, &key.id) && !(state.held().is_none() && *state.phase() == Phase::Holding);
     if states.iter().find(is_orphan).is_some() { KeyUse::Orphaned } else { KeyUse::Unknown }
 }
 
-/// Whether the installation whose journal this is made the key of this id. The ids of this version say the node and the
-/// identity, which another cluster or an earlier installation may have in common with this one: they prove nothing.
-fn made_here(_state: &State, _id: &KeyId) -> bool {
-    false
+/// Whether the installation whose journal this is made the key of this id. Node and identity alone prove nothing: another
+/// cluster, or an earlier installation, may have them in common with this one.
+fn made_here(state: &State, id: &KeyId) -> bool {
+    !state.installation().is_empty() && KeyPrefix::installation_of(id) == Some(state.installation())
 }
 
 #[cfg(test)]
@@ -365,10 +366,10 @@ mod tests {
 
     #[test]
     fn c33_ours_is_what_a_journal_lists_or_what_this_installation_made() {
-        let ours = |_: &State, id: &KeyId| id.to_string().starts_with("worker-1_client_5e1f09ac_");
         let next = key("worker-1_client_5e1f09ac_7");
-        let generating = State { phase: Phase::Generating { key: next.clone() }, ..State::default() };
-        let retiring = State { retiring: vec![key("worker-1_client_3")], ..State::default() };
+        let state = |text: serde_json::Value| serde_json::from_value::<State>(text).expect("a state");
+        let generating = state(serde_json::json!({"installation": "5e1f09ac", "phase": {"generating": {"key": next}}}));
+        let retiring = state(serde_json::json!({"retiring": [key("worker-1_client_3")]}));
         let both = [&generating, &retiring];
         let nothing = State::default();
         for (states, id, expected) in [
@@ -383,7 +384,7 @@ mod tests {
             (&[&nothing], "worker-1_client_5e1f09ac_7", KeyUse::Unknown),
             (&[], "worker-1_client_5e1f09ac_7", KeyUse::Unknown),
         ] {
-            assert_eq!(use_of(&key(id), states, ours), expected, "{id}");
+            assert_eq!(use_of(&key(id), states, made_here), expected, "{id}");
         }
     }
 

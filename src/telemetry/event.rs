@@ -172,11 +172,6 @@ pub enum Event {
         /// What it uses instead.
         reason: String,
     },
-    /// Keys that nobody needs were found in a backend and destroyed.
-    OrphansDestroyed {
-        /// The keys.
-        keys: Vec<String>,
-    },
     /// A backend's device does not answer.
     BackendDown {
         /// Its name in the configuration.
@@ -305,7 +300,6 @@ impl Event {
                      --write {path}"
                 )
             }
-            Self::OrphansDestroyed { keys } => format!("destroyed keys that nobody needs: {}", keys.join(", ")),
             Self::BackendDown { backend, reason, hint } => {
                 let hint = if hint.is_empty() { String::new() } else { format!(" ({hint})") };
                 format!("backend {backend} is down: {reason}{hint}")

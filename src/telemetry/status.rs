@@ -94,10 +94,12 @@ pub enum Phase {
     Requesting,
     /// The request waits for an approver or the signer.
     Awaiting,
-    /// The certificate is being written.
-    Publishing,
     /// The API server is asked whether it accepts the certificate.
     Proving,
+    /// The certificate is being written.
+    Publishing,
+    /// The certificate before is being written again, since the API server refused the one after it.
+    Restoring,
     /// Old keys are being destroyed.
     Retiring,
 }
@@ -110,9 +112,10 @@ impl From<&pintle_agent_core::Phase> for Phase {
             Core::Generating { .. } => Self::Generating,
             Core::Requesting { .. } => Self::Requesting,
             Core::Awaiting { .. } => Self::Awaiting,
+            Core::Proving { .. } => Self::Proving,
             Core::Publishing { .. } => Self::Publishing,
-            Core::Proving => Self::Proving,
-            Core::Retiring => Self::Retiring,
+            Core::Restoring { .. } => Self::Restoring,
+            Core::Retiring { .. } => Self::Retiring,
         }
     }
 }

@@ -96,7 +96,7 @@ fn good_leaf_is_accepted_and_says_what_it_is() {
     assert_eq!((credential.key(), credential.installed_at()), (&key_name(), NOW));
     assert_eq!(credential.serial(), "8A0B", "without the zero octet that DER puts before it");
     assert_eq!(credential.not_before(), NOW - Duration::from_secs(300));
-    assert!(credential.has_ended(credential.not_after()) && !credential.has_ended(NOW));
+    assert!(credential.has_expired(credential.not_after()) && !credential.has_expired(NOW));
     assert!(credential.subject().contains("system:node:worker-1"));
     assert_eq!(node_name_of(&credential.chain_pem()).as_deref(), Some("worker-1"));
     assert_eq!(public_key_of(&credential.chain_pem()).unwrap().as_der(), credential.public_key());
@@ -210,7 +210,7 @@ fn validity_begins_inclusively_and_ends_exclusively() {
     assert!(verdict(|leaf| valid(leaf, NOW, NOW + HOUR)).is_ok());
     assert_eq!(verdict(|leaf| valid(leaf, NOW + second, NOW + HOUR)), Err(Rejection::NotYetValid(NOW + second)));
     assert!(verdict(|leaf| valid(leaf, NOW - HOUR, NOW + second)).is_ok());
-    assert_eq!(verdict(|leaf| valid(leaf, NOW - HOUR, NOW)), Err(Rejection::Ended(NOW)));
+    assert_eq!(verdict(|leaf| valid(leaf, NOW - HOUR, NOW)), Err(Rejection::Expired(NOW)));
 }
 
 #[test]

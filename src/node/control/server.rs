@@ -123,10 +123,7 @@ impl Server {
 
     /// What the identities last wrote down, so that one whose device is slow keeps nobody waiting.
     fn journals(&self) -> impl Iterator<Item = (&IdentityConfig, Result<Option<core::State>, JournalError>)> {
-        self.config
-            .identities
-            .iter()
-            .map(|config| (config, Journal::new(config.journal(), config.template().common_name).load()))
+        self.config.identities.iter().map(|config| (config, Journal::new(config.journal(), config.template()).load()))
     }
 
     async fn prune(&self, selection: Selection, dry_run: bool) -> Result<Response, Response> {
