@@ -61,7 +61,6 @@ pub struct Migration {
 pub struct Agent {
     config: IdentityConfig,
     policy: Policy,
-    template: Template,
     authorities: Option<Vec<Vec<u8>>>,
     clock: Clock,
     journal: Journal,

@@ -90,7 +90,6 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         probe: super::look_around::Probe::default(),
         config,
         policy,
-        template,
         authorities,
         journal,
         pairs,
