@@ -17,7 +17,7 @@ mod start;
 use std::sync::Arc;
 
 use pintle_agent_core::rotation::Waiting;
-use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, step};
+use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, step};
 use pintle_plugins_api::{BackendError, KeyAlgorithm};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -173,6 +173,10 @@ impl Agent {
         let in_place = held.is_some_and(|held| held.key().backend == self.policy.backend || !self.policy.rotate);
         let idle = *self.state.phase() == Phase::Holding
             && matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
-        in_place && idle && self.state.retiring().is_empty() && self.state.back_off().is_none()
+        in_place
+            && idle
+            && !self.state.held_is_unproven()
+            && self.state.retiring().is_empty()
+            && self.state.back_off().is_none()
     }
 }
