@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use pintle_agent_core::issued::Leaf;
 use pintle_agent_core::rotation::{ApiFailure, Authority};
-use pintle_agent_core::{Event, Phase};
+use pintle_agent_core::{Credential, Event, Phase};
 use pintle_plugins_api::BackendErrorKind;
 
 use super::pair::{leaf_key_of, write_pair};
+use super::recovery::Recovery;
 use super::{Agent, now};
 
 /// Whether the API server still accepts the certificate in use is asked this often. A rotation would come too late to
@@ -62,10 +64,8 @@ impl Agent {
         {
             return Event::Woke;
         }
-        if !self.pairs.read_current().is_ok_and(|pair| leaf_key_of(&pair).is_ok()) {
-            // Somebody removed or tore the pair, or the file system it was on is another (case C10). What cannot be
-            // written is tried again at the next look.
-            let _ = write_pair(&self.keyring, &self.pairs, &self.telemetry, &held).await;
+        if let Some(event) = self.check_pair(&held).await {
+            return event;
         }
         if !self.probe.is_due() {
             return Event::Woke;
@@ -80,6 +80,36 @@ impl Agent {
             Err(_) if self.held_key_is_lost().await => Event::HeldRefused { key_lost: true },
             Err(_) => Event::Woke,
         }
+    }
+
+    /// Whether the current pair is the held credential's. One that is gone or torn is written again; one that something
+    /// else wrote is taken over, if it can be used (case C46).
+    async fn check_pair(&self, held: &Credential) -> Option<Event> {
+        let pair = match self.pairs.read_current() {
+            Ok(pair) => leaf_key_of(&pair).ok().zip(Leaf::of(&pair).ok()),
+            Err(_) => None,
+        };
+        let Some((public_key, leaf)) = pair else {
+            // Somebody removed or tore the pair, or the file system it was on is another (case C10). What cannot be
+            // written is tried again at the next look.
+            let _ = write_pair(&self.keyring, &self.pairs, &self.telemetry, held).await;
+            return None;
+        };
+        if leaf.fingerprint == *held.fingerprint() {
+            return None;
+        }
+        let found = self.pairs.pairs().into_iter().next()?.ok()?;
+        let recovery = Recovery {
+            config: &self.config,
+            policy: &self.policy,
+            template: &self.template,
+            keyring: &self.keyring,
+            telemetry: &self.telemetry,
+            pairs: &self.pairs,
+        };
+        let adopted = recovery.adopt(&found, &public_key, &self.state).await.ok()?;
+        recovery.adopted(&found, &adopted);
+        Some(Event::PairReplaced(adopted))
     }
 
     /// Whether something waits for a device that did not answer, and it answers again.

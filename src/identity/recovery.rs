@@ -70,12 +70,7 @@ impl Recovery<'_> {
                         if index > 0 {
                             let _ = self.pairs.make_current(&pair.path);
                         }
-                        let credential = &adopted.credential;
-                        self.telemetry.emit(Event::CredentialAdopted {
-                            path,
-                            serial: credential.serial().to_owned(),
-                            not_after: credential.not_after().to_string(),
-                        });
+                        self.adopted(pair, &adopted);
                         return Ok(Found::Pair(adopted));
                     }
                     Err(reason) => self.unusable(&path, &reason),
@@ -140,6 +135,15 @@ impl Recovery<'_> {
         let credential = credential.map_err(|rejection| rejection.to_string())?;
         let installed = installed_at(pair, &credential);
         Ok(AdoptedPair { credential: credential.installed(installed), key_is_ours })
+    }
+
+    /// Tells that a pair was taken over.
+    pub(super) fn adopted(&self, pair: &FoundPair, adopted: &AdoptedPair) {
+        self.telemetry.emit(Event::CredentialAdopted {
+            path: pair.path.display().to_string(),
+            serial: adopted.credential.serial().to_owned(),
+            not_after: adopted.credential.not_after().to_string(),
+        });
     }
 
     /// The key of this public half, if a backend has it under a name of this identity; and whether it is this
