@@ -17,7 +17,7 @@ mod start;
 use std::sync::Arc;
 
 use pintle_agent_core::rotation::Waiting;
-use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, step};
+use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, step};
 use pintle_plugins_api::{BackendError, KeyAlgorithm};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -61,6 +61,7 @@ pub struct Migration {
 pub struct Agent {
     config: IdentityConfig,
     policy: Policy,
+    template: Template,
     authorities: Option<Vec<Vec<u8>>>,
     clock: Clock,
     journal: Journal,

@@ -90,6 +90,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         probe: super::look_around::Probe::default(),
         config,
         policy,
+        template,
         authorities,
         journal,
         pairs,
