@@ -174,6 +174,10 @@ impl Agent {
         let in_place = held.is_some_and(|held| held.key().backend == self.policy.backend || !self.policy.rotate);
         let idle = *self.state.phase() == Phase::Holding
             && matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
-        in_place && idle && self.state.retiring().is_empty() && self.state.back_off().is_none()
+        in_place
+            && idle
+            && !self.state.held_is_unproven()
+            && self.state.retiring().is_empty()
+            && self.state.back_off().is_none()
     }
 }

@@ -149,8 +149,10 @@ async fn finished(until: Until, installed: Vec<watch::Receiver<bool>>) -> bool {
         // One that is installed may have something to do again before the last one is.
         while !installed.iter().all(|installed| *installed.borrow()) {
             for installed in &installed {
-                // The sender lives as long as the identity's task, at whose end all ends.
-                let _ = installed.clone().wait_for(|installed| *installed).await;
+                if installed.clone().wait_for(|installed| *installed).await.is_err() {
+                    // The identity's task has ended, which `run` notices.
+                    return std::future::pending().await;
+                }
             }
         }
     };
@@ -185,4 +187,29 @@ pub fn stopped_by_signals() -> Result<watch::Receiver<bool>, StartError> {
         let _ = stop.send(true);
     });
     Ok(stopped)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn it_is_finished_when_all_are_installed_at_once_and_never_without_one() {
+        let until = Until::Installed { timeout: None };
+        let (one, two) = (watch::Sender::new(true), watch::Sender::new(false));
+        let all = || vec![one.subscribe(), two.subscribe()];
+        assert_eq!(finished(until, all()).now_or_never(), None);
+        one.send_replace(false);
+        two.send_replace(true);
+        assert_eq!(finished(until, all()).now_or_never(), None, "the first has something to do again");
+        one.send_replace(true);
+        assert_eq!(finished(until, all()).now_or_never(), Some(true));
+        assert_eq!(finished(Until::Stopped, all()).now_or_never(), None);
+
+        // It must not keep the runtime from noticing how the identity ended.
+        let gone = vec![watch::Sender::new(false).subscribe()];
+        assert_eq!(finished(until, gone).now_or_never(), None);
+    }
 }

@@ -98,7 +98,7 @@ pub enum Phase {
     Proving,
     /// The certificate is being written.
     Publishing,
-    /// The certificate before is being written again.
+    /// The certificate before is being written again, since the API server refused the one after it.
     Restoring,
     /// Old keys are being destroyed.
     Retiring,
