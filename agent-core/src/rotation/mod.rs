@@ -24,6 +24,7 @@ mod action;
 mod event;
 mod failure;
 mod next;
+mod phase;
 mod recovery;
 #[cfg(test)]
 pub(crate) mod simulation;
@@ -32,8 +33,9 @@ pub mod v1;
 
 pub use action::{Action, Authority, Waiting};
 pub use event::{ApiFailure, Event, FoundPair, Observation, PublishError};
+pub use phase::{BackOff, Candidate, Phase, SubmittedRequest};
 pub use recovery::Found;
-pub use state::{BackOff, Candidate, Phase, State, SubmittedRequest};
+pub use state::State;
 
 use pintle_plugins_api::BackendErrorKind;
 

@@ -4,6 +4,7 @@
 
 mod disturbances;
 mod mutations;
+mod performance;
 mod promises;
 mod world;
 
