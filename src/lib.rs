@@ -11,6 +11,8 @@ pub mod keys;
 pub mod kubernetes;
 pub mod node;
 pub mod proxy;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod telemetry;
 pub mod world;

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod cluster;
+pub mod port;
 pub mod requests;
 pub mod without_secrets;
 
