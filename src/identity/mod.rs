@@ -26,7 +26,7 @@ use crate::keys::Keyring;
 use crate::keys::inventory::Inventory;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{self, Telemetry};
-use crate::world::clock::{self, Clock, now};
+use crate::world::clock::{Clock, SystemClock, has_stepped, now};
 use connection::Connections;
 
 pub use start::StartError;
@@ -71,7 +71,7 @@ pub struct Agent {
     policy: Policy,
     template: Template,
     authorities: Option<Vec<Vec<u8>>>,
-    clock: Clock,
+    clock: SystemClock,
     journal: Journal,
     pairs: PairDirectory,
     keyring: Keyring,
@@ -158,7 +158,7 @@ impl Agent {
         // The watchdog wants to hear from us, and things on this machine are looked at again, at each hop.
         let hop = now() + Policy::LOCAL_RETRY;
         let wake = until.map_or(hop, |until| until.min(hop));
-        let (before, started) = (now(), std::time::Instant::now());
+        let (before, started) = (now(), self.clock.monotonic());
         let event = tokio::select! {
             command = self.commands.recv() => match command {
                 Some(command) => self.obey(command).await,
@@ -170,7 +170,7 @@ impl Agent {
             },
             () = self.clock.sleep_until(Some(wake)) => Event::Woke,
         };
-        if clock::stepped(started, before, now()) {
+        if has_stepped(self.clock.monotonic() - started, before, now()) {
             self.telemetry.emit(telemetry::Event::ClockStepped);
         }
         if event == Event::Woke { self.look_around().await } else { event }

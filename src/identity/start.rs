@@ -15,7 +15,7 @@ use crate::consumers::kubeconfig;
 use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
-use crate::world::clock::Clock;
+use crate::world::SystemClock;
 use crate::world::{Files, SystemFiles};
 
 /// Why an agent cannot start: only a person can mend it.
@@ -66,7 +66,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     }
 
     Ok(Agent {
-        clock: Clock::new(),
+        clock: SystemClock::new(),
         connections: Connections::default(),
         reporter: super::report::Reporter::default(),
         probe: super::look_around::Probe::default(),

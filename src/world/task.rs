@@ -1,0 +1,28 @@
+//! Tasks, threads and time limits of this machine.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+/// Has a task run beside the others.
+pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    tokio::spawn(future)
+}
+
+/// Waits this long.
+pub async fn sleep(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// What comes of this within the limit.
+///
+/// # Errors
+/// If nothing does; the future is then dropped.
+pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, TimedOut> {
+    tokio::time::timeout(limit, future).await.map_err(|_| TimedOut)
+}
+
+/// That nothing came within a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedOut;
