@@ -10,6 +10,8 @@ use x509_parser::oid_registry as oid;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use crate::{BackendError, BackendErrorKind};
+
 /// The name of a key within its backend: 1 to 128 arbitrary octets, chosen by the agent before the key exists.
 ///
 /// It is what PKCS#11 calls CKA_ID. As text (journals, file names, logs) every octet other than ASCII letters,
@@ -96,6 +98,8 @@ impl fmt::Display for InvalidKeyId {
 impl std::error::Error for InvalidKeyId {}
 
 /// What kind of key is generated. The numbers are those of the C ABI.
+///
+/// Serialized by its [`name`](Self::name); pintle 0.1 serialized RSA without the dash (`rsa2048`), which is still read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(i32)]
@@ -106,10 +110,13 @@ pub enum KeyAlgorithm {
     /// ECDSA on NIST P-384 (secp384r1).
     EcdsaP384 = 2,
     /// RSA with a modulus of 2048 bits.
+    #[serde(rename = "rsa-2048", alias = "rsa2048")]
     Rsa2048 = 3,
     /// RSA with a modulus of 3072 bits.
+    #[serde(rename = "rsa-3072", alias = "rsa3072")]
     Rsa3072 = 4,
     /// RSA with a modulus of 4096 bits.
+    #[serde(rename = "rsa-4096", alias = "rsa4096")]
     Rsa4096 = 5,
     /// Ed25519 (RFC 8032).
     Ed25519 = 6,
@@ -152,6 +159,17 @@ impl KeyAlgorithm {
                 &[RsaPssSha256, RsaPssSha384, RsaPssSha512, RsaPkcs1Sha256, RsaPkcs1Sha384, RsaPkcs1Sha512]
             }
             Self::Ed25519 => &[Ed25519],
+        }
+    }
+
+    /// Those of [`schemes`](Self::schemes) that a key must sign with to be of use: the one of a TLS 1.3 handshake (RFC
+    /// 8446, section 4.2.3) and the one of a certification request. Devices may lack the others.
+    pub fn required_schemes(self) -> &'static [SignatureScheme] {
+        match self {
+            Self::Rsa2048 | Self::Rsa3072 | Self::Rsa4096 => {
+                &[SignatureScheme::RsaPssSha256, SignatureScheme::RsaPkcs1Sha256]
+            }
+            Self::EcdsaP256 | Self::EcdsaP384 | Self::Ed25519 => self.schemes(),
         }
     }
 }
@@ -215,6 +233,21 @@ impl SignatureScheme {
     /// The scheme with this number in the C ABI.
     pub fn from_code(code: i32) -> Option<Self> {
         Self::ALL.into_iter().find(|scheme| *scheme as i32 == code)
+    }
+
+    /// The error for a key of this scheme's algorithm that does not sign with it as X.509 and TLS demand, although it must
+    /// ([`KeyAlgorithm::required_schemes`]). `detail` says what the device did instead.
+    pub fn not_usable(self, detail: &str) -> BackendError {
+        let name = match self {
+            Self::RsaPssSha256 | Self::RsaPssSha384 | Self::RsaPssSha512 => {
+                "RSASSA-PSS with a salt as long as the digest, without which there is no TLS 1.3"
+            }
+            Self::RsaPkcs1Sha256 | Self::RsaPkcs1Sha384 | Self::RsaPkcs1Sha512 => "RSASSA-PKCS1-v1_5",
+            Self::EcdsaP256Sha256 | Self::EcdsaP384Sha384 => "ECDSA",
+            Self::Ed25519 => "Ed25519",
+        };
+        let detail = format!("the device does not sign with {name}: {detail}");
+        BackendError::new(BackendErrorKind::Unsupported, detail).with_hint("set key-algorithm = \"ecdsa-p256\"")
     }
 
     /// The message digest of this scheme (FIPS 180-4); `None` for Ed25519, which signs the message itself.

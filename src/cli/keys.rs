@@ -5,7 +5,7 @@ use super::run::lock_state_directory;
 use super::table::table;
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
-use crate::keys::inventory::{self, Inventory, Standing, Usage};
+use crate::keys::inventory::{self, Inventory, KeyEntry, KeyUse, Selection, Usage};
 use crate::node::control::{self, ControlError, Request, Response};
 use crate::store::Journal;
 
@@ -20,10 +20,13 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Destroy keys of this identity that nobody needs, and what interrupted checks have left
+    /// Destroy the keys that this installation made and nobody needs, or those that are named
     Prune {
         #[command(flatten)]
         flags: Box<Flags>,
+        /// Keys to destroy, as keys list shows them: ID, or BACKEND:ID. Make sure that no other node needs them
+        #[arg(value_name = "KEY")]
+        names: Vec<String>,
         /// Only show what would be destroyed
         #[arg(long)]
         dry_run: bool,
@@ -34,79 +37,110 @@ impl Command {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         match self {
             Self::List { flags, json } => list(&Config::load(&flags)?, json),
-            Self::Prune { flags, dry_run } => prune(&Config::load(&flags)?, dry_run),
+            Self::Prune { flags, names, dry_run } => prune(&Config::load(&flags)?, names, dry_run),
         }
     }
 }
 
 fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
-    let inventory = match control::ask(&config.control_socket(), Request::Keys) {
-        Ok(Response::Keys { inventory }) => inventory,
-        Err(ControlError::NotRunning) => {
-            let state = journalled(config)?;
-            let keyring = open_all(config)?;
-            super::runtime()?.block_on(inventory::keys(config, &keyring, state.as_ref()))
-        }
-        answer => return Err(super::unexpected(answer)),
-    };
+    let inventory = keys(config)?;
     if json {
         print(&super::json(&inventory)?)?;
     } else {
-        print(&rows(&inventory))?;
-        if inventory.keys.iter().any(|key| key.standing.is_prunable()) {
-            print("  hint: pintle keys prune destroys what is orphaned or left over\n")?;
-        }
+        print(&rows(&inventory.keys))?;
+        print(&notes(&inventory))?;
     }
-    Ok(end(&inventory))
+    Ok(exit(&inventory))
 }
 
-fn prune(config: &Config, dry_run: bool) -> Result<Exit, CliError> {
-    let inventory = match control::ask(&config.control_socket(), Request::Prune { dry_run }) {
+/// All keys, as the running agent knows them, or as the backends and the journal say.
+fn keys(config: &Config) -> Result<Inventory, CliError> {
+    match control::ask(&config.control_socket(), Request::Keys) {
+        Ok(Response::Keys { inventory }) => Ok(inventory),
+        Err(ControlError::NotRunning) => {
+            let state = journalled(config)?;
+            let keyring = open_all(config)?;
+            Ok(super::runtime()?.block_on(inventory::keys(config, &keyring, state.as_ref().as_slice())))
+        }
+        answer => Err(super::unexpected(answer)),
+    }
+}
+
+fn prune(config: &Config, names: Vec<String>, dry_run: bool) -> Result<Exit, CliError> {
+    if !names.is_empty() {
+        // What they are is shown before anything is done to them.
+        let (selected, _) = inventory::named(&keys(config)?.keys, &names, true);
+        if !selected.is_empty() {
+            print(&rows(&selected))?;
+        }
+    }
+    let request = match &names[..] {
+        [] => Request::Prune { dry_run },
+        names => Request::PruneNamed { names: names.to_vec(), dry_run },
+    };
+    let inventory = match control::ask(&config.control_socket(), request) {
         Ok(Response::Keys { inventory }) => inventory,
         Err(ControlError::NotRunning) => {
             // No agent may start now and need what is being destroyed.
             let _lock = lock_state_directory(&config.state_dir)?;
             let state = journalled(config)?;
             let keyring = open_all(config)?;
-            super::runtime()?.block_on(inventory::prune(config, &keyring, state.as_ref(), dry_run))
+            let selection = if names.is_empty() { Selection::Orphaned } else { Selection::Named(names) };
+            let states = state.as_ref();
+            super::runtime()?.block_on(inventory::prune(config, &keyring, states.as_slice(), &selection, dry_run))
         }
         answer => return Err(super::unexpected(answer)),
     };
     let done = if dry_run { "would be destroyed" } else { "destroyed" };
     for key in &inventory.keys {
-        print(&format!("{done}: {}:{} ({})\n", key.backend, key.id, key.standing.word()))?;
+        print(&format!("{done}: {} ({})\n", key.name(), key.used.word()))?;
     }
     for Usage { backend, resources } in &inventory.usage {
         print(&usage(&format!("freed in {backend}"), resources))?;
     }
-    if inventory.keys.is_empty() && inventory.failed.is_empty() {
+    if inventory.keys.is_empty() {
         print("nothing to destroy\n")?;
     }
     for failure in inventory.unreachable.iter().chain(&inventory.failed) {
         print(&trouble(&failure.name, &failure.error))?;
     }
-    Ok(end(&inventory))
+    Ok(exit(&inventory))
 }
 
-fn rows(inventory: &Inventory) -> String {
-    let header = ["BACKEND", "ID", "ALGORITHM", "STANDING"].map(str::to_owned).to_vec();
-    let keys = inventory.keys.iter().map(|key| {
-        vec![key.backend.clone(), key.id.to_string(), key.algorithm.clone(), key.standing.word().to_owned()]
-    });
-    let mut text = table(&std::iter::once(header).chain(keys).collect::<Vec<_>>());
-    if inventory.keys.iter().any(|key| key.standing == Standing::Unknown) {
-        text += "  unknown: the journal does not say which key is in use; pintle run finds out\n";
-    }
+fn rows(keys: &[KeyEntry]) -> String {
+    let header = ["BACKEND", "ID", "ALGORITHM", "USE"].map(str::to_owned).to_vec();
+    let rows = keys
+        .iter()
+        .map(|key| vec![key.backend.clone(), key.id.to_string(), key.algorithm.clone(), key.used.word().to_owned()]);
+    table(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
+}
+
+/// The lines below the table.
+fn notes(inventory: &Inventory) -> String {
+    let any = |used| inventory.keys.iter().any(|key| key.used == used);
+    let mut text = String::new();
     for Usage { backend, resources } in &inventory.usage {
         text += &usage(backend, resources);
     }
     for failure in &inventory.unreachable {
         text += &trouble(&failure.name, &failure.error);
     }
+    if any(KeyUse::Orphaned) {
+        text += "  hint: pintle keys prune destroys what is orphaned\n";
+    }
+    if any(KeyUse::LeftOver) {
+        text += "  left-over: of an interrupted pintle backend check, here or on another node that uses the device\n";
+    }
+    if any(KeyUse::Unknown) {
+        text += "  unknown: in no journal of this node, but perhaps in use by another node, cluster or installation\n";
+    }
+    if any(KeyUse::LeftOver) || any(KeyUse::Unknown) {
+        text += "  hint: once it is certain that nobody needs a key, pintle keys prune BACKEND:ID destroys it\n";
+    }
     text
 }
 
-fn end(inventory: &Inventory) -> Exit {
+fn exit(inventory: &Inventory) -> Exit {
     if inventory.unreachable.is_empty() && inventory.failed.is_empty() { Exit::Ok } else { Exit::Problem }
 }
 

@@ -32,7 +32,10 @@ impl Arguments {
         keep_secrets_in_memory();
         let _lock = lock_state_directory(&config.state_dir)?;
         let until = if self.once { Until::Installed } else { Until::Stopped };
-        let telemetry = Arc::new(Telemetry::new(Log::new(self.log_format)));
+        let log = Log::new(self.log_format).map_err(|error| {
+            CliError::new(Exit::Problem, format!("the log's thread cannot be started: {error}"), "see ulimit -u")
+        })?;
+        let telemetry = Arc::new(Telemetry::new(log));
         // Before there are threads: it changes the environment.
         let activated = Activated::from_environment().map_err(|error| {
             CliError::new(
@@ -41,10 +44,12 @@ impl Arguments {
                 "the unit may pass on TCP and unix stream listeners",
             )
         })?;
-        super::runtime()?.block_on(async {
+        let outcome = super::runtime()?.block_on(async {
             let stopped = node::stopped_by_signals()?;
-            node::serve_on(config, telemetry, until, stopped, activated).await
-        })?;
+            node::serve_on(config, Arc::clone(&telemetry), until, stopped, activated).await
+        });
+        telemetry.flush();
+        outcome?;
         Ok(Exit::Ok)
     }
 }

@@ -37,7 +37,7 @@ fn user(isolation: &ProcessIsolation) -> Result<Option<User>, ConfigError> {
     isolation.run_as().map_err(|error| {
         ConfigError::new(
             format!("isolation: {error}"),
-            "name a user and a group of /etc/passwd and /etc/group, or give the numbers of both",
+            "name a user and a group that getent passwd and getent group show, or give both as numbers",
         )
     })
 }

@@ -320,6 +320,26 @@ mod tests {
     }
 
     #[test]
+    fn every_key_algorithm_is_spelled_alike_in_the_file_the_flag_and_json() {
+        #[derive(clap::Parser)]
+        struct CommandLine {
+            #[command(flatten)]
+            flags: Flags,
+        }
+        for algorithm in KeyAlgorithm::ALL {
+            let name = algorithm.to_string();
+            let from_file = parse(&format!("key-algorithm = \"{name}\"")).expect(&name);
+            assert_eq!(from_file.key_algorithm, algorithm);
+            let flag = format!("--key-algorithm={name}");
+            let from_flag = <CommandLine as clap::Parser>::try_parse_from(["pintle", &flag]).expect(&name);
+            assert_eq!(from_flag.flags.key_algorithm, Some(algorithm));
+            assert_eq!(serde_json::to_value(algorithm).expect(&name), name);
+        }
+        // As versions before wrote it.
+        assert_eq!(parse("key-algorithm = \"rsa2048\"").expect("valid").key_algorithm, KeyAlgorithm::Rsa2048);
+    }
+
+    #[test]
     fn one_file_is_not_two_kubeconfigs_whatever_it_is_called() {
         let directory = tempfile::tempdir().expect("a directory");
         let at = |name: &str| directory.path().join(name);

@@ -12,9 +12,9 @@ impl Agent {
     pub(super) async fn obey(&mut self, command: Command) -> Event {
         match command {
             Command::Rotate => Event::RotationRequested,
-            Command::Prune { dry_run, reply } => {
-                let state = Some(&self.state);
-                let inventory = inventory::prune(&self.config, &self.keyring, state, dry_run).await;
+            Command::Prune { selection, dry_run, reply } => {
+                let states = [&self.state];
+                let inventory = inventory::prune(&self.config, &self.keyring, &states, &selection, dry_run).await;
                 // Who asked may have gone away.
                 let _ = reply.send(inventory);
                 Event::Woke

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
 use crate::keys::Keyring;
-use crate::keys::inventory::Inventory;
+use crate::keys::inventory::{Inventory, Selection};
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{self, Telemetry};
 use crate::world::clock::{Clock, SystemClock, has_stepped, now};
@@ -38,6 +38,8 @@ pub enum Command {
     Rotate,
     /// Destroy the keys that nobody needs. The agent itself does it: nobody else knows which key it needs next.
     Prune {
+        /// Which.
+        selection: Selection,
         /// Whether only to tell which.
         dry_run: bool,
         /// Who waits for the answer.

@@ -1,8 +1,12 @@
-//! What is in the backends, and what of it this identity needs.
+//! What is in the backends, and what of it this node needs.
+//!
+//! A device may be shared with other nodes, and with nodes of the same name in other clusters (case C33). What a journal of
+//! this state directory lists is in use; what only its id says to be this installation's is an orphan; everything else
+//! is unknown, and destroyed only by a person who names it.
 
 use pintle_agent_core::{KeyName, Phase, State};
 use pintle_plugins_api::conformance::THROWAWAY_PREFIX;
-use pintle_plugins_api::{BackendError, KeyId, Resource};
+use pintle_plugins_api::{BackendError, BackendErrorKind, KeyId, Resource};
 use serde::{Deserialize, Serialize};
 
 use super::checks::Checks;
@@ -30,44 +34,60 @@ pub struct BackendEntry {
     pub error: Option<BackendError>,
 }
 
-/// What a key is to this identity.
+/// What a key is to this node, by the journals of its state directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Standing {
+pub enum KeyUse {
     /// The key of the certificate in use.
     InUse,
-    /// The key of the certificate that is being got.
+    /// The key of the certificate before, which is kept until the one in use is proven.
+    Previous,
+    /// The key of the certificate that is being obtained.
     Next,
     /// An old key that is destroyed once its successor is proven.
     Retiring,
-    /// This identity's, and nobody needs it.
+    /// Made by this installation, and no journal lists it any more.
     Orphaned,
-    /// This identity's, and nothing says whether it is needed: there is no journal, or no certificate in it.
-    Unknown,
-    /// Left over by a conformance check that was interrupted.
+    /// Left by a conformance check that was interrupted, on this node or on another one that uses the device.
     LeftOver,
-    /// Another node's, or another identity's.
-    Foreign,
+    /// No journal lists it, and its id does not say that this installation made it: another node, or a node of the same
+    /// name in another cluster, may need it.
+    #[serde(alias = "foreign")]
+    Unknown,
 }
 
-impl Standing {
-    /// Whether nobody misses the key.
-    pub fn is_prunable(self) -> bool {
-        matches!(self, Self::Orphaned | Self::LeftOver)
+impl KeyUse {
+    /// Whether the key is certainly this installation's, and needed by nobody: it is destroyed without being named.
+    pub fn is_orphaned(self) -> bool {
+        self == Self::Orphaned
     }
 
-    /// In words, as the table has it.
+    /// Whether the key is destroyed when somebody names it.
+    pub fn is_prunable(self) -> bool {
+        matches!(self, Self::Orphaned | Self::LeftOver | Self::Unknown)
+    }
+
+    /// In one word, as the table has it.
     pub fn word(self) -> &'static str {
         match self {
-            Self::InUse => "in use",
+            Self::InUse => "in-use",
+            Self::Previous => "previous",
             Self::Next => "next",
             Self::Retiring => "retiring",
             Self::Orphaned => "orphaned",
+            Self::LeftOver => "left-over",
             Self::Unknown => "unknown",
-            Self::LeftOver => "left over",
-            Self::Foreign => "foreign",
         }
     }
+}
+
+/// Which keys are to be destroyed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// Those that this installation made and nobody needs.
+    Orphaned,
+    /// Those of these names, `ID` or `BACKEND:ID`, as long as this node does not need them.
+    Named(Vec<String>),
 }
 
 /// A key in a backend.
@@ -80,8 +100,16 @@ pub struct KeyEntry {
     pub id: KeyId,
     /// Its algorithm; empty if its public half cannot be had.
     pub algorithm: String,
-    /// What it is to this identity.
-    pub standing: Standing,
+    /// What it is to this node.
+    #[serde(rename = "use", alias = "standing")]
+    pub used: KeyUse,
+}
+
+impl KeyEntry {
+    /// Its name, `BACKEND:ID`.
+    pub fn name(&self) -> KeyName {
+        KeyName { backend: self.backend.clone(), id: self.id.clone() }
+    }
 }
 
 /// What is in all backends.
@@ -141,8 +169,8 @@ pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
     entries
 }
 
-/// The keys in all backends. `state` is that of this node's identity, if it is known.
-pub async fn keys(config: &Config, keyring: &Keyring, state: Option<&State>) -> Inventory {
+/// The keys in all backends. `states` are what the journals of this node's state directory say.
+pub async fn keys(config: &Config, keyring: &Keyring, states: &[&State]) -> Inventory {
     let mut inventory = Inventory::default();
     for name in config.backends.keys() {
         let ids = match list(keyring, name).await {
@@ -155,8 +183,8 @@ pub async fn keys(config: &Config, keyring: &Keyring, state: Option<&State>) -> 
         for id in ids {
             let key = KeyName { backend: name.clone(), id };
             let algorithm = keyring.public_key(&key).await.map(|key| key.algorithm().to_string()).unwrap_or_default();
-            let standing = standing(config, state, &key);
-            inventory.keys.push(KeyEntry { backend: key.backend, id: key.id, algorithm, standing });
+            let used = use_of(&key, states, made_here);
+            inventory.keys.push(KeyEntry { backend: key.backend, id: key.id, algorithm, used });
         }
         // The keys are what was asked for; why there is no more to tell, `backends` says.
         match usage(keyring, name).await {
@@ -168,23 +196,32 @@ pub async fn keys(config: &Config, keyring: &Keyring, state: Option<&State>) -> 
     inventory
 }
 
-/// Destroys what nobody misses, unless it is only to be shown. Answers what was, or would be, destroyed. While a check is
-/// under way on this node, throwaway keys are left alone.
+/// Destroys the selected keys, unless it is only to be shown. Answers what was, or would be, destroyed. If one of the
+/// names is not that of a key that may be destroyed, nothing is.
 ///
 /// # Assumptions
-/// `state` does not change meanwhile: the agent itself calls this, or the lock on its state directory is held.
-pub async fn prune(config: &Config, keyring: &Keyring, state: Option<&State>, dry_run: bool) -> Inventory {
-    let mut inventory = keys(config, keyring, state).await;
+/// `states` do not change meanwhile: the agent itself calls this, or the lock on its state directory is held.
+pub async fn prune(
+    config: &Config,
+    keyring: &Keyring,
+    states: &[&State],
+    selection: &Selection,
+    dry_run: bool,
+) -> Inventory {
+    let mut inventory = keys(config, keyring, states).await;
+    // No check begins while its keys are looked for.
     let no_check = Checks::hold_off(&config.state_dir);
-    inventory.keys.retain(|key| match key.standing {
-        Standing::LeftOver => no_check.is_some(),
-        standing => standing.is_prunable(),
-    });
+    match selection {
+        Selection::Orphaned => inventory.keys.retain(|key| key.used.is_orphaned()),
+        Selection::Named(names) => {
+            (inventory.keys, inventory.failed) = named(&inventory.keys, names, no_check.is_some());
+        }
+    }
     let before = std::mem::take(&mut inventory.usage);
-    if !dry_run {
+    if !dry_run && inventory.failed.is_empty() {
         let mut destroyed = Vec::new();
         for entry in inventory.keys {
-            let key = KeyName { backend: entry.backend.clone(), id: entry.id.clone() };
+            let key = entry.name();
             match keyring.delete(&key).await {
                 Ok(()) => destroyed.push(entry),
                 Err(error) => inventory.failed.push(Failure { name: key.to_string(), error }),
@@ -199,6 +236,53 @@ pub async fn prune(config: &Config, keyring: &Keyring, state: Option<&State>, dr
         }
     }
     inventory
+}
+
+/// The keys of these names, and why some of the names are of none that may be destroyed: then there are no keys.
+/// `no_check` says that no conformance check is under way on this node, whose throwaway keys it would be.
+pub fn named(keys: &[KeyEntry], names: &[String], no_check: bool) -> (Vec<KeyEntry>, Vec<Failure>) {
+    let (mut selected, mut failed): (Vec<KeyEntry>, Vec<Failure>) = Default::default();
+    for name in names {
+        let is_named = |key: &&KeyEntry| key.id.to_string() == *name || key.name().to_string() == *name;
+        let found: Vec<&KeyEntry> = keys.iter().filter(is_named).collect();
+        match select(&found, no_check) {
+            Ok(key) if selected.contains(key) => {}
+            Ok(key) => selected.push(key.clone()),
+            Err(error) => failed.push(Failure { name: name.clone(), error }),
+        }
+    }
+    if !failed.is_empty() {
+        selected.clear();
+    }
+    (selected, failed)
+}
+
+/// The one key that a name is of, if it may be destroyed.
+fn select<'a>(found: &[&'a KeyEntry], no_check: bool) -> Result<&'a KeyEntry, BackendError> {
+    let error = |kind, detail: String, hint: &str| Err(BackendError::new(kind, detail).with_hint(hint));
+    match found {
+        [] => error(
+            BackendErrorKind::NotFound,
+            "no backend that answers holds a key of this name".to_owned(),
+            "pintle keys list shows the names",
+        ),
+        [key] if !key.used.is_prunable() => error(
+            BackendErrorKind::Unsupported,
+            format!("a key that is {} is not destroyed", key.used.word()),
+            "to replace the key in use, run pintle rotate: old keys are destroyed once the new certificate is proven",
+        ),
+        [key] if key.used == KeyUse::LeftOver && !no_check => error(
+            BackendErrorKind::Unavailable,
+            "a pintle backend check is under way on this node, and the key may be its own".to_owned(),
+            "try again when the check is done",
+        ),
+        [key] => Ok(key),
+        several => error(
+            BackendErrorKind::Unsupported,
+            format!("{} backends hold a key of this name", several.len()),
+            "name the backend too: BACKEND:ID",
+        ),
+    }
 }
 
 /// What is taken no more.
@@ -218,57 +302,101 @@ async fn usage(keyring: &Keyring, name: &str) -> Result<Vec<Resource>, BackendEr
     keyring.backend(name)?.call(CALL_DEADLINE, |backend| backend.usage()).await
 }
 
-fn standing(config: &Config, state: Option<&State>, key: &KeyName) -> Standing {
+/// What a key is, by these journals. `made_here` tells whether an id is one that the installation of a journal chooses.
+fn use_of(key: &KeyName, states: &[&State], made_here: impl Fn(&State, &KeyId) -> bool) -> KeyUse {
+    let by_journal = states.iter().find_map(|state| {
+        if state.held.as_ref().is_some_and(|held| held.key() == key) {
+            Some(KeyUse::InUse)
+        } else if state.retiring.contains(key) {
+            Some(KeyUse::Retiring)
+        } else if state.keys().contains(&key) {
+            Some(KeyUse::Next)
+        } else {
+            None
+        }
+    });
+    if let Some(used) = by_journal {
+        return used;
+    }
     if key.id.as_bytes().starts_with(THROWAWAY_PREFIX) {
-        return Standing::LeftOver;
+        return KeyUse::LeftOver;
     }
-    if config.policy().key_prefix.slot_of(&key.id).is_none() {
-        return Standing::Foreign;
-    }
-    let Some(state) = state else {
-        return Standing::Unknown;
-    };
-    if state.held.as_ref().is_some_and(|held| held.key() == key) {
-        Standing::InUse
-    } else if state.retiring.contains(key) {
-        Standing::Retiring
-    } else if state.keys().contains(&key) {
-        Standing::Next
-    } else if state.held.is_none() && state.phase == Phase::Holding {
-        // The next start takes the newest of them up again (case C10).
-        Standing::Unknown
-    } else {
-        Standing::Orphaned
-    }
+    // A journal without a certificate may have lost it with its directory: the next start looks for the key (case C10).
+    let is_orphan =
+        |state: &&&State| made_here(state, &key.id) && !(state.held.is_none() && state.phase == Phase::Holding);
+    if states.iter().find(is_orphan).is_some() { KeyUse::Orphaned } else { KeyUse::Unknown }
+}
+
+/// Whether the installation whose journal this is made the key of this id. The ids of this version say the node and the
+/// identity, which another cluster or an earlier installation may have in common with this one: they prove nothing.
+fn made_here(_state: &State, _id: &KeyId) -> bool {
+    false
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Flags;
+
+    fn key(id: &str) -> KeyName {
+        KeyName { backend: "token".to_owned(), id: KeyId::new(id.as_bytes()).expect("an id") }
+    }
+
+    fn entry(id: &str, used: KeyUse) -> KeyEntry {
+        let KeyName { backend, id } = key(id);
+        KeyEntry { backend, id, algorithm: String::new(), used }
+    }
 
     #[test]
-    fn only_what_is_known_to_be_needed_by_nobody_is_prunable() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let file = directory.path().join("config.toml");
-        std::fs::write(&file, "").expect("written");
-        let flags = Flags { config: Some(file), node_name: Some("worker-1".to_owned()), ..Flags::default() };
-        let config = Config::load(&flags).expect("valid");
-        let key = |id: &str| KeyName { backend: "file".to_owned(), id: KeyId::new(id.as_bytes()).expect("an id") };
-        let generating = State { phase: Phase::Generating { key: key("worker-1_client_7") }, ..State::default() };
-        let retiring = State { retiring: vec![key("worker-1_client_7")], ..State::default() };
-        for (state, id, expected) in [
-            (Some(&generating), "worker-1_client_7", Standing::Next),
-            (Some(&generating), "worker-1_client_6", Standing::Orphaned),
-            (Some(&generating), "worker-10_client_6", Standing::Foreign),
-            (Some(&generating), "worker-1_serving_6", Standing::Foreign),
-            (Some(&generating), "conformance/x/y", Standing::LeftOver),
-            (Some(&retiring), "worker-1_client_7", Standing::Retiring),
-            (Some(&State::default()), "worker-1_client_7", Standing::Unknown),
-            (None, "worker-1_client_7", Standing::Unknown),
+    fn c33_ours_is_what_a_journal_lists_or_what_this_installation_made() {
+        let ours = |_: &State, id: &KeyId| id.to_string().starts_with("worker-1_client_5e1f09ac_");
+        let next = key("worker-1_client_5e1f09ac_7");
+        let generating = State { phase: Phase::Generating { key: next.clone() }, ..State::default() };
+        let retiring = State { retiring: vec![key("worker-1_client_3")], ..State::default() };
+        let both = [&generating, &retiring];
+        let nothing = State::default();
+        for (states, id, expected) in [
+            (&both[..], "worker-1_client_5e1f09ac_7", KeyUse::Next),
+            (&both, "worker-1_client_3", KeyUse::Retiring),
+            (&both, "worker-1_client_5e1f09ac_6", KeyUse::Orphaned),
+            // Another installation's: of the same name in another cluster, or this node's before it was installed anew.
+            (&both, "worker-1_client_77777777_6", KeyUse::Unknown),
+            (&both, "worker-1_client_6", KeyUse::Unknown),
+            (&both, "worker-10_client_6", KeyUse::Unknown),
+            (&both, "conformance/x/y", KeyUse::LeftOver),
+            (&[&nothing], "worker-1_client_5e1f09ac_7", KeyUse::Unknown),
+            (&[], "worker-1_client_5e1f09ac_7", KeyUse::Unknown),
         ] {
-            assert_eq!(standing(&config, state, &key(id)), expected, "{id}");
+            assert_eq!(use_of(&key(id), states, ours), expected, "{id}");
         }
-        assert!(!Standing::Unknown.is_prunable() && !Standing::Foreign.is_prunable());
+    }
+
+    #[test]
+    fn c33_only_a_name_destroys_what_is_unknown_and_no_name_what_is_needed() {
+        let mut other = entry("twice", KeyUse::Unknown);
+        other.backend = "other".to_owned();
+        let keys = [
+            entry("held", KeyUse::InUse),
+            entry("next", KeyUse::Next),
+            entry("unknown", KeyUse::Unknown),
+            entry("conformance/x", KeyUse::LeftOver),
+            entry("twice", KeyUse::Unknown),
+            other,
+        ];
+        let select = |names: &[&str], no_check| {
+            named(&keys, &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), no_check)
+        };
+        let (selected, failed) = select(&["unknown", "token:unknown", "conformance%2Fx", "other:twice"], true);
+        assert!(failed.is_empty(), "{failed:?}");
+        assert_eq!(
+            selected.iter().map(|key| key.name().to_string()).collect::<Vec<_>>(),
+            ["token:unknown", "token:conformance%2Fx", "other:twice"]
+        );
+        for name in ["held", "token:next", "absent", "twice", "file:unknown"] {
+            let (selected, failed) = select(&["unknown", name], true);
+            assert!(selected.is_empty() && failed.len() == 1 && failed[0].name == name, "{name}: {failed:?}");
+            assert!(failed[0].error.hint.is_some());
+        }
+        let (_, failed) = select(&["conformance%2Fx"], false);
+        assert_eq!(failed[0].error.kind, BackendErrorKind::Unavailable);
     }
 }

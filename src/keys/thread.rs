@@ -1,21 +1,44 @@
 //! One OS thread that owns a backend.
 
+mod queue;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend};
 
 use super::Opener;
+use queue::{Job, Purpose, Sender};
 
-type Job = Box<dyn FnOnce(Result<&mut dyn KeyBackend, BackendError>) + Send>;
+#[cfg(test)]
+use queue::SIGNING_QUEUE;
+
+type Work = Box<dyn FnOnce(&mut Slot) + Send>;
 
 /// A backend and how it is opened: at the first call, and again at a later one as long as that fails.
 struct Slot {
+    name: Arc<str>,
     opener: Opener,
     opened: Option<Box<dyn KeyBackend>>,
+    health: Arc<Mutex<Option<BackendError>>>,
 }
 
 impl Slot {
+    /// Does `work`. A backend that panics over it is closed, and opened again by the next call: what it was in the
+    /// middle of is not to be relied on.
+    fn run<T>(&mut self, work: impl FnOnce(&mut dyn KeyBackend) -> Result<T, BackendError>) -> Result<T, BackendError> {
+        let result = catch_unwind(AssertUnwindSafe(|| self.backend().and_then(work))).unwrap_or_else(|_| {
+            let opened = self.opened.take();
+            // It may panic once more when it is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(opened)));
+            let detail = format!("backend {:?} panicked", self.name);
+            Err(BackendError::new(BackendErrorKind::Unavailable, detail)
+                .with_hint("it is opened again at the next call; report the panic that the log shows"))
+        });
+        note(&self.health, result)
+    }
+
     fn backend(&mut self) -> Result<&mut dyn KeyBackend, BackendError> {
         let backend = match self.opened.take() {
             Some(backend) => backend,
@@ -28,8 +51,8 @@ impl Slot {
 /// A handle of the thread that owns a backend. Dropping the last one ends the thread after its current call.
 #[derive(Clone)]
 pub struct BackendThread {
-    name: String,
-    jobs: mpsc::Sender<Job>,
+    name: Arc<str>,
+    jobs: Arc<Sender<Work>>,
     health: Arc<Mutex<Option<BackendError>>>,
     /// The backend itself, where a call takes no longer than asking the thread for it.
     prompt: Option<Arc<Mutex<Slot>>>,
@@ -41,38 +64,40 @@ impl BackendThread {
     /// # Errors
     /// If the system has no thread left.
     pub fn start(name: &str, opener: Opener) -> std::io::Result<Self> {
-        let (jobs, queue) = mpsc::channel::<Job>();
+        let (jobs, queue) = queue::queue::<Work>();
+        let (name, health): (Arc<str>, Arc<Mutex<_>>) = (name.into(), Arc::default());
         let is_prompt = opener.is_prompt;
-        let slot = Arc::new(Mutex::new(Slot { opener, opened: None }));
+        let slot = Slot { name: Arc::clone(&name), opener, opened: None, health: Arc::clone(&health) };
+        let slot = Arc::new(Mutex::new(slot));
         let prompt = is_prompt.then(|| Arc::clone(&slot));
         std::thread::Builder::new().name(format!("backend {name}")).spawn(move || {
-            for job in queue {
-                job(slot.lock().unwrap_or_else(PoisonError::into_inner).backend());
+            while let Some(work) = queue.next() {
+                work(&mut slot.lock().unwrap_or_else(PoisonError::into_inner));
             }
         })?;
-        Ok(Self { name: name.to_owned(), jobs, health: Arc::default(), prompt })
+        Ok(Self { name, jobs: Arc::new(jobs), health, prompt })
     }
 
-    /// Has the thread do `work`, and waits for it without blocking the runtime.
+    /// Has the thread do `work`, and waits for it without blocking the runtime. Work whose deadline passes while it
+    /// waits behind other calls is not done any more.
     ///
     /// # Errors
-    /// Those of `work`; `Unavailable` after the deadline. The thread may still be at it then: what is asked of it next
-    /// waits behind.
+    /// Those of `work`; `Unavailable` after the deadline, or at once if too many other calls wait already. After the
+    /// deadline the thread may still be at it: what is asked of it next waits behind.
     pub async fn call<T: Send + 'static>(
         &self,
         deadline: Duration,
         work: impl FnOnce(&mut dyn KeyBackend) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
-        let health = Arc::clone(&self.health);
         let (reply, answer) = tokio::sync::oneshot::channel();
-        self.send(Box::new(move |backend| {
+        self.send(Purpose::Call, deadline, move |slot| {
             // Nobody waits any more after the deadline.
-            let _ = reply.send(note(&health, backend.and_then(work)));
-        }))?;
+            let _ = reply.send(slot.run(work));
+        })?;
         match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(self.died()),
-            Err(_) => Err(self.late(deadline)),
+            // Either the wait is over, or the thread has thrown the call away because it is.
+            Ok(Err(_)) | Err(_) => Err(self.late(deadline)),
         }
     }
 
@@ -88,32 +113,39 @@ impl BackendThread {
         work: impl FnOnce(&mut dyn KeyBackend) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
         if let Some(mut slot) = self.prompt.as_ref().and_then(|slot| slot.try_lock().ok()) {
-            return note(&self.health, slot.backend().and_then(work));
+            return slot.run(work);
         }
-        let health = Arc::clone(&self.health);
         let (reply, answer) = mpsc::sync_channel(1);
-        self.send(Box::new(move |backend| {
-            let _ = reply.try_send(note(&health, backend.and_then(work)));
-        }))?;
+        self.send(Purpose::Handshake, deadline, move |slot| {
+            let _ = reply.try_send(slot.run(work));
+        })?;
         match others_go_on(|| answer.recv_timeout(deadline)) {
             Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(self.died()),
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(self.late(deadline)),
+            Err(mpsc::RecvTimeoutError::Disconnected | mpsc::RecvTimeoutError::Timeout) => Err(self.late(deadline)),
         }
     }
 
-    fn send(&self, job: Job) -> Result<(), BackendError> {
-        self.jobs.send(job).map_err(|_| self.died())
-    }
-
-    fn died(&self) -> BackendError {
-        BackendError::new(BackendErrorKind::Unavailable, format!("the thread of backend {:?} has ended", self.name))
-            .with_hint("restart pintle, and report the panic that its log shows")
+    fn send(
+        &self,
+        purpose: Purpose,
+        deadline: Duration,
+        work: impl FnOnce(&mut Slot) + Send + 'static,
+    ) -> Result<(), BackendError> {
+        let job = Job { expires: Instant::now() + deadline, purpose, work: Box::new(work) as Work };
+        self.jobs.send(job).map_err(|queue::Full| {
+            let detail = format!("backend {:?} is busy: too many calls wait for it already", self.name);
+            self.down(detail, "if this lasts, the device is too slow for its load: see pintle backend check")
+        })
     }
 
     fn late(&self, deadline: Duration) -> BackendError {
         let detail = format!("backend {:?} did not answer within {} s", self.name, deadline.as_secs());
-        let error = BackendError::new(BackendErrorKind::Unavailable, detail);
+        self.down(detail, "see whether the device hangs, or has too much to do: pintle backend check")
+    }
+
+    /// Notes that the backend is unavailable.
+    fn down(&self, detail: String, hint: &str) -> BackendError {
+        let error = BackendError::new(BackendErrorKind::Unavailable, detail).with_hint(hint);
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
         error
     }
@@ -147,3 +179,6 @@ fn note<T>(health: &Mutex<Option<BackendError>>, result: Result<T, BackendError>
     *health.lock().unwrap_or_else(PoisonError::into_inner) = wrong;
     result
 }
+
+#[cfg(test)]
+mod tests;

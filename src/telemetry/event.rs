@@ -199,6 +199,11 @@ pub enum Event {
         /// How many there were since this was told last.
         count: u64,
     },
+    /// Standard error was not read for a while, and what would have been written there meanwhile was not.
+    LogLinesDropped {
+        /// How many lines.
+        lines: u64,
+    },
     /// The agent ends.
     Stopped,
 }
@@ -215,6 +220,7 @@ impl Event {
             | Self::ClockOff { .. }
             | Self::BackendDown { .. }
             | Self::KubeconfigStale { .. }
+            | Self::LogLinesDropped { .. }
             | Self::ProxyFailed { .. } => Level::Warning,
             _ => Level::Info,
         }
@@ -296,6 +302,9 @@ impl Event {
             Self::ProxyFailed { reason, detail, count: 1 } => format!("credential proxy: {reason}: {detail}"),
             Self::ProxyFailed { reason, detail, count } => {
                 format!("credential proxy: {reason}, {count} times within a minute or more, the last one: {detail}")
+            }
+            Self::LogLinesDropped { lines } => {
+                format!("{lines} lines were dropped here: standard error was not read")
             }
             Self::Stopped => "stopped".to_owned(),
         }

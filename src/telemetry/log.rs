@@ -1,10 +1,12 @@
 //! The log: sentences on a terminal, JSON lines elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
+use std::time::Duration;
 
 use pintle_agent_core::text::printable;
 use serde::Serialize;
 
+use super::lines::LineWriter;
 use super::{Event, Level};
 
 /// How a line looks.
@@ -20,12 +22,21 @@ pub enum Format {
     Json,
 }
 
-/// Writes events to standard error.
+/// How long the end of the process waits for a log that is not read.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
+/// Writes events to standard error. A reader of it that stalls delays nobody: see [`LineWriter`].
 pub struct Log {
+    format: LineFormat,
+    /// `None` if nothing is written.
+    writer: Option<LineWriter>,
+}
+
+#[derive(Clone, Copy)]
+struct LineFormat {
     json: bool,
     /// Whether journald reads the lines: it understands a priority in front (sd-daemon(3)).
     journal: bool,
-    silent: bool,
 }
 
 #[derive(Serialize)]
@@ -39,25 +50,42 @@ struct Line<'a> {
 
 impl Log {
     /// A log on standard error in this format.
-    pub fn new(format: Format) -> Self {
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    pub fn new(format: Format) -> std::io::Result<Self> {
         let json = match format {
             Format::Auto => !std::io::stderr().is_terminal(),
             Format::Human => false,
             Format::Json => true,
         };
-        Self { json, journal: std::env::var_os("JOURNAL_STREAM").is_some(), silent: false }
+        let format = LineFormat { json, journal: std::env::var_os("JOURNAL_STREAM").is_some() };
+        let dropped = move |lines| format.line(&Event::LogLinesDropped { lines });
+        Ok(Self { format, writer: Some(LineWriter::start(std::io::stderr(), dropped)?) })
     }
 
     /// A log that writes nothing, for the demo, which has its own way of showing events.
     pub fn silent() -> Self {
-        Self { json: false, journal: false, silent: true }
+        Self { format: LineFormat { json: false, journal: false }, writer: None }
     }
 
-    /// Writes a line for this event.
+    /// Writes a line for this event, without waiting for whoever reads it.
     pub fn write(&self, event: &Event) {
-        if self.silent {
-            return;
+        if let Some(writer) = &self.writer {
+            writer.write(self.format.line(event));
         }
+    }
+
+    /// Waits until every line is written, but not for long: to be called before the process ends.
+    pub fn flush(&self) {
+        if let Some(writer) = &self.writer {
+            writer.flush(FLUSH_LIMIT);
+        }
+    }
+}
+
+impl LineFormat {
+    fn line(self, event: &Event) -> String {
         let time = crate::world::clock::now().to_string();
         let (level, message) = (event.level(), event.sentence());
         let priority = match (self.journal, level) {
@@ -77,7 +105,6 @@ impl Log {
             // What others said must not look like a line of ours.
             format!("{time} {mark}{}", printable(&message))
         };
-        // A log that cannot be written is no reason to let a certificate end.
-        let _ = writeln!(std::io::stderr().lock(), "{priority}{line}");
+        format!("{priority}{line}")
     }
 }

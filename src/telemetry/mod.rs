@@ -1,6 +1,7 @@
 //! What the agent tells the world: events, declared once, that feed the log, the status and whoever else listens.
 
 mod event;
+mod lines;
 mod log;
 pub mod metrics;
 mod notify;
@@ -51,6 +52,11 @@ impl Telemetry {
         self.log.write(&event);
         // Nobody needs to listen.
         let _ = self.events.send(event);
+    }
+
+    /// Waits, for a short while, until the log is written: to be called before the process ends.
+    pub fn flush(&self) {
+        self.log.flush();
     }
 
     /// All events from now on.

@@ -2,6 +2,9 @@
 
 use std::io;
 
+use nix::errno::Errno;
+use nix::unistd::{self, Uid};
+
 /// A user and a group, as numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
@@ -12,40 +15,54 @@ pub struct User {
 }
 
 impl User {
-    /// The user of this name or number in passwd(5).
+    /// The user of this name or number, as the name service knows it (nsswitch.conf(5)): passwd(5), and LDAP, SSSD or
+    /// systemd where they are configured. Blocks for as long as these take to answer.
     ///
     /// # Errors
-    /// If there is no such user, or the file cannot be read.
+    /// If there is no such user, or the name service does not answer.
     pub fn named(name: &str) -> io::Result<Self> {
         if name == "root" {
             return Ok(Self { uid: 0, gid: 0 });
         }
-        let entry = entry("/etc/passwd", name)?.ok_or_else(|| unknown("user", name))?;
-        let number = |field: usize| entry.get(field)?.parse().ok();
-        number(2).zip(number(3)).map(|(uid, gid)| Self { uid, gid }).ok_or_else(|| unknown("user", name))
+        let by_number = || name.parse().map_or(Ok(None), |uid| unistd::User::from_uid(Uid::from_raw(uid)));
+        let found = found(unistd::User::from_name(name), by_number)?.ok_or_else(|| unknown("user", name))?;
+        Ok(Self { uid: found.uid.as_raw(), gid: found.gid.as_raw() })
     }
 
-    /// The user of this name with the group of that name as its only one; a number need not be in passwd(5) or group(5).
+    /// The user of this name with the group of that name as its only one; the name service need not know a number.
     ///
     /// # Errors
     /// As [`named`](Self::named), and if there is no such group.
     pub fn with_group(name: &str, group: &str) -> io::Result<Self> {
-        let number = |path: &str, name: &str| match name.parse() {
-            Ok(number) => Ok(Some(number)),
-            Err(_) => Ok::<Option<u32>, io::Error>(entry(path, name)?.and_then(|entry| entry.get(2)?.parse().ok())),
+        let uid = match name.parse() {
+            Ok(uid) => uid,
+            Err(_) => Self::named(name)?.uid,
         };
-        let uid = number("/etc/passwd", name)?.ok_or_else(|| unknown("user", name))?;
-        let gid = number("/etc/group", group)?.ok_or_else(|| unknown("group", group))?;
+        let gid = match group.parse() {
+            Ok(gid) => gid,
+            Err(_) => {
+                let found = found(unistd::Group::from_name(group), || Ok(None))?;
+                found.ok_or_else(|| unknown("group", group))?.gid.as_raw()
+            }
+        };
         Ok(Self { uid, gid })
     }
 }
 
-/// The fields of the line for this name, or for this number, in a file such as passwd(5).
-fn entry(path: &str, name: &str) -> io::Result<Option<Vec<String>>> {
-    let content = std::fs::read_to_string(path)?;
-    let lines = || content.lines().map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>());
-    let field = |place: usize| lines().find(|fields| fields.get(place).is_some_and(|field| field == name));
-    Ok(field(0).or_else(|| field(2)))
+/// What the name service found by name, or else by number. Some of its sources say that there is no such name with one
+/// of these errors (getpwnam(3)).
+fn found<T>(
+    by_name: nix::Result<Option<T>>,
+    by_number: impl FnOnce() -> nix::Result<Option<T>>,
+) -> io::Result<Option<T>> {
+    let absent = |result| match result {
+        Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => Ok(None),
+        result => result,
+    };
+    match absent(by_name)? {
+        Some(found) => Ok(Some(found)),
+        None => Ok(absent(by_number())?),
+    }
 }
 
 fn unknown(what: &str, name: &str) -> io::Error {
@@ -64,7 +81,7 @@ mod tests {
         assert_eq!(User::with_group("12", "root").expect("numbers"), user(12, 0));
         assert_eq!(User::with_group("root", "4000000000").expect("numbers"), user(0, 4_000_000_000));
         assert!(User::named("no-such-user").is_err() && User::with_group("root", "no such group").is_err());
-        // Whose group is not known: it may be anybody's.
+        // Its group is not known.
         assert!(User::named("4000000000").is_err());
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::rc::Rc;
 use std::time::Duration;
 
 use pintle::demo::control_plane::{self, ControlPlane};
@@ -19,7 +20,7 @@ const PINTLE: &str = env!("CARGO_BIN_EXE_pintle");
 /// A node with an agent, a token and a control plane of its own.
 struct Node {
     scratch: ScratchDirectory,
-    token: Token,
+    token: Rc<Token>,
     configuration: PathBuf,
     environment: BTreeMap<String, String>,
     _control_plane: ControlPlane,
@@ -28,7 +29,12 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let (scratch, token) = (ScratchDirectory::new(), Token::new());
+        Self::with_token(&Rc::new(Token::new()))
+    }
+
+    /// One whose token others use too.
+    fn with_token(token: &Rc<Token>) -> Self {
+        let (scratch, token) = (ScratchDirectory::new(), Rc::clone(token));
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let options = control_plane::Options {
             cluster_signing_duration: Duration::from_secs(3600),
@@ -158,7 +164,7 @@ fn a_key_moves_to_a_token_and_back_and_a_restart_remembers() {
     assert!(done.contains("token:worker-1_client_2"), "{done}");
     assert_eq!(node.backend_in_use(), "token");
     let keys = node.succeed(&["keys", "list"]);
-    assert!(keys.contains("worker-1_client_2   ecdsa-p256   in use") && !keys.contains("client_1"), "{keys}");
+    assert!(keys.contains("worker-1_client_2   ecdsa-p256   in-use") && !keys.contains("client_1"), "{keys}");
     let pair = std::fs::read_to_string(node.scratch.join("pki/kubelet-client-current.pem")).expect("a pair");
     assert!(!pair.contains("PRIVATE KEY"));
 
@@ -174,7 +180,7 @@ fn a_key_moves_to_a_token_and_back_and_a_restart_remembers() {
     agent.terminate(DEADLINE);
     drop(agent);
     let keys = node.succeed(&["keys", "list"]);
-    assert!(keys.contains("in use"), "without an agent: {keys}");
+    assert!(keys.contains("in-use"), "without an agent: {keys}");
 }
 
 #[test]
@@ -187,26 +193,82 @@ fn c15_what_nobody_needs_is_pruned_and_nothing_else() {
         key(&mut backend, id);
     }
     let keys = node.succeed(&["keys", "list"]);
-    for (id, standing) in [("client_900", "orphaned"), ("conformance%2Fx%2Fy", "left over"), ("worker-2", "foreign")] {
-        assert!(keys.lines().any(|line| line.contains(id) && line.ends_with(standing)), "{id} in {keys}");
+    for (id, used) in [("client_900", "unknown"), ("conformance%2Fx%2Fy", "left-over"), ("worker-2", "unknown")] {
+        assert!(keys.lines().any(|line| line.contains(id) && line.ends_with(used)), "{id} in {keys}");
     }
-    assert!(node.succeed(&["keys", "prune", "--dry-run"]).contains("would be destroyed: token:worker-1_client_900"));
+    assert!(keys.contains("hint: ") && keys.contains("keys prune BACKEND:ID"), "{keys}");
+    assert!(node.succeed(&["keys", "prune"]).contains("nothing to destroy"), "found is not enough");
+    let named = ["keys", "prune", "worker-1_client_900", "token:conformance%2Fx%2Fy"];
+    let dry = node.succeed(&[&named[..], &["--dry-run"]].concat());
+    assert!(dry.contains("would be destroyed: token:worker-1_client_900 (unknown)"), "{dry}");
     let check = Checks::begin(&node.scratch.join("state"));
-    assert!(!node.succeed(&["keys", "prune", "--dry-run"]).contains("conformance"), "its keys are its own");
+    assert!(node.fail(&named).contains("check is under way"), "its keys are its own");
     drop(check);
+    let held = node.status().expect("a status")["identities"][0]["key"]["id"].as_str().expect("an id").to_owned();
+    for name in [&*held, "worker-1_client_901"] {
+        let refused = node.fail(&["keys", "prune", "worker-1_client_900", name]);
+        assert!(refused.contains("nothing to destroy") && refused.contains("hint: "), "{name}: {refused}");
+    }
     assert_eq!(backend.list().expect("listed").len(), 4);
     // A private and a public object each, in one session: this process's is another one.
     assert!(keys.contains("\n  token: objects 8, sessions 1\n") && keys.contains("\n  file: files 0\n"), "{keys}");
-    let pruned = node.succeed(&["keys", "prune"]);
-    assert_eq!(pruned.lines().filter(|line| line.starts_with("destroyed: token:")).count(), 2, "{pruned}");
-    assert!(pruned.ends_with("\n  freed in token: objects 4\n") && pruned.lines().count() == 3, "{pruned}");
+    let pruned = node.succeed(&named);
+    let (shown, done) = pruned.split_at(pruned.find("destroyed: ").expect("some are destroyed"));
+    assert!(shown.contains("ecdsa-p256   unknown") && shown.contains("left-over"), "{pruned}");
+    assert_eq!(done.lines().filter(|line| line.starts_with("destroyed: token:")).count(), 2, "{pruned}");
+    assert!(done.ends_with("\n  freed in token: objects 4\n") && done.lines().count() == 3, "{pruned}");
     let left: Vec<_> = backend.list().expect("listed").iter().map(ToString::to_string).collect();
-    assert!(left.len() == 2 && left.contains(&"worker-1_client_2".to_owned()), "{left:?}");
+    assert!(left.len() == 2 && left.contains(&held), "{left:?}");
     // The same without an agent.
     key(&mut backend, "worker-1_client_901");
     agent.terminate(DEADLINE);
-    assert!(node.succeed(&["keys", "prune"]).contains("token:worker-1_client_901"));
+    assert!(node.fail(&["keys", "prune", &held]).contains("in-use"));
+    assert!(node.succeed(&["keys", "prune", "worker-1_client_901"]).contains("destroyed: token:worker-1_client_901"));
     assert_eq!(backend.list().expect("listed").len(), 2);
+}
+
+#[test]
+fn c33_nodes_of_equal_name_in_two_clusters_leave_each_others_keys_alone() {
+    let token = Rc::new(Token::new());
+    let nodes = [Node::with_token(&token), Node::with_token(&token)];
+    let mut agents: Vec<Agent> = nodes.iter().map(Node::start).collect();
+    // Their keys had other numbers before they came to the token.
+    nodes[1].succeed(&["rotate", "--wait"]);
+    let held = |node: &Node| {
+        node.succeed(&["migrate", "client", "--to", "token", "--wait"]);
+        node.status().expect("a status")["identities"][0]["key"]["id"].as_str().expect("an id").to_owned()
+    };
+    let ids = nodes.each_ref().map(held);
+    assert_ne!(ids[0], ids[1]);
+    let both_keys_are_there = || {
+        let found: Vec<_> = token.open().list().expect("listed").iter().map(ToString::to_string).collect();
+        assert!(found.len() == 2 && ids.iter().all(|id| found.contains(id)), "{found:?}");
+    };
+    let used = |node: &Node| {
+        let keys: Value = serde_json::from_str(&node.succeed(&["keys", "list", "--json"])).expect("JSON");
+        let used = |id: &String| {
+            let key = keys["keys"].as_array()?.iter().find(|key| key["id"] == **id)?;
+            key["use"].as_str().map(str::to_owned)
+        };
+        ids.each_ref().map(|id| used(id).unwrap_or_default())
+    };
+    for running in [true, false] {
+        assert_eq!(used(&nodes[0]), ["in-use", "unknown"], "running: {running}");
+        assert_eq!(used(&nodes[1]), ["unknown", "in-use"], "running: {running}");
+        for (number, node) in nodes.iter().enumerate() {
+            assert!(node.succeed(&["keys", "prune"]).contains("nothing to destroy"), "running: {running}");
+            assert!(node.fail(&["keys", "prune", &ids[number]]).contains("in-use"), "running: {running}");
+        }
+        both_keys_are_there();
+        for agent in &mut agents {
+            agent.terminate(DEADLINE);
+        }
+        agents.clear();
+    }
+    // A person who knows that the other node is gone.
+    let pruned = nodes[0].succeed(&["keys", "prune", &ids[1]]);
+    assert!(pruned.contains(&format!("destroyed: token:{} (unknown)", ids[1])), "{pruned}");
+    assert_eq!(used(&nodes[0]), ["in-use", ""]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod agent;
 mod token;
+mod users;
 
 use std::fs;
 use std::time::Duration;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
-use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyId, PublicKey, SignatureScheme};
+use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyId, PublicKey};
 
 use crate::encoding;
-use crate::fault::{Fault, is_mechanism_missing, return_value};
+use crate::fault::{Fault, describe, is_mechanism_missing, return_value};
 use crate::generation::generate_pair;
 use crate::session::LoggedInSession;
 use crate::signature;
@@ -365,27 +365,25 @@ fn verify_attributes(session: &LoggedInSession, pair: &KeyPair, id: &KeyId) -> R
     Ok(())
 }
 
-/// Signs with the key and verifies that under its public half: a device that cannot sign is found out now, and not
-/// when the certificate has been issued.
+/// Signs with the key in each way that it will have to, and verifies that under its public half: a device that cannot is
+/// found out now, and not when the certificate has been issued.
 fn self_test(session: &LoggedInSession, pair: &KeyPair) -> Result<(), Fault> {
     const MESSAGE: &[u8] = b"pintle self-test";
     let algorithm = pair.public_key.algorithm();
-    // An RSA token without PSS is good for TLS 1.2 and for signing requests.
-    let schemes: &[SignatureScheme] = match algorithm.schemes() {
-        [first, ..] if algorithm.is_rsa() => &[*first, SignatureScheme::RsaPkcs1Sha256],
-        schemes => schemes,
-    };
-    let mut refusal = None;
-    for scheme in schemes {
+    for scheme in algorithm.required_schemes() {
         match signature::sign(session.raw(), pair.private, *scheme, MESSAGE) {
-            Ok(signature) if pair.public_key.verifies(*scheme, MESSAGE, &signature) => return Ok(()),
+            Ok(signature) if pair.public_key.verifies(*scheme, MESSAGE, &signature) => {}
+            // Modules that reach a TPM may use the longest salt that fits, whatever they are asked for.
+            Ok(_) if algorithm.is_rsa() => return Err(scheme.not_usable("its signature does not verify").into()),
             Ok(_) => {
                 let detail = format!("a signature that the token made with {scheme:?} does not verify");
                 return Err(corrupt(detail).into());
             }
-            Err(Fault::Device(error)) if is_mechanism_missing(&error) => refusal = Some(error),
+            Err(Fault::Device(error)) if is_mechanism_missing(&error) => {
+                return Err(scheme.not_usable(&describe(&error)).into());
+            }
             Err(fault) => return Err(fault),
         }
     }
-    Err(refusal.map_or_else(|| corrupt("nothing to test").into(), Fault::Device))
+    Ok(())
 }

@@ -104,6 +104,27 @@ fn a_device_that_makes_other_keys_than_asked_is_refused_and_the_key_destroyed() 
 }
 
 #[test]
+fn c17_an_rsa_key_that_tls_1_3_cannot_use_is_refused_and_destroyed() {
+    run("c17_an_rsa_key_that_tls_1_3_cannot_use_is_refused_and_destroyed", |token| {
+        let mut backend = token.open();
+        // CKR_MECHANISM_INVALID, CKR_MECHANISM_PARAM_INVALID; and a signature with a salt of another length.
+        for (place, code) in [("pss", 0x70), ("pss", 0x71), ("garbage", 0)] {
+            token.fault(place, code, 100);
+            let error = refused(backend.generate(&id("key"), KeyAlgorithm::Rsa2048), BackendErrorKind::Unsupported);
+            assert!(error.detail.contains("RSASSA-PSS"), "{error}");
+            assert!(error.hint.is_some_and(|hint| hint.contains("ecdsa-p256")));
+            assert_eq!(backend.list(), Ok(vec![]));
+        }
+        // A key that is there already: it is not taken, and is left to whoever needs it.
+        token.fault("none", 0, 0);
+        backend.generate(&id("key"), KeyAlgorithm::Rsa2048).expect("a key");
+        token.fault("pss", 0x70, 100);
+        refused(backend.generate(&id("key"), KeyAlgorithm::Rsa2048), BackendErrorKind::Unsupported);
+        assert_eq!(backend.list(), Ok(vec![id("key")]));
+    });
+}
+
+#[test]
 fn c27_a_login_refused_by_an_unknown_code_is_not_repeated_at_once() {
     run("c27_a_login_refused_by_an_unknown_code_is_not_repeated_at_once", |token| {
         let configuration = pintle_backend_pkcs11::Configuration {

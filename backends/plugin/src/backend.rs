@@ -80,6 +80,13 @@ impl KeyBackend for PluginBackend {
             let what = format!("answered a key of {} for one of {algorithm}", key.algorithm());
             return Err(self.context.broken("generate", &what));
         }
+        // What it cannot sign is found out now, and not when the certificate has been issued.
+        for scheme in algorithm.required_schemes() {
+            self.sign(id, *scheme, b"pintle self-test").map_err(|error| match error.kind {
+                BackendErrorKind::Unsupported => scheme.not_usable(&error.detail),
+                _ => error,
+            })?;
+        }
         Ok(key)
     }
 

@@ -72,13 +72,15 @@ fn lies_are_found_out() {
 
     // The truth first: what is refused below is not refused for another reason.
     let mut honest = open("none");
-    honest.generate(&id(), KeyAlgorithm::EcdsaP256).expect("a key");
+    honest.public_key(&id()).expect("a key");
     assert_eq!(honest.list().map(|ids| ids.len()), Ok(2));
     assert_eq!(honest.reference(&id()), Ok(KeyReference::Uri("faulty:key".to_owned())));
     let resources = [Resource::new("sessions", 1, Some(16)), Resource::new("key slots", 2, None)];
     assert_eq!(honest.usage(), Ok(resources.to_vec()));
 
-    // Its signature is well-formed, and is not one of the key.
+    // Its signature is well-formed, and is not one of the key. That is found as soon as the key is made.
+    let useless = honest.generate(&id(), KeyAlgorithm::EcdsaP256).expect_err("forged");
+    clear(&useless, corrupt, "a signature that is not one of key");
     clear(&sign(&mut honest).expect_err("forged"), corrupt, "a signature that is not one of key");
     clear(&sign(&mut open("empty signature")).expect_err("empty"), corrupt, "sign");
     let wrong = honest.generate(&KeyId::new(*b"2").expect("a key id"), KeyAlgorithm::Rsa2048).expect_err("P-256");

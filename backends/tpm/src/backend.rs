@@ -172,21 +172,13 @@ impl TpmBackend {
             let detail = format!("the TPM made another key than the {algorithm} one that was asked for");
             return Err(BackendError::new(BackendErrorKind::Corrupt, detail).with_hint("update the TPM's firmware"));
         };
-        // The longer hashes are not in every TPM.
-        let needed = [
-            SignatureScheme::EcdsaP256Sha256,
-            SignatureScheme::EcdsaP384Sha384,
-            SignatureScheme::RsaPkcs1Sha256,
-            SignatureScheme::RsaPssSha256,
-        ];
-        for scheme in needed.into_iter().filter(|scheme| algorithm.schemes().contains(scheme)) {
+        for scheme in algorithm.required_schemes().iter().copied() {
             let digest = scheme.digest(SELF_TEST).unwrap_or_default();
             let signature = self.sign_with(id, text, file, scheme, &digest)?;
             if !public_key.verifies(scheme, SELF_TEST, &signature) {
                 // Known of PSS: some TPMs use the longest salt that fits, and TLS 1.3 demands one as long as the
                 // digest (RFC 8446, section 4.2.3).
-                let detail = format!("the TPM's {scheme:?} signatures are not those of X.509 and TLS");
-                return Err(BackendError::new(BackendErrorKind::Unsupported, detail).with_hint("use ecdsa-p256"));
+                return Err(scheme.not_usable("the TPM's signature does not verify"));
             }
         }
         Ok(())

@@ -102,7 +102,7 @@ impl IsolatedBackend {
     ) -> Result<Self, BackendError> {
         let user = isolation.run_as().map_err(|error| {
             BackendError::new(BackendErrorKind::Unsupported, format!("{error} to run the backend as"))
-                .with_hint("name a user and a group of /etc/passwd and /etc/group, or their numbers")
+                .with_hint("name a user and a group that getent passwd and getent group show, or give both as numbers")
         })?;
         Ok(Self {
             name: name.into(),

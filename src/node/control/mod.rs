@@ -30,8 +30,16 @@ pub enum Request {
     Backends,
     /// Which keys are in them.
     Keys,
-    /// Destroy the keys that nobody needs.
+    /// Destroy the keys that this installation made and nobody needs.
     Prune {
+        /// Whether only to tell which.
+        dry_run: bool,
+    },
+    /// Destroy the keys of these names. An agent that does not know this request refuses it, where it would overlook
+    /// names in the other one.
+    PruneNamed {
+        /// `ID` or `BACKEND:ID`.
+        names: Vec<String>,
         /// Whether only to tell which.
         dry_run: bool,
     },

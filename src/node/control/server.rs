@@ -13,12 +13,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Request, Response};
 use crate::config::{self, Config};
 use crate::identity::{Command, Migration};
-use crate::keys::{Keyring, inventory};
+use crate::keys::Keyring;
+use crate::keys::inventory::{self, Selection};
 use crate::store::Journal;
 use crate::telemetry::{BackendStatus, State, Status, Telemetry};
 
 /// A request is shorter than this, octets.
-const MAXIMUM_REQUEST: u64 = 4096;
+const MAXIMUM_REQUEST: u64 = 1 << 16;
 /// Who connects and says nothing is sent away after this time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -101,12 +102,12 @@ impl Desk {
                 // What the agent last wrote down, so that a device that is slow does not keep this waiting too.
                 let journal = Journal::new(self.config.journal(), self.config.template().common_name);
                 let state = journal.load().ok().flatten();
-                Response::Keys { inventory: inventory::keys(&self.config, &self.keyring, state.as_ref()).await }
+                Response::Keys {
+                    inventory: inventory::keys(&self.config, &self.keyring, state.as_ref().as_slice()).await,
+                }
             }
-            Request::Prune { dry_run } => match self.command(|reply| Command::Prune { dry_run, reply }).await {
-                Some(inventory) => Response::Keys { inventory },
-                None => ending(),
-            },
+            Request::Prune { dry_run } => self.prune(Selection::Orphaned, dry_run).await,
+            Request::PruneNamed { names, dry_run } => self.prune(Selection::Named(names), dry_run).await,
             Request::Migrate { identity, to, dry_run, wait } => self.migrate(&identity, to, dry_run, wait).await,
         }
     }
@@ -120,6 +121,13 @@ impl Desk {
             hint: error.and_then(|error| error.hint).unwrap_or_default(),
         });
         Status { backends: backends.collect(), ..self.telemetry.current_status() }
+    }
+
+    async fn prune(&self, selection: Selection, dry_run: bool) -> Response {
+        match self.command(|reply| Command::Prune { selection, dry_run, reply }).await {
+            Some(inventory) => Response::Keys { inventory },
+            None => ending(),
+        }
     }
 
     async fn migrate(&self, identity: &str, to: String, dry_run: bool, wait: bool) -> Response {

@@ -13,6 +13,7 @@
  *   destroy           C_DestroyObject
  *   extractable       C_GetAttributeValue, which then says that the key is extractable, whatever the deed
  *   sign-init         C_SignInit
+ *   pss               C_SignInit with one of the mechanisms of RSASSA-PSS
  *   sign              C_Sign, also where only the signature's size is asked for
  *   sign-in-use       C_Sign, but for the first signature after a generation: the backend tries each new key at once
  *   garbage           C_Sign, which then makes a wrong signature, whatever the deed
@@ -44,6 +45,7 @@ enum {
     GENERATE_KEY_PAIR = 59
 };
 enum { CKA_EXTRACTABLE = 0x162 };
+enum { CKM_RSA_PKCS_PSS = 0x0D, CKM_SHA256_RSA_PKCS_PSS = 0x43, CKM_SHA512_RSA_PKCS_PSS = 0x45 };
 
 static CK_FUNCTION_LIST real, faulty;
 static int is_tried = 1;
@@ -150,8 +152,9 @@ static CK_ULONG get_attribute_value(CK_ULONG session, CK_ULONG object, CK_ATTRIB
 
 static CK_ULONG sign_init(CK_ULONG session, void *mechanism, CK_ULONG key)
 {
-    CK_ULONG answer;
-    if (fails("sign-init", &answer))
+    CK_ULONG answer, type = *(CK_ULONG *)mechanism;
+    int is_pss = type == CKM_RSA_PKCS_PSS || (type >= CKM_SHA256_RSA_PKCS_PSS && type <= CKM_SHA512_RSA_PKCS_PSS);
+    if (fails("sign-init", &answer) || (is_pss && fails("pss", &answer)))
         return answer;
     return REAL(SIGN_INIT, CK_ULONG, void *, CK_ULONG)(session, mechanism, key);
 }
