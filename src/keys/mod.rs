@@ -24,6 +24,8 @@ use refused::{PinState, RefusedPins, Remembering};
 pub use module::ModuleConfiguration;
 pub(crate) use module::plugin_trust;
 pub use thread::BackendThread;
+#[cfg(test)]
+pub(crate) use thread::Pace;
 pub use tls::{HeldCertificate, certified_key, certified_key_within};
 
 /// How long a backend may take to generate a key: discrete TPMs take up to a minute for an RSA key.
@@ -73,6 +75,12 @@ impl Keyring {
             .map(|(name, opener)| BackendThread::start(&name, opener).map(|thread| (name, thread)))
             .collect::<Result<_, _>>()?;
         Ok(Self { backends: Arc::new(started) })
+    }
+
+    /// A keyring of backends without threads, for a simulation.
+    #[cfg(test)]
+    pub(crate) fn simulated(backends: impl IntoIterator<Item = (String, BackendThread)>) -> Self {
+        Self { backends: Arc::new(backends.into_iter().collect()) }
     }
 
     /// The names of the backends.
