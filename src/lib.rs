@@ -10,6 +10,7 @@ pub mod identity;
 pub mod keys;
 pub mod kubernetes;
 pub mod node;
+pub mod parse_error;
 pub mod proxy;
 #[cfg(test)]
 mod simulation;

@@ -140,6 +140,25 @@ fn arrows_hold() {
     }
 }
 
+/// A feature that only a dev-dependency asks for has cargo compile that crate, and all that depend on it, once more: for
+/// `cargo build` and rustdoc without it, for the tests and clippy with it.
+#[test]
+fn tests_use_the_crates_that_the_programs_are_built_of() {
+    let crates = |edges: &str| {
+        let output = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
+            .args(["tree", "--offline", "--locked", "--workspace", "--edges", edges, "--prefix", "none"])
+            .args(["--no-dedupe", "--format", "{p} {f}"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .expect("cargo runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let (built, tested) = (crates("normal,build"), crates("normal,build,dev"));
+    let differing: Vec<_> = built.difference(&tested).collect();
+    assert!(built.len() > 100 && differing.is_empty(), "only without the tests' features: {differing:?}");
+}
+
 #[test]
 fn core_sees_no_clock_no_files_and_no_network() {
     let sources = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("agent-core/src"));

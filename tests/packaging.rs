@@ -5,6 +5,7 @@
 mod debian;
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -79,6 +80,10 @@ fn the_configuration_names_every_key_with_its_default() {
         let none = ["none", "what the signer gives"].iter().any(|none| default.ends_with(none));
         assert!(line == default || none, "{line:?} is not the default {default:?}");
     }
+    // Several identities exclude some of the keys above: their example is indented, and valid on its own.
+    let example: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
+    let identities = check(&example.join("\n"));
+    assert!(identities.contains("identity kubelet\n") && identities.contains("identity monitoring\n"), "{identities}");
     // Whoever adds a key adds it here: the parser lists the ones it knows.
     let file = scratch.write("config.toml", "no-such-key = 1\n");
     let refused = output(Command::new(PINTLE).args(["config", "check", "--config"]).arg(file));
@@ -86,10 +91,11 @@ fn the_configuration_names_every_key_with_its_default() {
     let known: Vec<&str> = refused.split('`').skip(3).step_by(2).collect();
     assert!(known.contains(&"cert-dir"), "{refused}");
     for key in known {
-        let there = uncommented.iter().any(|line| {
+        let there = uncommented.iter().chain(&example).any(|line| {
             line.strip_prefix(key).is_some_and(|rest| rest.starts_with(" ="))
                 || line.starts_with(&format!("[{key}."))
                 || **line == format!("[{key}]")
+                || **line == format!("[[{key}]]")
         });
         assert!(there, "packaging/config.toml lacks {key}");
     }
@@ -103,6 +109,17 @@ fn the_same_binaries_give_the_same_packages() {
         let first = PACKAGES.file(name, "1");
         let second = again.join(first.file_name().unwrap());
         assert!(std::fs::read(&first).unwrap() == std::fs::read(second).unwrap(), "{name} differs");
+    }
+}
+
+/// `.cargo/config.toml` leaves out AWS-LC's CPU-jitter entropy, which costs every process some 70 ms before its first key.
+#[test]
+fn randomness_comes_from_the_kernel() {
+    for binary in [PathBuf::from(PINTLE), Path::new(PINTLE).with_file_name(PLUGIN)] {
+        let symbols = succeed(Command::new("nm").arg(&binary));
+        assert!(symbols.contains("RAND_bytes"), "{} has the names of AWS-LC's functions", binary.display());
+        let jitter: Vec<&str> = symbols.lines().filter(|line| line.contains("jent_")).collect();
+        assert!(jitter.is_empty(), "{}: {jitter:?}", binary.display());
     }
 }
 

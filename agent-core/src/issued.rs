@@ -11,6 +11,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
+use crate::pem_block::PemBlocks;
 use crate::{Template, UnixTime};
 
 /// Where a key is: the backend, and the key's id within it.
@@ -115,8 +116,8 @@ impl Credential {
         self
     }
 
-    /// Whether the validity has ended.
-    pub fn has_ended(&self, now: UnixTime) -> bool {
+    /// Whether the validity is over.
+    pub fn has_expired(&self, now: UnixTime) -> bool {
         now >= self.leaf.not_after
     }
 
@@ -126,7 +127,7 @@ impl Credential {
         // As evenly spread as a hash: the rotation window's deadline depends on it.
         fingerprint[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
         let key =
-            KeyName { backend: "simulated".to_owned(), id: KeyId::new(number.to_be_bytes()).expect("eight octets") };
+            KeyName { backend: "simulated".to_owned(), id: KeyId::new(number.to_be_bytes()).expect("eight bytes") };
         let leaf = Leaf {
             fingerprint,
             serial: format!("{number:X}"),
@@ -196,12 +197,49 @@ pub enum Rejection {
     },
     /// It lacks names or usages that were requested.
     Missing(String),
-    /// It has ended.
-    Ended(UnixTime),
+    /// It has expired already.
+    Expired(UnixTime),
     /// It begins in the future: either this machine's clock is behind, or the signer's is ahead. It may be used later.
     NotYetValid(UnixTime),
     /// No certificate of the configured authority has signed it.
     Untrusted(String),
+}
+
+impl Rejection {
+    /// One word for what is wrong: the same of two certificates in a row is the signer's doing, and waiting for a third
+    /// is of little use.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "unreadable",
+            Self::OtherKey => "other-key",
+            Self::OtherSubject { .. } => "other-subject",
+            Self::Missing(_) => "missing",
+            Self::Expired(_) => "expired",
+            Self::NotYetValid(_) => "not-yet-valid",
+            Self::Untrusted(_) => "untrusted",
+        }
+    }
+
+    /// What a person can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "check what the signer writes to status.certificate of the request",
+            Self::OtherKey => {
+                "find out which controller signs these requests: it answered with another key's certificate"
+            }
+            Self::OtherSubject { .. } | Self::Missing(_) => {
+                "check the signer: it must issue the subject, names and usages that the request asks for"
+            }
+            Self::Expired(_) => {
+                "set --cluster-signing-duration of kube-controller-manager to at least 10m: a signer that counts it from \
+                 five minutes ago issues certificates that have already expired; or set this machine's clock if it is ahead"
+            }
+            Self::NotYetValid(_) => "check the clocks of this machine and of the signer; it is looked at again",
+            Self::Untrusted(_) => {
+                "check that the file of --client-ca-file holds the authority of the signer, as kube-apiserver's does"
+            }
+        }
+    }
 }
 
 impl fmt::Display for Rejection {
@@ -213,7 +251,7 @@ impl fmt::Display for Rejection {
                 write!(formatter, "the certificate is for {issued:?}, requested was {requested:?}")
             }
             Self::Missing(what) => write!(formatter, "the certificate lacks {what}"),
-            Self::Ended(at) => write!(formatter, "the certificate ended at {at}"),
+            Self::Expired(at) => write!(formatter, "the certificate has already expired, at {at}"),
             Self::NotYetValid(at) => write!(formatter, "the certificate is not valid before {at}"),
             Self::Untrusted(detail) => write!(formatter, "the certificate is not signed by the authority: {detail}"),
         }
@@ -248,7 +286,7 @@ pub fn accept(
     check_names(&certificate, requested)?;
     check_usages(&certificate)?;
     if now >= leaf.not_after {
-        return Err(Rejection::Ended(leaf.not_after));
+        return Err(Rejection::Expired(leaf.not_after));
     }
     if now < leaf.not_before {
         return Err(Rejection::NotYetValid(leaf.not_before));
@@ -287,10 +325,10 @@ impl Leaf {
     fn read(leaf: &X509Certificate<'_>) -> Self {
         let mut fingerprint = [0; 32];
         fingerprint.copy_from_slice(digest(&SHA256, leaf.as_raw()).as_ref());
-        let serial = leaf.raw_serial().iter().map(|octet| format!("{octet:02X}")).collect::<String>();
+        let serial = leaf.raw_serial().iter().map(|byte| format!("{byte:02X}")).collect::<String>();
         Self {
             fingerprint,
-            // DER puts a zero octet before a number whose first bit is set.
+            // DER puts a zero byte before a number whose first bit is set.
             serial: serial.strip_prefix("00").filter(|rest| !rest.is_empty()).unwrap_or(&serial).to_owned(),
             subject: leaf.subject().to_string(),
             public_key: leaf.public_key().raw.to_vec(),
@@ -304,17 +342,15 @@ impl Leaf {
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Rejection> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
-        Ok(_) => Err(Rejection::Unreadable("octets after the certificate".to_owned())),
-        Err(error) => Err(Rejection::Unreadable(error.to_string())),
+        Ok(_) => Err(Rejection::Unreadable("there are more bytes after the certificate".to_owned())),
+        Err(_) => Err(Rejection::Unreadable("it is not an X.509 certificate in DER".to_owned())),
     }
 }
 
-/// The DER certificates of a PEM text; other PEM blocks, such as a private key, are passed over.
+/// The DER certificates of a PEM text; other PEM blocks, such as a private key, are passed over. What Go reads is read: the
+/// API server stores what a signer gives it, blank lines and all.
 fn parse_chain(text: &str) -> Result<Vec<Vec<u8>>, Rejection> {
-    let blocks = pem::parse_many(text).map_err(|error| Rejection::Unreadable(error.to_string()))?;
-    let chain: Vec<Vec<u8>> =
-        blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE").map(pem::Pem::into_contents).collect();
-    if chain.is_empty() { Err(Rejection::Unreadable("no CERTIFICATE block".to_owned())) } else { Ok(chain) }
+    PemBlocks::of(text).certificates().map_err(|error| Rejection::Unreadable(error.to_string()))
 }
 
 fn encode_pem(der: &[u8]) -> String {
@@ -343,9 +379,9 @@ fn check_names(leaf: &X509Certificate<'_>, requested: &Template) -> Result<(), R
         for name in &extension.value.general_names {
             match name {
                 GeneralName::DNSName(name) => dns_names.push(*name),
-                GeneralName::IPAddress(octets) => addresses.extend(match octets.len() {
-                    4 => <[u8; 4]>::try_from(*octets).ok().map(IpAddr::from),
-                    _ => <[u8; 16]>::try_from(*octets).ok().map(IpAddr::from),
+                GeneralName::IPAddress(bytes) => addresses.extend(match bytes.len() {
+                    4 => <[u8; 4]>::try_from(*bytes).ok().map(IpAddr::from),
+                    _ => <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from),
                 }),
                 _ => {}
             }
@@ -376,11 +412,12 @@ fn check_usages(leaf: &X509Certificate<'_>) -> Result<(), Rejection> {
 
 fn check_authority(chain: &[Vec<u8>], authorities: &[Vec<u8>]) -> Result<(), Rejection> {
     let mut current = parse(&chain[0])?;
-    // Each certificate of the chain is used at most once, so this ends.
+    // Each certificate of the chain is used at most once, so this terminates.
     let mut intermediates = chain[1..].iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
     loop {
         for authority in authorities {
-            let authority = parse(authority)?;
+            // Go passes over what it cannot read in a bundle.
+            let Ok(authority) = parse(authority) else { continue };
             if authority.subject() == current.issuer() && current.verify_signature(Some(authority.public_key())).is_ok()
             {
                 return Ok(());

@@ -7,10 +7,12 @@
 //! - [`policy`]: when to rotate and when to try again
 //! - [`request`]: what is asked of the signer, as a PKCS#10 certification request
 //! - [`issued`]: what came back, and why it may be used or not
-//! - [`text`]: the words of others
+//! - [`pem_block`]: PEM as Go reads it
+//! - [`text`]: sanitizes untrusted text for logs and terminals
 //! - [`time`]: a point in time that says its unit
 
 pub mod issued;
+pub mod pem_block;
 pub mod policy;
 pub mod request;
 pub mod rotation;

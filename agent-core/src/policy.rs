@@ -5,9 +5,10 @@ use std::time::Duration;
 use aws_lc_rs::digest::{SHA256, digest};
 use pintle_plugins_api::{KeyAlgorithm, KeyId};
 
-use crate::{Credential, UnixTime};
+use crate::{Credential, Template, UnixTime};
 
-/// What the operator decided; it does not change while the agent runs.
+/// What the operator decided. A step with another policy than the last one is told of it by
+/// [`Event::PolicyChanged`](crate::Event::PolicyChanged).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Whose identity it is, such as `system:node:worker-1`. It spreads the retries of a fleet.
@@ -19,7 +20,10 @@ pub struct Policy {
     pub backend: String,
     /// The algorithm of new keys.
     pub algorithm: KeyAlgorithm,
-    /// Whether a certificate is rotated before it ends. If not, it is held until it ends.
+    /// What certificate is wanted. `None` where it is not known yet, as of a node without addresses: then nothing new is
+    /// asked for.
+    pub template: Option<Template>,
+    /// Whether a certificate is rotated before it expires. If not, it is held until it expires.
     pub rotate: bool,
     /// Whether to enrol again with the bootstrap credential when the backend has lost the key in use. If not, the agent
     /// waits for a person.
@@ -55,41 +59,75 @@ impl Policy {
         bound.mul_f64(fraction) + retry_after.unwrap_or_default().min(Self::RETRY_AFTER_CAP)
     }
 
+    /// How long to wait before trying again what will fail in the same way, as far as anybody can tell: half to all of
+    /// [`back_off_cap`](Self::back_off_cap), with the same jitter.
+    pub fn long_back_off(&self, what: &str, failures: u32) -> Duration {
+        let fraction = fraction_of(&[self.identity.as_bytes(), what.as_bytes(), &failures.to_be_bytes()]);
+        self.back_off_cap / 2 + (self.back_off_cap / 2).mul_f64(fraction)
+    }
+
     /// No wait after a failure is longer than this.
     pub fn longest_back_off(&self) -> Duration {
         self.back_off_cap + Self::RETRY_AFTER_CAP
     }
 }
 
-/// What the ids of an identity's keys begin with: the node and the identity within it, such as `worker-1_client`.
+/// What the ids of an identity's keys begin with: the node, the identity within it, and the installation, such as
+/// `worker-1_client_5e1f09ac`.
 ///
-/// Several nodes may share a token, so the node's name is part of it; no node's name has an underscore (RFC 1123).
+/// Several nodes may share a token, nodes of different clusters may have equal names, and a node may be installed anew:
+/// an installation chooses its part at random, once, and keeps it in its journal. No node's name has an underscore
+/// (RFC 1123). The ids of versions before 0.2 have no part for the installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyPrefix(String);
+pub struct KeyPrefix {
+    identity: String,
+    installation: String,
+}
 
 impl KeyPrefix {
-    /// A longer prefix would leave no room for the number in a [`KeyId`].
-    const MAXIMUM_LENGTH: usize = 100;
+    /// A longer name of node and identity would leave no room for the rest in a [`KeyId`].
+    const MAXIMUM_LENGTH: usize = 91;
 
-    /// The prefix for this identity of this node. A node name too long for it is replaced by its hash.
-    pub fn new(node_name: &str, identity: &str) -> Self {
-        let prefix = format!("{node_name}_{identity}");
-        if prefix.len() <= Self::MAXIMUM_LENGTH {
-            return Self(prefix);
+    /// The prefix for this identity of this node, as this installation (eight hexadecimal digits) has it. A node name too
+    /// long for it is replaced by its hash.
+    pub fn new(node_name: &str, identity: &str, installation: &str) -> Self {
+        let mut prefix = format!("{node_name}_{identity}");
+        if prefix.len() > Self::MAXIMUM_LENGTH {
+            let hash = digest(&SHA256, prefix.as_bytes());
+            prefix = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         }
-        let hash = digest(&SHA256, prefix.as_bytes());
-        Self(hash.as_ref().iter().map(|octet| format!("{octet:02x}")).collect())
+        Self { identity: prefix, installation: installation.chars().take(8).collect() }
     }
 
     /// The id of the key with this number.
     pub fn key_id(&self, slot: u64) -> KeyId {
-        KeyId::new(format!("{}_{slot}", self.0)).expect("at most 100 octets, an underscore and at most 20 digits")
+        KeyId::new(format!("{}_{}_{slot}", self.identity, self.installation))
+            .expect("at most 91 bytes, 8 characters, two underscores and at most 20 digits")
     }
 
-    /// The number of the key with this id, if the id has this prefix.
+    /// The number of the key with this id, if the id has this prefix: then this installation has made it.
     pub fn slot_of(&self, id: &KeyId) -> Option<u64> {
-        let rest = std::str::from_utf8(id.as_bytes()).ok()?.strip_prefix(&self.0)?.strip_prefix('_')?;
-        rest.parse().ok()
+        let (installation, slot) = self.rest_of(id)?.split_once('_')?;
+        if installation == self.installation { slot.parse().ok() } else { None }
+    }
+
+    /// The installation that made the key of this id, if the id is one of an identity's.
+    pub fn installation_of(id: &KeyId) -> Option<&str> {
+        let mut parts = std::str::from_utf8(id.as_bytes()).ok()?.rsplit('_');
+        parts.next()?.parse::<u64>().ok()?;
+        let installation = parts.next()?;
+        let is_one = installation.len() == 8 && installation.bytes().all(|byte| byte.is_ascii_hexdigit());
+        parts.next().filter(|_| is_one).map(|_| installation)
+    }
+
+    /// Whether the id is of an identity of the same name, of whichever installation or version.
+    pub fn is_of_same_identity(&self, id: &KeyId) -> bool {
+        let slot = self.rest_of(id).map(|rest| rest.rsplit_once('_').map_or(rest, |(_, slot)| slot));
+        slot.is_some_and(|slot| slot.parse::<u64>().is_ok())
+    }
+
+    fn rest_of<'a>(&self, id: &'a KeyId) -> Option<&'a str> {
+        std::str::from_utf8(id.as_bytes()).ok()?.strip_prefix(&self.identity)?.strip_prefix('_')
     }
 }
 
@@ -131,14 +169,14 @@ impl Window {
     }
 }
 
-/// A number in [0, 1) that the octets determine.
+/// A number in [0, 1) that the bytes determine.
 fn fraction_of(parts: &[&[u8]]) -> f64 {
-    let mut octets = Vec::new();
+    let mut bytes = Vec::new();
     for part in parts {
-        octets.extend_from_slice(&(part.len() as u64).to_be_bytes());
-        octets.extend_from_slice(part);
+        bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(part);
     }
-    fraction_of_hash(digest(&SHA256, &octets).as_ref())
+    fraction_of_hash(digest(&SHA256, &bytes).as_ref())
 }
 
 /// A number in [0, 1) that a hash determines.
@@ -163,6 +201,35 @@ mod tests {
         assert!(longest(40) < Duration::from_secs(600) && longest(40) > Duration::from_secs(580));
         assert!(policy.back_off("x", 1, Some(Duration::from_secs(30))) >= Duration::from_secs(30));
         assert_eq!(policy.back_off("x", 3, None), policy.back_off("x", 3, None));
+        for failures in 1..100 {
+            let long = policy.long_back_off("x", failures);
+            assert!((Duration::from_secs(300)..=Duration::from_secs(600)).contains(&long), "{long:?}");
+        }
+    }
+
+    /// Case C33.
+    #[test]
+    fn key_ids_tell_installations_apart() {
+        let (one, other) = (KeyPrefix::new("a", "client", "0123abcd"), KeyPrefix::new("a", "client", "89ef4567"));
+        let id = |text: &str| KeyId::new(text.as_bytes()).expect("an id");
+        assert_eq!(one.key_id(7), id("a_client_0123abcd_7"));
+        assert_eq!((one.slot_of(&one.key_id(7)), other.slot_of(&one.key_id(7))), (Some(7), None));
+        assert_eq!(one.slot_of(&id("a_client_7")), None);
+        assert_eq!(KeyPrefix::installation_of(&one.key_id(7)), Some("0123abcd"));
+        for none in ["a_client_7", "0123abcd_7", "a_client_0123abcd_x", "a_client_0123abxx_7"] {
+            assert_eq!(KeyPrefix::installation_of(&id(none)), None, "{none}");
+        }
+        for (text, same) in [
+            ("a_client_7", true),
+            ("a_client_89ef4567_7", true),
+            ("a_client_x", false),
+            ("b_client_7", false),
+            ("a_client2_7", false),
+        ] {
+            assert_eq!(one.is_of_same_identity(&id(text)), same, "{text}");
+        }
+        let long = KeyPrefix::new(&"n".repeat(253), "client", "0123abcd");
+        assert_eq!(long.slot_of(&long.key_id(u64::MAX)), Some(u64::MAX));
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl Template {
         }
     }
 
+    /// Whether a certificate for this is one for the other too: the life that is asked for may differ.
+    pub fn names_the_same(&self, other: &Self) -> bool {
+        Self { expiration_seconds: other.expiration_seconds, ..self.clone() } == *other
+    }
+
     /// `spec.usages` for a key of this algorithm, for an API server of this minor version of Kubernetes 1 if it is known.
     ///
     /// Before 1.25 the signer demands "key encipherment" whatever the key; since then it is optional, and since 1.27 the
@@ -57,14 +62,14 @@ impl Template {
     /// The name of the CertificateSigningRequest: the same node, signer, key and attempt always have the same name, so
     /// creating it twice is creating it once.
     pub fn request_name(&self, public_key: &PublicKey, attempt: u32) -> String {
-        let mut octets = Vec::new();
+        let mut bytes = Vec::new();
         for part in
             [self.common_name.as_bytes(), self.signer_name.as_bytes(), public_key.as_der(), &attempt.to_be_bytes()]
         {
-            octets.extend_from_slice(&(part.len() as u64).to_be_bytes());
-            octets.extend_from_slice(part);
+            bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            bytes.extend_from_slice(part);
         }
-        let hash: String = digest(&SHA256, &octets).as_ref()[..12].iter().map(|octet| format!("{octet:02x}")).collect();
+        let hash: String = digest(&SHA256, &bytes).as_ref()[..12].iter().map(|byte| format!("{byte:02x}")).collect();
         // An object's name is a DNS subdomain of at most 253 characters (RFC 1123, section 2.1).
         let subject = self.common_name.rsplit(':').next().unwrap_or_default().to_ascii_lowercase();
         let subject: String = subject

@@ -98,8 +98,6 @@ impl fmt::Display for InvalidKeyId {
 impl std::error::Error for InvalidKeyId {}
 
 /// What kind of key is generated. The numbers are those of the C ABI.
-///
-/// Serialized by its [`name`](Self::name); pintle 0.1 serialized RSA without the dash (`rsa2048`), which is still read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(i32)]
@@ -110,6 +108,7 @@ pub enum KeyAlgorithm {
     /// ECDSA on NIST P-384 (secp384r1).
     EcdsaP384 = 2,
     /// RSA with a modulus of 2048 bits.
+    // As `name` has it; journals and configurations of pintle 0.1 have it without the dash.
     #[serde(rename = "rsa-2048", alias = "rsa2048")]
     Rsa2048 = 3,
     /// RSA with a modulus of 3072 bits.

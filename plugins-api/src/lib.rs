@@ -7,12 +7,14 @@
 //! - [`abi`]: the same seam in C, for backends in shared objects, and what a plugin written in Rust needs
 //! - [`backend`]: the trait, and the optional abilities a backend may have beside it
 //! - [`key`]: how a key is named, what kinds there are, and its public half
+//! - [`encoding`]: public keys and signatures in DER, for devices that speak in bare numbers
 //! - [`error`]: what can go wrong, named by what the caller does next
 //! - [`conformance`]: what every backend must do, checked from outside
 
 pub mod abi;
 pub mod backend;
 pub mod conformance;
+pub mod encoding;
 pub mod error;
 pub mod key;
 

@@ -91,7 +91,7 @@ pub(super) fn trouble(name: &str, error: &BackendError) -> String {
 
 /// The running agent's backends; `None` if none runs.
 fn ask(config: &Config) -> Result<Option<Vec<BackendEntry>>, CliError> {
-    match control::ask(&config.control_socket(), Request::Backends) {
+    match control::ask(&config.node.control_socket(), Request::Backends) {
         Ok(Response::Backends { backends }) => Ok(Some(backends)),
         Err(ControlError::NotRunning) => Ok(None),
         answer => Err(super::unexpected(answer)),
@@ -105,14 +105,14 @@ fn open_and_ask(config: &Config) -> Result<Vec<BackendEntry>, CliError> {
 
 /// All backends, where no agent has them open.
 pub(super) fn open_all(config: &Config) -> Result<Keyring, CliError> {
-    Keyring::start(keys::openers(config)).map_err(|error| {
+    Keyring::start(keys::openers(&config.node)).map_err(|error| {
         CliError::new(Exit::Problem, format!("a backend's thread cannot be started: {error}"), "see ulimit -u")
     })
 }
 
 fn check(config: &Config, name: &str, callers: usize, json: bool) -> Result<Exit, CliError> {
-    if !config.backends.contains_key(name) {
-        let known: Vec<_> = config.backends.keys().map(String::as_str).collect();
+    if !config.node.backends.contains_key(name) {
+        let known: Vec<_> = config.node.backends.keys().map(String::as_str).collect();
         let detail = format!("no backend {name:?} is configured; there are: {}", known.join(", "));
         return Err(CliError::new(Exit::Usage, detail, format!("add a table [backends.{name}]")));
     }
@@ -124,7 +124,7 @@ fn check(config: &Config, name: &str, callers: usize, json: bool) -> Result<Exit
     }
     let failed = |error: BackendError| CliError::new(Exit::Problem, &error, error.hint.clone().unwrap_or_default());
     // Its keys are not what `keys prune` looks for.
-    let _check = Checks::begin(&config.state_dir);
+    let _check = Checks::begin(&config.node.state_dir);
     let algorithms = algorithms(config, name).map_err(failed)?;
     let report = conformance::run(&mut OwnDevice { config, name, callers, algorithms });
     if json {
@@ -137,7 +137,7 @@ fn check(config: &Config, name: &str, callers: usize, json: bool) -> Result<Exit
 
 /// The algorithms that the device makes keys of: it is asked for one of each.
 fn algorithms(config: &Config, name: &str) -> Result<Vec<KeyAlgorithm>, BackendError> {
-    let mut backend = keys::open(config, name)?;
+    let mut backend = keys::open(&config.node, name)?;
     // A module that cannot be opened may say Unsupported too, and that is not about algorithms.
     backend.list()?;
     let mut algorithms = Vec::new();
@@ -177,7 +177,7 @@ struct OwnDevice<'a> {
 
 impl Harness for OwnDevice<'_> {
     fn open(&mut self) -> Result<Box<dyn KeyBackend>, BackendError> {
-        keys::open(self.config, self.name)
+        keys::open(&self.config.node, self.name)
     }
 
     fn algorithms(&self) -> Vec<KeyAlgorithm> {

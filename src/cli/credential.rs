@@ -2,13 +2,13 @@
 
 use pintle_agent_core::UnixTime;
 use pintle_agent_core::issued::Leaf;
+use pintle_agent_core::pem_block::PemBlocks;
 use pintle_agent_core::policy::Window;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
-use crate::store::PairDirectory;
 use crate::store::pair::installed_at;
 use crate::world::clock;
 
@@ -44,16 +44,17 @@ const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authenti
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// The identity
-    #[arg(default_value = "client", value_parser = ["client"])]
-    identity: String,
+    /// The identity [default: the only one]
+    #[arg(value_name = "IDENTITY")]
+    identity: Option<String>,
 }
 
 impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let version = version(std::env::var("KUBERNETES_EXEC_INFO").ok().as_deref())?;
         let config = Config::load(&self.flags)?;
-        let current = PairDirectory::new(config.cert_dir, "kubelet-client").current();
+        let config = config.identity(self.identity.as_deref())?;
+        let current = config.pairs().current();
         let pair = match std::fs::read_to_string(&current) {
             Ok(pair) => Zeroizing::new(pair),
             Err(error) => {
@@ -61,6 +62,12 @@ impl Arguments {
                 return Err(CliError::new(Exit::Usage, detail, "pintle run gets one; read it as its owner"));
             }
         };
+        let unusable = |detail: String| {
+            CliError::new(Exit::Problem, format!("{}: {detail}", current.display()), "see pintle status")
+        };
+        if let Some(line) = PemBlocks::of(&*pair).damaged {
+            return Err(unusable(format!("the PEM block that begins in line {line} is damaged")));
+        }
         let parts = Parts::of(&pair).ok_or_else(|| {
             CliError::new(
                 Exit::Problem,
@@ -71,9 +78,6 @@ impl Arguments {
                 "use the credential proxy: pintle kubeconfig --for proxy",
             )
         })?;
-        let unusable = |detail: String| {
-            CliError::new(Exit::Problem, format!("{}: {detail}", current.display()), "see pintle status")
-        };
         let leaf = Leaf::of(&pair).map_err(|rejection| unusable(rejection.to_string()))?;
         let now = clock::now();
         if now >= leaf.not_after {

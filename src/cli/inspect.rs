@@ -5,16 +5,19 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use pintle_agent_core::UnixTime;
+use pintle_agent_core::pem_block::PemBlocks;
 use pintle_agent_core::text::printable;
 use pintle_plugins_api::PublicKey;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
+use zeroize::Zeroizing;
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
-use crate::store::PairDirectory;
 use crate::world::clock;
+
+const NOT_X509: &str = "a CERTIFICATE block holds no X.509 certificate";
 
 /// The arguments of `pintle inspect`.
 #[derive(clap::Args)]
@@ -23,13 +26,16 @@ pub(super) struct Arguments {
     flags: Flags,
     /// The PEM file, or - for standard input [default: the current pair]
     file: Option<PathBuf>,
+    /// The identity whose current pair is meant [default: the only one]
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    identity: Option<String>,
 }
 
 impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let path = match self.file {
             Some(file) => file,
-            None => PairDirectory::new(Config::load(&self.flags)?.cert_dir, "kubelet-client").current(),
+            None => Config::load(&self.flags)?.identity(self.identity.as_deref())?.pairs().current(),
         };
         let mut content = Vec::new();
         let read = if path.as_os_str() == "-" {
@@ -41,8 +47,7 @@ impl Arguments {
             let detail = format!("{} cannot be read: {error}", path.display());
             CliError::new(Exit::Usage, detail, "name a PEM file, or - for standard input")
         })?;
-        // What is no text holds no PEM block either, and that is what is said.
-        let words = describe(&String::from_utf8_lossy(&content)).map_err(|detail| {
+        let words = describe(&Zeroizing::new(content)).map_err(|detail| {
             let detail = format!("{}: {detail}", path.display());
             CliError::new(Exit::Problem, detail, "it should be PEM: a certificate, a request, or a pair")
         })?;
@@ -52,30 +57,34 @@ impl Arguments {
 }
 
 /// What a PEM text holds, in words. A private key is only named.
-fn describe(text: &str) -> Result<String, String> {
-    let blocks = pem::parse_many(text).map_err(|error| error.to_string())?;
-    if blocks.is_empty() {
-        return Err("there is no PEM block".to_owned());
+fn describe(text: &[u8]) -> Result<String, String> {
+    let PemBlocks { blocks, damaged } = PemBlocks::of(text);
+    match damaged {
+        Some(line) if blocks.is_empty() => return Err(format!("the PEM block that begins in line {line} is damaged")),
+        None if blocks.is_empty() => return Err("there is no PEM block".to_owned()),
+        _ => {}
     }
     let mut words = String::new();
     let mut leaf_key = None;
     for block in &blocks {
-        match block.tag() {
+        match block.label.as_str() {
             "CERTIFICATE" => {
-                let (_, certificate) =
-                    X509Certificate::from_der(block.contents()).map_err(|error| format!("no certificate: {error}"))?;
+                let (_, certificate) = X509Certificate::from_der(&block.content).map_err(|_| NOT_X509.to_owned())?;
                 words += &describe_certificate(&certificate, leaf_key.is_none());
                 leaf_key.get_or_insert_with(|| certificate.public_key().raw.to_vec());
             }
             "CERTIFICATE REQUEST" => {
-                let (_, request) = X509CertificationRequest::from_der(block.contents())
-                    .map_err(|error| format!("no certification request: {error}"))?;
+                let (_, request) = X509CertificationRequest::from_der(&block.content)
+                    .map_err(|_| "a CERTIFICATE REQUEST block holds no PKCS#10 request".to_owned())?;
                 words += &describe_request(&request);
             }
             "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" => words += "private key: here, in this file\n",
             "TSS2 PRIVATE KEY" => words += "private key: in the TPM that made it; this file only names it\n",
             tag => words += &format!("{}: not looked at\n", printable(tag)),
         }
+    }
+    if let Some(line) = damaged {
+        let _ = writeln!(words, "the PEM block that begins in line {line} is damaged");
     }
     Ok(words)
 }
@@ -163,7 +172,7 @@ mod tests {
         let mut parameters = rcgen::CertificateParams::default();
         parameters.distinguished_name.push(rcgen::DnType::CommonName, "a\u{1b}[2J\n  issuer  b");
         let key = rcgen::KeyPair::generate().expect("a key");
-        let words = describe(&parameters.self_signed(&key).expect("a certificate").pem()).expect("PEM");
+        let words = describe(parameters.self_signed(&key).expect("a certificate").pem().as_bytes()).expect("PEM");
         assert!(words.contains("a\\u{1b}[2J\\n  issuer  b") && !words.contains('\u{1b}'), "{words}");
     }
 }

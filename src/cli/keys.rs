@@ -7,7 +7,6 @@ use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
 use crate::keys::inventory::{self, Inventory, KeyEntry, KeyUse, Selection, Usage};
 use crate::node::control::{self, ControlError, Request, Response};
-use crate::store::Journal;
 
 /// The commands under `pintle keys`.
 #[derive(clap::Subcommand)]
@@ -53,14 +52,13 @@ fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
     Ok(exit(&inventory))
 }
 
-/// All keys, as the running agent knows them, or as the backends and the journal say.
+/// All keys, as the running agent knows them, or as the backends and the journals say.
 fn keys(config: &Config) -> Result<Inventory, CliError> {
-    match control::ask(&config.control_socket(), Request::Keys) {
+    match control::ask(&config.node.control_socket(), Request::Keys) {
         Ok(Response::Keys { inventory }) => Ok(inventory),
         Err(ControlError::NotRunning) => {
-            let state = journalled(config)?;
             let keyring = open_all(config)?;
-            Ok(super::runtime()?.block_on(inventory::keys(config, &keyring, state.as_ref().as_slice())))
+            super::runtime()?.block_on(inventory::keys(&config.node, &keyring, || journalled(config)))
         }
         answer => Err(super::unexpected(answer)),
     }
@@ -78,16 +76,15 @@ fn prune(config: &Config, names: Vec<String>, dry_run: bool) -> Result<Exit, Cli
         [] => Request::Prune { dry_run },
         names => Request::PruneNamed { names: names.to_vec(), dry_run },
     };
-    let inventory = match control::ask(&config.control_socket(), request) {
+    let inventory = match control::ask(&config.node.control_socket(), request) {
         Ok(Response::Keys { inventory }) => inventory,
         Err(ControlError::NotRunning) => {
             // No agent may start now and need what is being destroyed.
-            let _lock = lock_state_directory(&config.state_dir)?;
-            let state = journalled(config)?;
+            let _lock = lock_state_directory(&config.node.state_dir)?;
             let keyring = open_all(config)?;
             let selection = if names.is_empty() { Selection::Orphaned } else { Selection::Named(names) };
-            let states = state.as_ref();
-            super::runtime()?.block_on(inventory::prune(config, &keyring, states.as_slice(), &selection, dry_run))
+            let journalled = || journalled(config);
+            super::runtime()?.block_on(inventory::prune(&config.node, &keyring, journalled, &selection, dry_run))?
         }
         answer => return Err(super::unexpected(answer)),
     };
@@ -144,10 +141,7 @@ fn exit(inventory: &Inventory) -> Exit {
     if inventory.unreachable.is_empty() && inventory.failed.is_empty() { Exit::Ok } else { Exit::Problem }
 }
 
-fn journalled(config: &Config) -> Result<Option<pintle_agent_core::State>, CliError> {
-    let journal = Journal::new(config.journal(), config.template().common_name);
-    journal.load().map_err(|error| {
-        let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
-        CliError::new(Exit::Problem, detail, error.hint())
-    })
+/// What the journals of all identities say.
+fn journalled(config: &Config) -> Result<Vec<pintle_agent_core::State>, CliError> {
+    config.identities.iter().filter_map(|identity| super::status::journalled(identity).transpose()).collect()
 }

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::{CliError, Exit, print};
-use crate::config::{Config, Flags, ProxyConfiguration};
+use crate::config::{Config, Flags, IdentityConfig, ProxyConfiguration};
 use crate::consumers::kubeconfig::Kubeconfig;
+use crate::kubernetes::Cluster;
 use crate::node::control::{self, Request, Response};
 use crate::proxy::{ClientFiles, LocalServer};
-use crate::store::{PairDirectory, shared};
+use crate::store::shared;
 use crate::world::{SystemFiles, User};
 
 /// How a client comes to speak as an identity.
@@ -26,9 +27,9 @@ enum Consumer {
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// The identity
-    #[arg(default_value = "client", value_parser = ["client"])]
-    identity: String,
+    /// The identity [default: the only one]
+    #[arg(value_name = "IDENTITY")]
+    identity: Option<String>,
     /// How the client comes to speak as the identity [default: proxy if the configuration has one, file otherwise]
     #[arg(long = "for", value_enum)]
     consumer: Option<Consumer>,
@@ -40,19 +41,22 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let config = Config::load(&self.flags)?;
+        let config = config.identity(self.identity.as_deref())?;
         let consumer = self.consumer.unwrap_or(if config.proxy.is_some() { Consumer::Proxy } else { Consumer::File });
         let mut kubeconfig = match &self.write {
-            Some(path) if path.exists() => Kubeconfig::read_or_new(path).map_err(|error| unusable(path, &error))?,
-            _ => of_cluster(&config)?,
+            Some(path) if path.exists() => {
+                Kubeconfig::read_or_new(&SystemFiles, path).map_err(|error| unusable(path, &error))?
+            }
+            _ => of_cluster(config)?,
         };
-        if consumer != Consumer::Proxy && kubeconfig.is_of_proxy(&proxy_files(&config)) {
+        if consumer != Consumer::Proxy && kubeconfig.is_of_proxy(&proxy_files(config)) {
             // The listener knows its own client's certificate alone.
-            kubeconfig.use_cluster(of_cluster(&config)?);
+            kubeconfig.use_cluster(of_cluster(config)?);
         }
         match consumer {
-            Consumer::Proxy => use_proxy(&config, &mut kubeconfig, self.write.as_deref())?,
+            Consumer::Proxy => use_proxy(config, &mut kubeconfig, self.write.as_deref())?,
             Consumer::File => {
-                let pair = PairDirectory::new(config.cert_dir.clone(), "kubelet-client").current();
+                let pair = config.pairs().current();
                 kubeconfig.use_files(&pair, &pair).map_err(|error| unusable(&pair, &error))?;
             }
             Consumer::Exec => {
@@ -66,7 +70,7 @@ impl Arguments {
         };
         let owner = config.proxy.as_ref().filter(|_| consumer == Consumer::Proxy).map(|proxy| proxy.configuration.user);
         let owner = owner.filter(|user| *user != User { uid: 0, gid: 0 });
-        match kubeconfig.write(path, owner) {
+        match kubeconfig.write(&SystemFiles, path, owner) {
             Ok(true) => print(&format!("written: {}\n", path.display()))?,
             Ok(false) => print(&format!("as it should be already: {}\n", path.display()))?,
             Err(error) => {
@@ -84,6 +88,7 @@ impl Arguments {
     /// What `pintle credential` is to be called with, so that it finds the same identity.
     fn credential_arguments(&self) -> Vec<String> {
         let mut arguments = vec!["credential".to_owned()];
+        arguments.extend(self.identity.clone());
         arguments.extend(self.flags.node_name.iter().map(|name| format!("--node-name={name}")));
         let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         for (flag, path) in [("config", &self.flags.config), ("cert-dir", &self.flags.cert_dir)] {
@@ -94,12 +99,12 @@ impl Arguments {
 }
 
 /// A kubeconfig for the API server, from wherever the agent knows it.
-fn of_cluster(config: &Config) -> Result<Kubeconfig, CliError> {
+fn of_cluster(config: &IdentityConfig) -> Result<Kubeconfig, CliError> {
     let kept = config.cluster_kubeconfig();
     let sources = [&config.kubeconfig].into_iter().chain(&config.bootstrap_kubeconfig).chain([&kept]);
     let files = proxy_files(config);
     for path in sources.clone().filter(|path| path.exists()) {
-        let mut found = Kubeconfig::for_cluster_of(path).map_err(|error| unusable(path, &error))?;
+        let mut found = Kubeconfig::for_cluster_of(&SystemFiles, path).map_err(|error| unusable(path, &error))?;
         // It was the proxy's client's once.
         if !found.is_of_proxy(&files) {
             return Ok(found);
@@ -111,13 +116,13 @@ fn of_cluster(config: &Config) -> Result<Kubeconfig, CliError> {
 }
 
 /// The files of the proxy's client, also where the table [proxy] is gone.
-fn proxy_files(config: &Config) -> ClientFiles {
+fn proxy_files(config: &IdentityConfig) -> ClientFiles {
     let default = ProxyConfiguration::default();
     let configuration = config.proxy.as_ref().map_or(&default, |proxy| &proxy.configuration);
     ClientFiles::in_directory(&configuration.runtime_directory)
 }
 
-fn use_proxy(config: &Config, kubeconfig: &mut Kubeconfig, target: Option<&Path>) -> Result<(), CliError> {
+fn use_proxy(config: &IdentityConfig, kubeconfig: &mut Kubeconfig, target: Option<&Path>) -> Result<(), CliError> {
     let Some(settings) = &config.proxy else {
         let hint = "add the table [proxy] to the configuration file, or say --for file";
         return Err(CliError::new(Exit::Usage, "there is no credential proxy", hint));
@@ -127,15 +132,27 @@ fn use_proxy(config: &Config, kubeconfig: &mut Kubeconfig, target: Option<&Path>
         return Err(CliError::new(Exit::Usage, detail, "give the proxy's client another file"));
     }
     // A socket of the service manager may be another than the configured one; only the running agent knows.
-    let listening = match control::ask(&config.control_socket(), Request::Status) {
+    let listening = match control::ask(&config.node.control_socket(), Request::Status) {
         Ok(Response::Status { status }) => {
-            status.identities.into_iter().find_map(|identity| identity.proxy?.address.parse().ok())
+            let mut identities = status.identities.into_iter();
+            let found = identities.find(|identity| identity.identity == config.name);
+            found.and_then(|identity| Some(identity.proxy?.address))
         }
         _ => None,
     };
     let files = proxy_files(config);
     let server = LocalServer { address: listening.unwrap_or(settings.configuration.listen), files: &files };
-    kubeconfig.use_proxy(server).map_err(|error| unusable(&files.key, &error))
+    // Of one that was written before, the path may be another server's.
+    let upstream = super::runtime()?.block_on(async {
+        let sources = [&config.kubeconfig].into_iter().chain(&config.bootstrap_kubeconfig);
+        for path in sources {
+            if let Ok(cluster) = Cluster::read(path).await {
+                return Some(cluster.url().clone());
+            }
+        }
+        None
+    });
+    kubeconfig.use_proxy(server, upstream.as_ref()).map_err(|error| unusable(&files.key, &error))
 }
 
 fn unusable(path: &Path, error: &std::io::Error) -> CliError {

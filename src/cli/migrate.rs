@@ -9,9 +9,8 @@ use crate::node::control::{self, ControlError, Request, Response};
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// The identity
-    #[arg(value_parser = ["client"])]
-    identity: String,
+    /// The identity [default: the only one]
+    identity: Option<String>,
     /// The backend in which its keys are made from now on
     #[arg(long, value_name = "BACKEND")]
     to: String,
@@ -27,9 +26,10 @@ impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let config = Config::load(&self.flags)?;
         let Self { identity, to, dry_run, wait, .. } = self;
-        let failed = if config.backends.contains_key(&to) { Exit::Problem } else { Exit::Usage };
+        let identity = Some(config.identity(identity.as_deref())?.name.clone());
+        let failed = if config.node.backends.contains_key(&to) { Exit::Problem } else { Exit::Usage };
         let request = Request::Migrate { identity, to, dry_run, wait };
-        match control::ask(&config.control_socket(), request) {
+        match control::ask(&config.node.control_socket(), request) {
             Ok(Response::Migration { from, to, algorithm, moves: false }) => {
                 print(&format!("{from} is in {to} already; new keys ({algorithm}) are made there\n"))?;
             }

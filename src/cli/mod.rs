@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::identity::StartError;
+use crate::node::ServeError;
 use crate::node::control::{ControlError, Response};
 
 pub use exit_code::Exit;
@@ -96,6 +97,26 @@ impl From<crate::config::ConfigError> for CliError {
 impl From<StartError> for CliError {
     fn from(error: StartError) -> Self {
         Self::new(Exit::Problem, &error, error.hint.clone())
+    }
+}
+
+impl From<ServeError> for CliError {
+    fn from(error: ServeError) -> Self {
+        match error {
+            ServeError::Start(error) => error.into(),
+            ServeError::Unfinished(identities) => {
+                let named = identities.len() > 1;
+                let hints =
+                    identities.iter().filter(|identity| !identity.hint.is_empty()).map(|identity| match named {
+                        true => format!("{}: {}", identity.identity, identity.hint),
+                        false => identity.hint.clone(),
+                    });
+                let hint = hints.collect::<Vec<_>>().join("; ");
+                let error = ServeError::Unfinished(identities);
+                let otherwise = "run it again, perhaps with a longer --timeout";
+                Self::new(Exit::Problem, &error, if hint.is_empty() { otherwise.to_owned() } else { hint })
+            }
+        }
     }
 }
 

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use pintle_agent_core::issued::Leaf;
 
 use super::{CliError, Exit};
-use crate::config::{Config, Flags};
-use crate::store::PairDirectory;
+use crate::config::{Config, ConfigError, Flags};
 use crate::store::pair::installed_at;
 use crate::world::clock;
 
@@ -17,6 +16,9 @@ pub(super) struct Arguments {
     flags: Flags,
     /// The certificate to look at, PEM [default: the current pair]
     file: Option<PathBuf>,
+    /// The identity whose current pair is meant [default: the only one]
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    identity: Option<String>,
     /// Due once less than this part of its usable life is left, per cent
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(0..=100))]
     expires_in: u8,
@@ -29,9 +31,9 @@ impl Arguments {
             Some(file) => file,
             None => {
                 // Not 2, which would say that there is no certificate.
-                let config = Config::load(&self.flags)
-                    .map_err(|error| CliError::new(Exit::Unknown, &error, error.hint.clone()))?;
-                PairDirectory::new(config.cert_dir, "kubelet-client").current()
+                let unknown = |error: ConfigError| CliError::new(Exit::Unknown, &error, error.hint.clone());
+                let config = Config::load(&self.flags).map_err(unknown)?;
+                config.identity(self.identity.as_deref()).map_err(unknown)?.pairs().current()
             }
         };
         let text = match std::fs::read_to_string(&path) {

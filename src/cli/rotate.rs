@@ -9,6 +9,8 @@ use crate::node::control::{self, Request, Response};
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
+    /// The identity [default: the only one]
+    identity: Option<String>,
     /// Return only when the new certificate is in use, or when it failed
     #[arg(long)]
     wait: bool,
@@ -17,7 +19,9 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let config = Config::load(&self.flags)?;
-        let answer = control::ask(&config.control_socket(), Request::Rotate { wait: self.wait })
+        let identity = config.identity(self.identity.as_deref())?.name.clone();
+        let request = Request::Rotate { identity: Some(identity), wait: self.wait };
+        let answer = control::ask(&config.node.control_socket(), request)
             .map_err(|error| CliError::new(Exit::Problem, &error, error.hint()))?;
         match answer {
             Response::Accepted => print("rotation requested; see pintle status\n")?,
@@ -25,7 +29,8 @@ impl Arguments {
                 for identity in &status.identities {
                     let then =
                         if identity.drains() { "; the old key goes with the last connections that use it" } else { "" };
-                    print(&format!("rotated: serial {}, good until {}{then}\n", identity.serial, identity.not_after))?;
+                    let until = identity.not_after.map(|end| format!(", good until {end}")).unwrap_or_default();
+                    print(&format!("rotated: serial {}{until}{then}\n", identity.serial))?;
                 }
             }
             Response::Failed { reason, hint } => return Err(CliError::new(Exit::Problem, reason, hint)),

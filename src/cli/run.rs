@@ -3,12 +3,11 @@
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::time::Duration;
 
 use super::{CliError, Exit};
 use crate::config::{Config, Flags};
-use crate::identity::Until;
-use crate::node;
+use crate::node::{self, Until};
 use crate::proxy::Activated;
 use crate::store::lock;
 use crate::telemetry::{Format, Log, Telemetry};
@@ -18,9 +17,12 @@ use crate::telemetry::{Format, Log, Telemetry};
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// End as soon as a valid certificate is installed
+    /// End once everything is installed that the configuration asks for, with no old key left
     #[arg(long)]
     once: bool,
+    /// With --once: end after this time at the latest, such as 90s or 10m, and say what is missing
+    #[arg(long, value_name = "DURATION", requires = "once", value_parser = duration)]
+    timeout: Option<Duration>,
     /// How the log looks
     #[arg(long, value_enum, default_value = "auto")]
     log_format: Format,
@@ -30,12 +32,12 @@ impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let config = Config::load(&self.flags)?;
         keep_secrets_in_memory();
-        let _lock = lock_state_directory(&config.state_dir)?;
-        let until = if self.once { Until::Installed } else { Until::Stopped };
+        let _lock = lock_state_directory(&config.node.state_dir)?;
+        let until = if self.once { Until::Installed { timeout: self.timeout } } else { Until::Stopped };
         let log = Log::new(self.log_format).map_err(|error| {
             CliError::new(Exit::Problem, format!("the log's thread cannot be started: {error}"), "see ulimit -u")
         })?;
-        let telemetry = Arc::new(Telemetry::new(log));
+        let telemetry = Telemetry::new(log);
         // Before there are threads: it changes the environment.
         let activated = Activated::from_environment().map_err(|error| {
             CliError::new(
@@ -46,12 +48,19 @@ impl Arguments {
         })?;
         let outcome = super::runtime()?.block_on(async {
             let stopped = node::stopped_by_signals()?;
-            node::serve_on(config, Arc::clone(&telemetry), until, stopped, activated).await
+            node::serve(config, &telemetry, until, stopped, activated).await
         });
         telemetry.flush();
         outcome?;
         Ok(Exit::Ok)
     }
+}
+
+/// A duration such as "90s" or "1h 30m".
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("{text:?} is not a duration such as 90s or 10m"))?;
+    Duration::try_from(parsed).map_err(|_| "a timeout is not negative".to_owned())
 }
 
 /// Keys must not reach a core dump, nor another process of the same user.

@@ -3,11 +3,11 @@
 use pintle_agent_core::UnixTime;
 
 use super::{CliError, Exit, print};
-use crate::config::{Config, Flags};
+use crate::config::{Config, Flags, IdentityConfig};
 use crate::identity::report::status_of;
 use crate::node::control::{self, ControlError, Request, Response};
-use crate::store::{Journal, PairDirectory};
-use crate::telemetry::{IdentityStatus, ProxyStatus, State, Status};
+use crate::store::Journal;
+use crate::telemetry::{IdentityStatus, ProxyStatus, Status};
 use crate::world::clock;
 
 /// How the status looks.
@@ -46,20 +46,16 @@ impl Arguments {
             }
             Output::Yaml => print(&serde_saphyr::to_string(&status).map_err(|error| broken(&error))?)?,
         }
-        let well = !status.identities.is_empty() && status.identities.iter().all(is_well);
+        let now = clock::now();
+        // A script that watches the exit code has nothing to do while good certificates are in use.
+        let well = !status.identities.is_empty() && status.identities.iter().all(|identity| identity.is_good(now));
         Ok(if well { Exit::Ok } else { Exit::Problem })
     }
 }
 
-/// Whether a script that watches the exit code has nothing to do: a certificate that is good is in use.
-fn is_well(identity: &IdentityStatus) -> bool {
-    let now = clock::now().to_string();
-    !identity.not_after.is_empty() && identity.not_after > now && identity.state != State::KeyLost
-}
-
 /// The status of the running agent; from disk where none runs.
 pub(super) fn read(config: &Config) -> Result<Status, CliError> {
-    match control::ask(&config.control_socket(), Request::Status) {
+    match control::ask(&config.node.control_socket(), Request::Status) {
         Ok(Response::Status { status }) => Ok(status),
         Ok(answer) => Err(CliError::new(Exit::Problem, format!("the agent answered {answer:?}"), "restart the agent")),
         Err(ControlError::NotRunning) => from_disk(config),
@@ -68,37 +64,47 @@ pub(super) fn read(config: &Config) -> Result<Status, CliError> {
 }
 
 fn from_disk(config: &Config) -> Result<Status, CliError> {
-    let template = config.template();
-    let journal = Journal::new(config.journal(), template.common_name.clone());
-    let state = journal.load().map_err(|error| {
-        let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
-        CliError::new(Exit::Problem, detail, error.hint())
-    })?;
-    let Some(state) = state else {
+    let states = config.identities.iter().map(journalled).collect::<Result<Vec<_>, _>>()?;
+    if states.iter().all(Option::is_none) {
         return Err(CliError::new(
             Exit::Usage,
-            format!("no agent runs, and {} has no journal", config.state_dir.display()),
+            format!("no agent runs, and {} has no journal", config.node.state_dir.display()),
             "start it with pintle run, or name its --state-dir",
         ));
-    };
-    let mut identity = status_of(&state, &template.common_name, &template.signer_name);
-    identity.pair = PairDirectory::new(config.cert_dir.clone(), "kubelet-client").current().display().to_string();
-    Ok(Status { identities: vec![identity], backends: Vec::new() })
+    }
+    let identities = states.into_iter().zip(&config.identities);
+    let identities = identities.map(|(state, identity)| status_of(&state.unwrap_or_default(), identity));
+    Ok(Status { identities: identities.collect(), backends: Vec::new() })
+}
+
+/// What the identity's journal says; `None` if there is none.
+pub(super) fn journalled(config: &IdentityConfig) -> Result<Option<pintle_agent_core::State>, CliError> {
+    let journal = Journal::new(config.journal(), config.template());
+    journal.load().map_err(|error| {
+        let detail = format!("the journal {} cannot be used: {error}", journal.path().display());
+        CliError::new(Exit::Problem, detail, error.hint())
+    })
 }
 
 fn table(status: &Status, wide: bool) -> String {
+    let several = status.identities.len() > 1;
+    let time = |time: Option<UnixTime>| time.map(|time| time.to_string()).unwrap_or_default();
     let mut header = vec!["IDENTITY", "EXPIRES", "RESIDUAL", "ROTATES-AT", "KEY", "STATE", "SIGNER"];
     if wide {
         header.extend(["SERIAL", "ROTATIONS", "KEY-ID", "PAIR"]);
+    }
+    if several {
+        header[0] = "SUBJECT";
+        header.insert(0, "IDENTITY");
     }
     let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     for identity in &status.identities {
         let key = identity.key.as_ref();
         let mut row = vec![
             identity.subject.clone(),
-            identity.not_after.clone(),
-            residual(&identity.not_after),
-            identity.rotates_at.clone(),
+            time(identity.not_after),
+            identity.not_after.map(residual).unwrap_or_default(),
+            time(identity.rotates_at),
             key.map(|key| format!("{}/{}", key.backend, key.algorithm)).unwrap_or_default(),
             identity.state.word().to_owned(),
             identity.signer_name.clone(),
@@ -106,6 +112,9 @@ fn table(status: &Status, wide: bool) -> String {
         if wide {
             let key_id = key.map(|key| key.id.clone()).unwrap_or_default();
             row.extend([identity.serial.clone(), identity.rotations.to_string(), key_id, identity.pair.clone()]);
+        }
+        if several {
+            row.insert(0, identity.identity.clone());
         }
         rows.push(row);
     }
@@ -154,8 +163,7 @@ fn connections(proxy: &ProxyStatus) -> String {
 fn trouble(identity: &IdentityStatus) -> String {
     let mut text = String::new();
     if !identity.reason.is_empty() {
-        let retry =
-            if identity.retry_at.is_empty() { String::new() } else { format!("; next try {}", identity.retry_at) };
+        let retry = identity.retry_at.map(|at| format!("; next try {at}")).unwrap_or_default();
         text += &format!("  {}{retry}\n", identity.reason);
     }
     if !identity.hint.is_empty() {
@@ -165,11 +173,7 @@ fn trouble(identity: &IdentityStatus) -> String {
 }
 
 /// The time left, in the unit that says most.
-fn residual(not_after: &str) -> String {
-    let Ok(end) = not_after.parse::<jiff::Timestamp>() else {
-        return String::new();
-    };
-    let end = UnixTime::from_seconds(end.as_second());
+fn residual(end: UnixTime) -> String {
     let left = end.since(clock::now()).as_secs();
     match left {
         0 => "expired".to_owned(),

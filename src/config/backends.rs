@@ -4,13 +4,13 @@ use std::path::Path;
 
 use pintle_backend_pkcs11::Configuration;
 
-use super::{BackendConfiguration, Config, ConfigError, Isolation, ProcessIsolation};
+use super::{BackendConfiguration, ConfigError, Isolation, NodeConfig, ProcessIsolation};
 use crate::world::User;
 
 /// Checks every backend's table.
-pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    config.backends.iter().try_for_each(|(name, backend)| {
-        check_one(backend, &config.state_dir)
+pub(super) fn check(node: &NodeConfig) -> Result<(), ConfigError> {
+    node.backends.iter().try_for_each(|(name, backend)| {
+        check_one(backend, &node.state_dir)
             .map_err(|error| ConfigError { detail: format!("[backends.{name}]: {}", error.detail), ..error })
     })
 }
@@ -58,7 +58,7 @@ fn check_token(uri: &str, module: Option<&Path>, pin_file: Option<&Path>) -> Res
     })
 }
 
-/// Nobody but the agent's user gets into the state directory.
+/// Only the agent's user has access to the state directory.
 fn check_tpm_directory(directory: Option<&Path>, state_dir: &Path) -> Result<(), ConfigError> {
     let hint = "make a directory of mode 0700 that belongs to that user, such as /var/lib/pintle-tpm, and name it with \
                 directory";
@@ -77,7 +77,7 @@ fn check_tpm_directory(directory: Option<&Path>, state_dir: &Path) -> Result<(),
 
 #[cfg(test)]
 mod tests {
-    use super::super::{FileConfiguration, Flags};
+    use super::super::{Config, FileConfiguration, Flags};
     use super::*;
 
     fn error(table: &str) -> Option<ConfigError> {

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use pintle_plugins_api::KeyAlgorithm;
 use serde::Deserialize;
 
-use super::ConfigError;
+use super::identity::{DEFAULT_IDENTITY, IdentityTable};
+use super::proxy::ProxyTable;
+use super::{ConfigError, suggestion};
+use crate::parse_error;
 use crate::world::User;
 
 /// The configuration file as it stands; what is left out has a default or comes from a flag.
@@ -27,7 +30,9 @@ pub struct FileConfiguration {
     pub(super) expiration_seconds: Option<i32>,
     pub(super) on_key_loss: Option<OnKeyLoss>,
     pub(super) metrics_address: Option<SocketAddr>,
-    pub(super) proxy: Option<super::proxy::ProxyTable>,
+    pub(super) proxy: Option<ProxyTable>,
+    #[serde(default)]
+    pub(super) identity: Vec<IdentityTable>,
     #[serde(default)]
     pub(super) backends: BTreeMap<String, BackendConfiguration>,
 }
@@ -214,12 +219,45 @@ impl FileConfiguration {
 
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-            ConfigError {
-                detail: format!("{}, line {line}: {}", path.display(), error.message().replace('\n', "; ")),
-                hint: "docs/operators.md lists the keys; check the file with pintle config check".to_owned(),
-            }
+            let hint = match suggestion::for_unknown_key(text) {
+                Some(meant) => format!("did you mean {meant}? docs/operators.md lists the keys"),
+                None => "docs/operators.md lists the keys; check the file with pintle config check".to_owned(),
+            };
+            ConfigError { detail: format!("{}, {}", path.display(), parse_error::toml(text, &error)), hint }
         })
+    }
+
+    /// The top-level keys given that are about one identity rather than about the node.
+    pub(super) fn keys_of_one_identity(&self) -> Vec<&'static str> {
+        let given = [
+            ("cert-dir", self.cert_dir.is_some()),
+            ("rotate-certificates", self.rotate_certificates.is_some()),
+            ("client-ca-file", self.client_ca_file.is_some()),
+            ("keep-pairs", self.keep_pairs.is_some()),
+            ("backend", self.backend.is_some()),
+            ("key-algorithm", self.key_algorithm.is_some()),
+            ("expiration-seconds", self.expiration_seconds.is_some()),
+            ("on-key-loss", self.on_key_loss.is_some()),
+            ("[proxy]", self.proxy.is_some()),
+        ];
+        given.into_iter().filter_map(|(key, given)| given.then_some(key)).collect()
+    }
+
+    /// The identity that the top-level keys describe.
+    pub(super) fn take_only_identity(&mut self) -> IdentityTable {
+        IdentityTable {
+            name: DEFAULT_IDENTITY.to_owned(),
+            cert_dir: self.cert_dir.take(),
+            rotate_certificates: self.rotate_certificates.take(),
+            client_ca_file: self.client_ca_file.take(),
+            keep_pairs: self.keep_pairs.take(),
+            backend: self.backend.take(),
+            key_algorithm: self.key_algorithm.take(),
+            expiration_seconds: self.expiration_seconds.take(),
+            on_key_loss: self.on_key_loss.take(),
+            proxy: self.proxy.take(),
+            ..IdentityTable::default()
+        }
     }
 }
 

@@ -1,70 +1,70 @@
 //! Where `pintle migrate` has moved an identity: it holds until the configuration names another backend.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, IdentityConfig};
+use crate::parse_error;
 use crate::store::durable;
-use crate::world::SystemFiles;
+use crate::world::files::LONGEST_FILE;
+use crate::world::{Files, SystemFiles};
 
 /// What stands in the file.
 #[derive(Serialize, Deserialize)]
 struct Migration {
-    /// The backend that the configuration named at that time. Whoever changes the configuration later means it.
+    /// The backend that the configuration named at that time: a later change of the configuration takes precedence.
     configured: String,
     /// The backend that keys are made in instead.
     backend: String,
 }
 
-/// Where it is written down.
-fn path(config: &Config) -> PathBuf {
-    config.state_dir.join("migration.json")
-}
-
-/// The configuration as it stands after the migrations that have been written down since it was loaded.
+/// The configuration as it stands after the migrations that have been recorded since it was loaded.
 pub(crate) fn followed(config: &Config) -> Config {
-    let mut config = Config { backend: config.configured_backend.clone(), ..config.clone() };
-    // What the agent itself wrote is readable; if it is not, what is configured is the best that is known.
-    let _ = follow(&mut config);
+    let mut config = config.clone();
+    for identity in &mut config.identities {
+        identity.backend.clone_from(&identity.configured_backend);
+        // What the agent itself wrote is readable; if it is not, what is configured is the best that is known.
+        let _ = follow(identity);
+    }
     config
 }
 
-/// Takes the backend of the last migration, if it still holds.
-pub(super) fn follow(config: &mut Config) -> Result<(), ConfigError> {
-    let path = path(config);
-    // Who may not read it, may not run the agent either.
-    let Ok(content) = std::fs::read(&path) else {
+/// Takes the backend of the identity's last migration, if it still holds.
+pub(super) fn follow(config: &mut IdentityConfig) -> Result<(), ConfigError> {
+    let path = config.migration();
+    // A user who may not read it may not run the agent either.
+    let Ok(content) = SystemFiles.read(&path, LONGEST_FILE) else {
         return Ok(());
     };
     let migration: Migration = serde_json::from_slice(&content).map_err(|error| {
         ConfigError::new(
-            format!("{} makes no sense: {error}", path.display()),
+            format!("{} cannot be used: {}", path.display(), parse_error::json(&error)),
             "remove it, and name the backend in the configuration file",
         )
     })?;
-    if migration.configured == config.backend && config.backends.contains_key(&migration.backend) {
+    if migration.configured == config.backend && config.node.backends.contains_key(&migration.backend) {
         config.backend = migration.backend;
     }
     Ok(())
 }
 
-/// Writes down that keys are made in `backend` from now on.
+/// Records that the identity's keys are made in `backend` from now on.
 ///
 /// # Errors
 /// Whatever the file system says.
-pub fn save(config: &Config, backend: &str) -> io::Result<()> {
-    let path = path(config);
+pub fn save(files: &dyn Files, config: &IdentityConfig, backend: &str) -> io::Result<()> {
+    let path = config.migration();
     if backend == config.configured_backend {
-        return remove(&path);
+        return remove(files, &path);
     }
     let migration = Migration { configured: config.configured_backend.clone(), backend: backend.to_owned() };
-    durable::replace(&SystemFiles, &path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
+    durable::replace(files, &path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
+fn remove(files: &dyn Files, path: &Path) -> io::Result<()> {
+    match files.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -88,14 +88,14 @@ mod tests {
                 state_dir: Some(directory.path().to_owned()),
                 ..Flags::default()
             };
-            Config::load(&flags).expect("valid")
+            Config::load(&flags).expect("valid").identities.remove(0)
         };
         let config = load("file");
-        save(&config, "one").expect("saved");
+        save(&SystemFiles, &config, "one").expect("saved");
         let moved = load("file");
         assert_eq!((moved.backend.as_str(), moved.configured_backend.as_str()), ("one", "file"));
         assert_eq!(load("two").backend, "two");
-        save(&moved, "file").expect("saved");
+        save(&SystemFiles, &moved, "file").expect("saved");
         assert_eq!(load("file").backend, "file");
     }
 }

@@ -1,4 +1,4 @@
-//! The table `[proxy]`: the credential proxy, which runs if the table is there.
+//! The table `[proxy]` or `[identity.proxy]`: the identity's credential proxy, which runs if the table is there.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -55,7 +55,7 @@ impl Default for ProxyConfiguration {
     }
 }
 
-/// The table as it stands.
+/// The table `[proxy]`, or `[identity.proxy]`, as it stands.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ProxyTable {
@@ -75,7 +75,7 @@ pub(super) struct ProxyTable {
     maximum_handshakes: Option<usize>,
 }
 
-/// What the credential proxy of the client identity is to do.
+/// What an identity's credential proxy is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProxySettings {
     /// How it runs.
@@ -87,7 +87,8 @@ pub struct ProxySettings {
 }
 
 impl ProxyTable {
-    pub(super) fn settings(self) -> Result<ProxySettings, ConfigError> {
+    /// What the table amounts to for the identity of this name.
+    pub(super) fn settings(self, identity: &str) -> Result<ProxySettings, ConfigError> {
         let default = ProxyConfiguration::default();
         let user = self.user.as_deref().unwrap_or("root");
         let user = User::named(user).map_err(|error| {
@@ -111,7 +112,7 @@ impl ProxyTable {
                 listen,
                 unix_socket: self.unix_socket.as_deref().map(super::absolute).transpose()?,
                 user,
-                runtime_directory: runtime.join("client"),
+                runtime_directory: runtime.join(identity),
                 drain: duration("drain", self.drain, default.drain)?,
                 connect_timeout: duration("connect-timeout", self.connect_timeout, default.connect_timeout)?,
                 handshake_timeout: duration("handshake-timeout", self.handshake_timeout, default.handshake_timeout)?,
@@ -128,7 +129,7 @@ impl ProxyTable {
                     default.maximum_handshakes,
                 )?,
             },
-            kubeconfig: self.kubeconfig,
+            kubeconfig: self.kubeconfig.as_deref().map(super::absolute).transpose()?,
             api_servers: api_servers.collect::<Result<_, _>>()?,
         })
     }
@@ -181,7 +182,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<ProxySettings, ConfigError> {
-        toml::from_str::<ProxyTable>(text).expect("a table").settings()
+        toml::from_str::<ProxyTable>(text).expect("a table").settings("client")
     }
 
     #[test]
@@ -208,8 +209,8 @@ mod tests {
             ("api-servers = [\"https://h:1#z\"]", "server"),
             ("api-servers = [\"https://h:99999\"]", "port"),
             ("api-servers = [\"https://h:0\"]", "port"),
-            ("runtime-dir = \"\"", "no path"),
-            ("unix-socket = \"\"", "no path"),
+            ("runtime-dir = \"\"", "not a path"),
+            ("unix-socket = \"\"", "not a path"),
             ("maximum-connections = 0", "maximum-connections"),
         ] {
             let error = parse(text).expect_err(text);

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::kubernetes::without_secrets;
+use crate::kubernetes::kubeconfig::{KubeconfigFile, SecretsOfCluster};
 use crate::proxy::{ClientFiles, LocalServer};
 use crate::store::shared;
-use crate::world::{SystemFiles, User};
+use crate::world::files::FileKind;
+use crate::world::{Files, User};
 
 /// The names that the kubelet gives to the entries of a kubeconfig that it writes after its bootstrap.
 const CLUSTER: &str = "default-cluster";
@@ -54,36 +55,20 @@ impl Kubeconfig {
     /// A kubeconfig as it stands in a file.
     ///
     /// # Errors
-    /// `InvalidData` if it is none, or its current context, or that one's cluster or user, is not in it.
-    pub fn parse(text: &str) -> io::Result<Self> {
-        let wrong = |detail: String| io::Error::new(io::ErrorKind::InvalidData, detail);
-        // 010 is 8 to Go's parser too, by which Kubernetes reads the file.
-        let options = serde_saphyr::options! { legacy_octal_numbers: true };
-        let parsed =
-            serde_saphyr::from_str_with_options(text, options).map_err(|error| wrong(without_secrets::yaml(&error)))?;
-        let Value::Object(mut config) = parsed else { return Err(wrong("it is no mapping".to_owned())) };
-        let current = config.get("current-context").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let context = entry(&mut config, "contexts", &current, "context")
-            .ok_or_else(|| wrong(format!("its current context {current:?} is not in it")))?;
-        let named = |key: &str| context.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let (cluster, user) = (named("cluster"), named("user"));
-        for (list, name, key) in [("clusters", &cluster, "cluster"), ("users", &user, "user")] {
-            if entry(&mut config, list, name, key).is_none() {
-                return Err(wrong(format!("its {key} {name:?} is not in it")));
-            }
-        }
-        Ok(Self { config, cluster, user })
+    /// Those of [`KubeconfigFile::parse`].
+    pub fn parse(content: impl AsRef<[u8]>) -> io::Result<Self> {
+        KubeconfigFile::parse(content.as_ref()).map(Self::from)
     }
 
     /// The kubeconfig in this file; a new one if there is none.
     ///
     /// # Errors
-    /// Those of [`parse`](Self::parse), and whatever the file system says.
-    pub fn read_or_new(path: &Path) -> io::Result<Self> {
-        match std::fs::read_to_string(path) {
-            Ok(text) if !text.trim().is_empty() => Self::parse(&text),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(Self::new()),
+    /// Those of [`KubeconfigFile::read`].
+    pub fn read_or_new(files: &dyn Files, path: &Path) -> io::Result<Self> {
+        match files.metadata(path) {
+            Ok(found) if found.kind == FileKind::File && found.size == 0 => Ok(Self::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::new()),
+            _ => KubeconfigFile::read_on(files, path).map(Self::from),
         }
     }
 
@@ -91,11 +76,20 @@ impl Kubeconfig {
     /// kept: the authority, proxy-url, tls-server-name (case C08).
     ///
     /// # Errors
-    /// As [`read_or_new`](Self::read_or_new), and if there is no such file.
-    pub fn for_cluster_of(path: &Path) -> io::Result<Self> {
-        let mut other = Self::parse(&std::fs::read_to_string(path)?)?;
+    /// Those of [`KubeconfigFile::read`], also if there is no such file.
+    pub fn for_cluster_of(files: &dyn Files, path: &Path) -> io::Result<Self> {
+        let file = KubeconfigFile::read_on(files, path)?;
+        let SecretsOfCluster { server, authority } = file.secrets_of_cluster()?;
+        let mut other = Self::from(file);
         let mut new = Self::new();
         *new.cluster() = std::mem::take(other.cluster());
+        // A user in the URL is a credential, which the new kubeconfig has one of its own for.
+        if let Some(url) = server {
+            new.cluster().insert("server".to_owned(), url.to_string().into());
+        }
+        if let Some(authority) = authority {
+            new.cluster().insert("certificate-authority-data".to_owned(), authority.into());
+        }
         // A relative path counts from the file that it stands in.
         if let (Some(Value::String(authority)), Some(directory)) =
             (new.cluster().get_mut("certificate-authority"), path.parent())
@@ -111,11 +105,6 @@ impl Kubeconfig {
 
     fn user(&mut self) -> &mut Map<String, Value> {
         entry(&mut self.config, "users", &self.user, "user").expect("it was there when this was parsed")
-    }
-
-    /// Where the API server is, if it says so.
-    pub fn server(&mut self) -> Option<&str> {
-        self.cluster().get("server")?.as_str()
     }
 
     /// Whether the cluster is the credential proxy that these files are for.
@@ -134,7 +123,7 @@ impl Kubeconfig {
     /// Has the user be a certificate and a key in files, which its client reads anew when they change.
     ///
     /// # Errors
-    /// If a path is no text.
+    /// If a path is not UTF-8.
     pub fn use_files(&mut self, certificate: &Path, key: &Path) -> io::Result<()> {
         let (certificate, key) = (text(certificate)?, text(key)?);
         let user = self.without_credential();
@@ -155,16 +144,18 @@ impl Kubeconfig {
         self.without_credential().insert("exec".to_owned(), exec);
     }
 
-    /// Has the cluster be the credential proxy, and the user its client. The path of the server's URL is kept; what would
-    /// contradict the proxy goes: the other ways of verifying a server, and a proxy-url.
+    /// Has the cluster be the credential proxy, and the user its client. The proxy passes requests on as they are, so its
+    /// URL has the path of the API server's (case C40): of `upstream` if that is known, and otherwise the path that is
+    /// there. What would contradict the proxy is removed: the other ways of verifying a server, and a proxy-url.
     ///
     /// # Errors
-    /// If a path is no text.
-    pub fn use_proxy(&mut self, server: LocalServer<'_>) -> io::Result<()> {
+    /// If a path is not UTF-8.
+    pub fn use_proxy(&mut self, server: LocalServer<'_>, upstream: Option<&http::Uri>) -> io::Result<()> {
         let authority = text(&server.files.certificate_authority)?;
-        let path = self.server().and_then(|url| url.parse::<http::Uri>().ok());
-        let path = path.map(|url| url.path().trim_end_matches('/').to_owned()).unwrap_or_default();
         let cluster = self.cluster();
+        let there = || cluster.get("server").and_then(Value::as_str).and_then(|url| url.parse().ok());
+        let path = upstream.cloned().or_else(there).map(|url| url.path().trim_end_matches('/').to_owned());
+        let path = path.unwrap_or_default();
         for key in ["certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name", "proxy-url"] {
             cluster.remove(key);
         }
@@ -203,16 +194,36 @@ impl Kubeconfig {
     ///
     /// # Errors
     /// Whatever the file system says; the file is then as it was.
-    pub fn write(&self, path: &Path, owner: Option<User>) -> io::Result<bool> {
-        let same = std::fs::read_to_string(path).is_ok_and(|text| Self::parse(&text).is_ok_and(|there| there == *self));
-        let owned = |owner: User| {
-            std::fs::metadata(path).is_ok_and(|there| std::os::unix::fs::MetadataExt::uid(&there) == owner.uid)
-        };
+    pub fn write(&self, files: &dyn Files, path: &Path, owner: Option<User>) -> io::Result<bool> {
+        let same = KubeconfigFile::read_on(files, path).is_ok_and(|there| Self::from(there) == *self);
+        let owned = |owner: User| files.metadata(path).is_ok_and(|there| there.uid == owner.uid);
         if same && owner.is_none_or(owned) {
             return Ok(false);
         }
-        shared::replace(&SystemFiles, path, self.to_yaml()?.as_bytes(), owner)?;
+        shared::replace(files, path, self.to_yaml()?.as_bytes(), owner)?;
         Ok(true)
+    }
+}
+
+impl From<KubeconfigFile> for Kubeconfig {
+    /// With a user to edit, also where the current context names none.
+    fn from(file: KubeconfigFile) -> Self {
+        let KubeconfigFile { root: mut config, cluster, user } = file;
+        if entry(&mut config, "users", &user, "user").is_some() {
+            return Self { config, cluster, user };
+        }
+        let user = if user.is_empty() { USER.to_owned() } else { user };
+        let current = config.get("current-context").and_then(Value::as_str).unwrap_or_default().to_owned();
+        if let Some(context) = entry(&mut config, "contexts", &current, "context") {
+            context.insert("user".to_owned(), user.clone().into());
+        }
+        if let Value::Array(users) = config.entry("users").or_insert_with(|| json!([])) {
+            users.retain(|entry| entry.get("name").and_then(Value::as_str) != Some(&user));
+            users.push(json!({ "name": user, "user": {} }));
+        } else {
+            config.insert("users".to_owned(), json!([{ "name": user, "user": {} }]));
+        }
+        Self { config, cluster, user }
     }
 }
 
@@ -223,14 +234,11 @@ impl Default for Kubeconfig {
 }
 
 /// Why the kubeconfig in this file does not follow the rotations of `pair`, if so; one that is not there does not matter.
-pub fn staleness(path: &Path, pair: &Path) -> Option<String> {
-    if path.is_dir() {
-        return Some("it is a directory".to_owned());
-    }
-    let text = std::fs::read_to_string(path).ok()?;
-    match Kubeconfig::parse(&text) {
-        Ok(mut kubeconfig) => kubeconfig.staleness(path, pair),
-        Err(error) => Some(format!("it makes no sense: {error}")),
+pub fn staleness(files: &dyn Files, path: &Path, pair: &Path) -> Option<String> {
+    match KubeconfigFile::read_on(files, path) {
+        Ok(file) => Kubeconfig::from(file).staleness(path, pair),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(format!("it cannot be used: {error}")),
     }
 }
 
@@ -251,12 +259,13 @@ fn entry<'a>(
 }
 
 fn text(path: &Path) -> io::Result<String> {
-    path.to_str().map(str::to_owned).ok_or_else(|| io::Error::other(format!("{} is no text", path.display())))
+    path.to_str().map(str::to_owned).ok_or_else(|| io::Error::other(format!("{} is not UTF-8", path.display())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::SystemFiles;
 
     const BOOTSTRAP: &str = "
 apiVersion: v1
@@ -301,26 +310,29 @@ users:
         let directory = tempfile::tempdir().expect("a directory");
         let (bootstrap, path) = (directory.path().join("bootstrap"), directory.path().join("etc/kubeconfig"));
         std::fs::write(&bootstrap, BOOTSTRAP).expect("written");
-        let mut kubeconfig = Kubeconfig::for_cluster_of(&bootstrap).expect("a kubeconfig");
+        let mut kubeconfig = Kubeconfig::for_cluster_of(&SystemFiles, &bootstrap).expect("a kubeconfig");
         kubeconfig.use_files(pair(), pair()).expect("text");
-        assert!(kubeconfig.write(&path, None).expect("written"));
+        assert!(kubeconfig.write(&SystemFiles, &path, None).expect("written"));
         let text = std::fs::read_to_string(&path).expect("readable");
         for kept in ["http://p:3128", "tls-server-name: api", "client-key: /pki/current.pem"] {
             assert!(text.contains(kept), "{kept} in {text}");
         }
         assert!(text.contains(&directory.path().join("ca.crt").display().to_string()));
         assert!(!text.contains("abcdef"));
-        assert_eq!(staleness(&path, pair()), None);
-        assert!(staleness(&path, Path::new("/other.pem")).is_some());
+        assert_eq!(staleness(&SystemFiles, &path, pair()), None);
+        assert!(staleness(&SystemFiles, &path, Path::new("/other.pem")).is_some());
 
         // Kept apart, and taken from there when the bootstrap kubeconfig is gone (case C23).
         let kept = directory.path().join("state/cluster.kubeconfig");
-        Kubeconfig::for_cluster_of(&bootstrap).expect("a kubeconfig").write(&kept, None).expect("written");
+        Kubeconfig::for_cluster_of(&SystemFiles, &bootstrap)
+            .expect("a kubeconfig")
+            .write(&SystemFiles, &kept, None)
+            .expect("written");
         assert!(!std::fs::read_to_string(&kept).expect("readable").contains("abcdef"));
-        let mut again = Kubeconfig::for_cluster_of(&kept).expect("a kubeconfig");
+        let mut again = Kubeconfig::for_cluster_of(&SystemFiles, &kept).expect("a kubeconfig");
         again.use_files(pair(), pair()).expect("text");
         assert_eq!(again, kubeconfig);
-        assert!(!again.write(&path, None).expect("the same"));
+        assert!(!again.write(&SystemFiles, &path, None).expect("the same"));
     }
 
     #[test]
@@ -328,21 +340,23 @@ users:
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("kubeconfig");
         std::fs::write(&path, EXISTING).expect("written");
-        assert!(staleness(&path, pair()).is_some_and(|reason| reason.contains("itself")));
-        let mut kubeconfig = Kubeconfig::read_or_new(&path).expect("a kubeconfig");
+        assert!(staleness(&SystemFiles, &path, pair()).is_some_and(|reason| reason.contains("itself")));
+        let mut kubeconfig = Kubeconfig::read_or_new(&SystemFiles, &path).expect("a kubeconfig");
         kubeconfig.use_files(pair(), pair()).expect("text");
-        assert!(kubeconfig.write(&path, None).expect("written"));
-        assert_eq!(staleness(&path, pair()), None);
+        assert!(kubeconfig.write(&SystemFiles, &path, None).expect("written"));
+        assert_eq!(staleness(&SystemFiles, &path, pair()), None);
         assert!(staleness(directory.path(), pair()).is_some());
         std::fs::write(&path, "").expect("torn");
-        assert!(staleness(&path, pair()).is_some());
+        assert!(staleness(&SystemFiles, &path, pair()).is_some());
     }
 
     #[test]
     fn c08_what_is_not_ours_is_kept() {
         let mut kubeconfig = Kubeconfig::parse(EXISTING).expect("a kubeconfig");
         let files = ClientFiles::in_directory(Path::new("/run/x"));
-        kubeconfig.use_proxy(LocalServer { address: ([127, 0, 0, 1], 6444).into(), files: &files }).expect("text");
+        kubeconfig
+            .use_proxy(LocalServer { address: ([127, 0, 0, 1], 6444).into(), files: &files }, None)
+            .expect("text");
         let text = kubeconfig.to_yaml().expect("YAML");
         for kept in ["https://127.0.0.1:6444/k8s/clusters/c-1", "https://other", "namespace: here", "a: b", "secret"] {
             assert!(text.contains(kept), "{kept} in {text}");

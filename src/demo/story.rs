@@ -3,17 +3,18 @@
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pintle_agent_core::UnixTime;
 use tokio::sync::{broadcast, watch};
 
 use super::control_plane::{self, ControlPlane, Observation};
 use super::device::{Backend, Device};
 use crate::config::{Config, Flags};
-use crate::identity::{StartError, Until};
-use crate::node;
-use crate::telemetry::{Event, Log, Telemetry};
+use crate::identity::StartError;
+use crate::node::{self, ServeError, Until};
+use crate::proxy::Activated;
+use crate::telemetry::{Event, Log, Record, Telemetry};
 
 /// What the demo is to show.
 pub struct Options {
@@ -36,7 +37,7 @@ const WIDTH: usize = 60;
 ///
 /// # Errors
 /// If the temporary directory, a port or the agent cannot be had.
-pub async fn tell(options: Options) -> Result<(), StartError> {
+pub async fn tell(options: Options) -> Result<(), ServeError> {
     let problem = |error: &dyn std::fmt::Display| StartError {
         detail: error.to_string(),
         hint: "the demo needs a temporary directory and a loopback port".to_owned(),
@@ -71,9 +72,9 @@ pub async fn tell(options: Options) -> Result<(), StartError> {
         ..Flags::default()
     })
     .map_err(|error| problem(&error))?;
-    std::fs::create_dir_all(&config.state_dir).map_err(|error| problem(&error))?;
+    std::fs::create_dir_all(&config.node.state_dir).map_err(|error| problem(&error))?;
 
-    let telemetry = Arc::new(Telemetry::new(Log::silent()));
+    let telemetry = Telemetry::new(Log::silent());
     let (stop, stopped) = watch::channel(false);
     let mut signalled = node::stopped_by_signals()?;
     let narrator = Narrator::new(&options, path);
@@ -87,7 +88,7 @@ pub async fn tell(options: Options) -> Result<(), StartError> {
         // The agent then ends, and with it everything else.
         let _ = stop.send(true);
     });
-    node::serve(config, telemetry, Until::Stopped, stopped).await?;
+    node::serve(config, &telemetry, Until::Stopped, stopped, Activated::default()).await?;
     narration.abort();
     Ok(())
 }
@@ -140,7 +141,7 @@ impl Narrator {
     /// Tells what happens, until the demo has shown what it is for.
     async fn narrate(
         mut self,
-        mut events: broadcast::Receiver<Event>,
+        mut events: broadcast::Receiver<Record>,
         mut observations: broadcast::Receiver<Observation>,
     ) {
         loop {
@@ -153,7 +154,7 @@ impl Narrator {
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 event = events.recv() => match event {
-                    Ok(event) => {
+                    Ok(Record { event, .. }) => {
                         if self.agent(&event) && !self.keep {
                             self.say("\nTwo rotations, each with a new key; the demo ends here. Try --keep, or --manual-approval.");
                             return;
@@ -205,15 +206,15 @@ impl Narrator {
         }
         self.line("agent", if event.level() == crate::telemetry::Level::Info { "32" } else { "33" }, &event.sentence());
         if let Event::Holding { opens, rotates_at, not_after, .. } = event {
-            self.draw(opens, rotates_at, not_after);
+            self.draw(*opens, *rotates_at, *not_after);
             self.rotations += 1;
         }
         self.rotations > ROTATIONS
     }
 
     /// The life of the certificate from now on: when its window opens, and when it is rotated.
-    fn draw(&self, opens: &str, rotates_at: &str, not_after: &str) {
-        let time = |text: &str| text.parse::<jiff::Timestamp>().map_or(0, |time| time.as_millisecond());
+    fn draw(&self, opens: UnixTime, rotates_at: UnixTime, not_after: UnixTime) {
+        let time = UnixTime::as_milliseconds;
         let now = crate::world::clock::now().as_milliseconds();
         let life = (time(not_after) - now).max(1);
         let place =

@@ -1,14 +1,13 @@
 //! The driver of the rotation: step, save the journal, perform the action, and step again with what came of it.
 //!
-//! Async begins here. The world is reached through [`crate::world::clock`] (time), [`crate::store`] (disk),
-//! [`crate::keys::Keyring`] (backends) and `connection::Connections` (the API server), and through nothing else.
+//! Async begins here. The world is reached through [`ports::Ports`], and through nothing else.
 
 mod changes;
 mod command;
-mod connection;
 mod look_around;
 mod pair;
 mod perform;
+pub mod ports;
 mod proxy;
 mod recovery;
 pub(crate) mod report;
@@ -17,17 +16,16 @@ mod start;
 use std::sync::Arc;
 
 use pintle_agent_core::rotation::Waiting;
-use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, step};
+use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, UnixTime, step};
 use pintle_plugins_api::{BackendError, KeyAlgorithm};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::Config;
-use crate::keys::Keyring;
-use crate::keys::inventory::{Inventory, Selection};
+use crate::config::IdentityConfig;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{self, Telemetry};
-use crate::world::clock::{Clock, SystemClock, has_stepped, now};
-use connection::Connections;
+use crate::world::clock::has_stepped;
+use crate::world::files::FileLock;
+use ports::Ports;
 
 pub use start::StartError;
 
@@ -36,15 +34,6 @@ pub use start::StartError;
 pub enum Command {
     /// Rotate now.
     Rotate,
-    /// Destroy the keys that nobody needs. The agent itself does it: nobody else knows which key it needs next.
-    Prune {
-        /// Which.
-        selection: Selection,
-        /// Whether only to tell which.
-        dry_run: bool,
-        /// Who waits for the answer.
-        reply: oneshot::Sender<Inventory>,
-    },
     /// Make new keys in another backend from now on, and move there at once.
     Migrate {
         /// The backend.
@@ -69,44 +58,36 @@ pub struct Migration {
 
 /// Keeps one identity: its state, and everything that is needed to act on it.
 pub struct Agent {
-    config: Config,
+    config: IdentityConfig,
     policy: Policy,
     template: Template,
     authorities: Option<Vec<Vec<u8>>>,
-    clock: SystemClock,
     journal: Journal,
     pairs: PairDirectory,
-    keyring: Keyring,
-    connections: Connections,
+    ports: Ports,
     telemetry: Arc<Telemetry>,
     commands: mpsc::Receiver<Command>,
+    installed: watch::Sender<bool>,
     state: State,
     reporter: report::Reporter,
     /// Held for as long as the agent lives, so that no other publishes into the same directory.
-    _pairs_lock: std::fs::File,
+    _pairs_lock: Option<FileLock>,
     probe: look_around::Probe,
-    proxy: Option<crate::proxy::ProxyHandle>,
 }
 
 /// Everything that an agent is started with.
 pub struct Parts {
     /// What to do.
-    pub config: Config,
-    /// The backends.
-    pub keyring: Keyring,
+    pub config: IdentityConfig,
+    /// The world.
+    pub ports: Ports,
     /// Where events go.
     pub telemetry: Arc<Telemetry>,
     /// What operators ask for.
     pub commands: mpsc::Receiver<Command>,
-}
-
-/// When an agent's run ends by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Until {
-    /// Only when it is stopped.
-    Stopped,
-    /// As soon as a certificate that is good is installed and nothing is left to do.
-    Installed,
+    /// Becomes true once what the configuration asks for is installed and nothing is left to do, for as long as that is
+    /// so.
+    pub installed: watch::Sender<bool>,
 }
 
 impl Agent {
@@ -118,25 +99,33 @@ impl Agent {
         start::start(parts).await
     }
 
-    /// Runs until it is told to stop, or until what `until` says.
-    pub async fn run(mut self, until: Until, mut stop: watch::Receiver<bool>) {
+    /// Runs until it is told to stop.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut event = self.first_event();
+        let _ = self.update_proxy().await;
         loop {
             self.telemetry.alive();
-            let started = now();
+            let started = self.now();
+            let speaks_as = self.state.trusted().map(|credential| *credential.fingerprint());
             let (next, action) = step(std::mem::take(&mut self.state), event, started, &self.policy);
             self.report(next, &action);
-            if until == Until::Installed && self.is_installed(&action) {
-                break;
+            if self.state.trusted().map(|credential| *credential.fingerprint()) != speaks_as {
+                // New connections speak as it from now on, and not only once something else happens.
+                let _ = self.update_proxy().await;
             }
             event = tokio::select! {
-                event = self.act(action) => event,
+                biased;
                 _ = stop.wait_for(|stop| *stop) => break,
+                event = self.act(action) => event,
             };
         }
         // The state may be ahead of the journal if the disk is full; one more try costs nothing.
         let _ = self.journal.save(&self.state);
         self.telemetry.emit(telemetry::Event::Stopped);
+    }
+
+    fn now(&self) -> UnixTime {
+        self.ports.clock.now()
     }
 
     /// Saves the journal, then performs the action. Both end early when there is something else to look at.
@@ -145,9 +134,10 @@ impl Agent {
         let unsaved = self.journal.save(&self.state).err().map(|error| error.to_string());
         let is_saved = unsaved.is_none();
         self.note_journal(unsaved, &action);
+        self.installed.send_replace(is_saved && self.is_installed(&action));
         if !is_saved && !waits {
             // Nothing is done that is not written down first; what is known stays in memory meanwhile (case C29).
-            return self.pause(Some(now() + Policy::LOCAL_RETRY)).await;
+            return self.pause(None).await;
         }
         match action {
             Action::Wait { until, .. } => self.pause(until).await,
@@ -156,35 +146,34 @@ impl Agent {
     }
 
     /// Waits for a time, a command, a step of the clock, or a refusal of the certificate in use.
-    async fn pause(&mut self, until: Option<pintle_agent_core::UnixTime>) -> Event {
-        // The watchdog wants to hear from us, and things on this machine are looked at again, at each hop.
-        let hop = now() + Policy::LOCAL_RETRY;
-        let wake = until.map_or(hop, |until| until.min(hop));
-        let (before, started) = (now(), self.clock.monotonic());
+    async fn pause(&mut self, until: Option<UnixTime>) -> Event {
+        // The clock wakes us every few seconds: the watchdog wants to hear from us, and what is on this machine is looked
+        // at again.
+        let clock = Arc::clone(&self.ports.clock);
+        let (before, started) = (clock.now(), clock.monotonic());
         let event = tokio::select! {
-            command = self.commands.recv() => match command {
-                Some(command) => self.obey(command).await,
-                // Nobody can ask any more.
-                None => {
-                    self.clock.sleep_until(Some(wake)).await;
-                    Event::Woke
-                }
-            },
-            () = self.clock.sleep_until(Some(wake)) => Event::Woke,
+            biased;
+            Some(command) = self.commands.recv() => self.handle_command(command).await,
+            () = clock.sleep_until(until) => Event::Woke,
         };
-        if has_stepped(self.clock.monotonic() - started, before, now()) {
+        if has_stepped(clock.monotonic() - started, before, clock.now()) {
             self.telemetry.emit(telemetry::Event::ClockStepped);
         }
-        if event == Event::Woke { self.look_around().await } else { event }
+        if event == Event::Woke { self.observe_environment().await } else { event }
     }
 
-    /// Whether `--once` ends here: a certificate that is good is installed, and there is nothing left to do, or nothing
-    /// that can be done right now.
+    /// Whether what the configuration asks for is installed and nothing is left to do, so that a device may be unplugged:
+    /// a good certificate whose key is where new keys are made, no rotation under way, and no old key left anywhere.
     fn is_installed(&self, action: &Action) -> bool {
-        let held = self.state.held.as_ref().is_some_and(|held| !held.has_ended(now()));
-        let idle = self.state.phase == Phase::Holding
+        let held = self.state.held().filter(|held| !held.has_expired(self.now()));
+        // With rotation off, a key stays where it is until its certificate expires, whatever the backend is now.
+        let in_place = held.is_some_and(|held| held.key().backend == self.policy.backend || !self.policy.rotate);
+        let idle = *self.state.phase() == Phase::Holding
             && matches!(action, Action::Wait { waiting: Waiting::UntilRotation | Waiting::RotationOff, .. });
-        let pending = matches!(action, Action::Observe { .. }) && self.reporter.pending.is_some();
-        held && (idle || pending || self.state.back_off.is_some())
+        in_place
+            && idle
+            && !self.state.held_is_unproven()
+            && self.state.retiring().is_empty()
+            && self.state.back_off().is_none()
     }
 }

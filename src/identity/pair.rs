@@ -1,43 +1,52 @@
 //! What a pair is made of, and whether its halves belong together.
 
-use std::io::Read as _;
 use std::path::Path;
 
 use pintle_agent_core::Credential;
 use pintle_agent_core::issued::public_key_of;
+use pintle_agent_core::pem_block::PemBlocks;
+use pintle_agent_core::rotation::PublishError;
 use pintle_plugins_api::{KeyReference, PublicKey};
-use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
 
-use crate::keys::Keyring;
+use super::ports::Ports;
 use crate::store::PairDirectory;
 use crate::telemetry::{Event, Telemetry};
+use crate::world::Files;
 
-/// More than any private key takes, octets of PEM.
+/// More than any private key takes, bytes of PEM.
 const LONGEST_KEY: u64 = 64 * 1024;
 
 /// Writes the pair of this credential, makes it the current one, and tells.
 pub(super) async fn write_pair(
-    keyring: &Keyring,
+    ports: &Ports,
     pairs: &PairDirectory,
     telemetry: &Telemetry,
     credential: &Credential,
-) -> Result<(), String> {
-    let content = pair_content(keyring, credential).await?;
-    let path = pairs.publish(&content);
-    let path = path.map_err(|error| format!("the pair {} cannot be written: {error}", pairs.current().display()))?;
+) -> Result<(), PublishError> {
+    let content = pair_content(ports, credential).await?;
+    let path = pairs.publish(&content).map_err(|error| PublishError::Disk {
+        detail: format!("the pair {} cannot be written: {error}", pairs.current().display()),
+        hint: "make room on its file system, or make its directory writable".to_owned(),
+    })?;
     let (path, serial) = (path.display().to_string(), credential.serial().to_owned());
     telemetry.emit(Event::PairPublished { path, serial });
     Ok(())
 }
 
 /// The pair as the kubelet has it: the chain, then whatever PEM names or holds the key.
-async fn pair_content(keyring: &Keyring, issued: &Credential) -> Result<Zeroizing<String>, String> {
+async fn pair_content(ports: &Ports, issued: &Credential) -> Result<Zeroizing<String>, PublishError> {
+    let unusable = |detail: String| PublishError::Disk { detail, hint: String::new() };
     let mut content = Zeroizing::new(issued.chain_pem());
-    match keyring.reference(issued.key()).await.map_err(|error| error.to_string())? {
-        KeyReference::File(path) => content.push_str(&key_in_file(&path, issued.public_key())?),
+    match ports.keyring.reference(issued.key()).await.map_err(PublishError::Backend)? {
+        KeyReference::File(path) => {
+            let key = key_in_file(ports.files.as_ref(), &path, issued.public_key()).map_err(unusable)?;
+            content.push_str(&key);
+        }
         KeyReference::Pem(pem) if is_one_key(&pem) => content.push_str(&pem),
-        KeyReference::Pem(_) => return Err(format!("the backend of key {} names it by no PEM of a key", issued.key())),
+        KeyReference::Pem(_) => {
+            return Err(unusable(format!("the backend of key {} names it by no PEM of a key", issued.key())));
+        }
         // A token's key has no PEM; who can use it names it by its URI.
         KeyReference::Uri(_) => {}
     }
@@ -46,16 +55,11 @@ async fn pair_content(keyring: &Keyring, issued: &Credential) -> Result<Zeroizin
 
 /// The PEM of the private key in a file, which must be the one with this SubjectPublicKeyInfo. A plugin may name any
 /// file, and may have fewer rights than the agent, so neither is anything else published nor is it waited for.
-fn key_in_file(path: &Path, subject_public_key_info: &[u8]) -> Result<Zeroizing<String>, String> {
+fn key_in_file(files: &dyn Files, path: &Path, subject_public_key_info: &[u8]) -> Result<Zeroizing<String>, String> {
     let failed = |reason: &str| format!("key {} cannot be read: {reason}", path.display());
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(&error.to_string()))?;
-    let file = std::fs::File::from(file);
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= LONGEST_KEY) {
-        return Err(failed("it is no file, or too long for a key"));
-    }
-    let mut text = Zeroizing::new(String::with_capacity(LONGEST_KEY as usize));
-    file.take(LONGEST_KEY).read_to_string(&mut text).map_err(|error| failed(&error.to_string()))?;
+    let content = files.read_no_follow(path, LONGEST_KEY).map_err(|error| failed(&error.to_string()))?;
+    let text = std::str::from_utf8(&content).map_err(|_| failed("it is not text"))?;
+    let text = Zeroizing::new(text.to_owned());
     let private_key = private_key_of(&text).filter(|_| is_one_key(&text));
     let public_key = private_key.and_then(|private_key| pintle_backend_file::public_key_of(&private_key));
     if public_key.is_some_and(|public_key| public_key.as_der() == subject_public_key_info) {
@@ -67,17 +71,19 @@ fn key_in_file(path: &Path, subject_public_key_info: &[u8]) -> Result<Zeroizing<
 
 /// Whether this is the PEM of a key and of nothing else.
 fn is_one_key(text: &str) -> bool {
-    let blocks = pem::parse_many(text).unwrap_or_default();
-    let mut blocks = blocks.into_iter().map(|block| (block.tag().to_owned(), Zeroizing::new(block.into_contents())));
-    let one = blocks.next().is_some_and(|(tag, _)| tag.ends_with("PRIVATE KEY"));
+    let found = PemBlocks::of(text);
+    let one = matches!(&found.blocks[..], [only] if only.label.ends_with("PRIVATE KEY")) && found.damaged.is_none();
     let text = text.trim();
-    one && blocks.next().is_none() && text.starts_with("-----BEGIN ") && text.ends_with("-----")
+    one && text.starts_with("-----BEGIN ") && text.ends_with("-----")
 }
 
 /// The public key of a pair's leaf, if the pair can be used: where it holds a private key, that is the leaf's.
 pub(super) fn leaf_key_of(pair: &str) -> Result<PublicKey, String> {
     let leaf = public_key_of(pair).map_err(|rejection| rejection.to_string())?;
     match private_key_of(pair) {
+        None if PemBlocks::of(pair).damaged.is_some() => {
+            Err("one of its PEM blocks is damaged, and it may have been the private key".to_owned())
+        }
         Some(private_key) if pintle_backend_file::public_key_of(&private_key).as_ref() != Some(&leaf) => {
             Err("its private key is not the one that its certificate is for".to_owned())
         }
@@ -87,15 +93,15 @@ pub(super) fn leaf_key_of(pair: &str) -> Result<PublicKey, String> {
 
 /// The DER of the first private key in a pair.
 pub(super) fn private_key_of(pair: &str) -> Option<Zeroizing<Vec<u8>>> {
-    pem::parse_many(pair).ok()?.into_iter().find_map(|block| {
-        matches!(block.tag(), "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY")
-            .then(|| Zeroizing::new(block.into_contents()))
-    })
+    PemBlocks::of(pair).private_key().map(|key| key.content.clone())
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::Mode;
+
     use super::*;
+    use crate::world::SystemFiles;
 
     fn key() -> (String, Vec<u8>) {
         let key = rcgen::KeyPair::generate().expect("a key");
@@ -108,13 +114,13 @@ mod tests {
         let file = directory.path().join("key");
         let ((own, public_key), (other, _)) = (key(), key());
         std::fs::write(&file, &own).expect("a file");
-        assert_eq!(*key_in_file(&file, &public_key).expect("the key"), own);
+        assert_eq!(*key_in_file(&SystemFiles, &file, &public_key).expect("the key"), own);
         for wrong in ["root:*:19000:0:99999:7:::\n", &other, &format!("{own}{other}"), &format!("root:x\n{own}"), ""] {
             std::fs::write(&file, wrong).expect("a file");
-            assert!(key_in_file(&file, &public_key).is_err(), "{wrong}");
+            assert!(key_in_file(&SystemFiles, &file, &public_key).is_err(), "{wrong}");
         }
         std::fs::write(&file, own.repeat(1000)).expect("a file");
-        assert!(key_in_file(&file, &public_key).is_err(), "too long");
+        assert!(key_in_file(&SystemFiles, &file, &public_key).is_err(), "too long");
     }
 
     #[test]
@@ -127,7 +133,7 @@ mod tests {
         std::os::unix::fs::symlink(&file, &link).expect("a link");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::RUSR | Mode::WUSR).expect("a pipe");
         for path in [&link, &pipe, Path::new("/dev/zero"), directory.path()] {
-            assert!(key_in_file(path, &public_key).is_err(), "{}", path.display());
+            assert!(key_in_file(&SystemFiles, path, &public_key).is_err(), "{}", path.display());
         }
     }
 }

@@ -1,42 +1,35 @@
 //! Where an identity stands at a start: from the journal, the pairs on disk and the keys in the backends.
 
-use pintle_agent_core::issued::{accept, node_name_of};
-use pintle_agent_core::policy::KeyPrefix;
-use pintle_agent_core::{Credential, KeyName, Phase, Rejection, State, Template, UnixTime};
+use pintle_agent_core::issued::{Leaf, accept, node_name_of};
+use pintle_agent_core::rotation::{Found, FoundPair as AdoptedPair};
+use pintle_agent_core::{Credential, KeyName, Policy, Rejection, State, Template, UnixTime};
 use pintle_backend_file::FileBackend;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyImport, PublicKey};
 
-use super::connection::check_key;
-use super::now;
 use super::pair::{leaf_key_of, private_key_of, write_pair};
+use super::ports::Ports;
 use super::start::{StartError, renamed};
-use crate::config::{Config, FILE_BACKEND};
-use crate::keys::{CALL_DEADLINE, Keyring};
+use crate::config::{FILE_BACKEND, IdentityConfig};
+use crate::keys::CALL_DEADLINE;
 use crate::store::pair::UnreadablePair;
 use crate::store::{FoundPair, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
 
 /// What is needed to find out where an identity stands.
 pub(super) struct Recovery<'a> {
-    pub(super) config: &'a Config,
+    pub(super) policy: &'a Policy,
+    pub(super) config: &'a IdentityConfig,
     pub(super) template: &'a Template,
-    pub(super) keyring: &'a Keyring,
+    pub(super) ports: &'a Ports,
     pub(super) telemetry: &'a Telemetry,
     pub(super) pairs: &'a PairDirectory,
 }
 
 impl Recovery<'_> {
-    /// Settles which credential is held. The current pair on disk is what everybody else uses, so it wins over the
-    /// journal: a kubelet may have rotated by itself since.
-    pub(super) async fn settle_held(&self, state: &mut State) -> Result<(), StartError> {
-        let journalled = state.held.clone();
-        // In the middle of publishing, the pair on disk may be the old one or the new one; the journal knows both, and
-        // publishing is repeated.
-        let publishing = match &state.phase {
-            Phase::Publishing { issued, .. } => Some(issued.serial().to_owned()),
-            _ => None,
-        };
-        let current = std::fs::canonicalize(self.pairs.current()).ok();
+    /// Finds which credential is held. The current pair on disk is what everybody else uses, so it wins over the journal:
+    /// a kubelet may have rotated by itself since.
+    pub(super) async fn find_held(&self, journalled: &State) -> Result<Found, StartError> {
+        let current = self.pairs.current_file();
         for (index, pair) in self.pairs.pairs().iter().enumerate() {
             let pair = match pair {
                 Ok(pair) => pair,
@@ -48,8 +41,8 @@ impl Recovery<'_> {
             let path = pair.path.display().to_string();
             // The current pair is unreadable or gone. What the journal holds is newer than any other pair, and its key is
             // not only in the pair (case C02).
-            if current.as_ref() != Some(&pair.path) && self.publish_journalled(state).await {
-                return Ok(());
+            if current.as_ref() != Some(&pair.path) && self.publish_journalled(journalled).await {
+                return Ok(Found::AsJournalled);
             }
             let public_key = match leaf_key_of(&pair.content) {
                 Ok(public_key) => public_key,
@@ -58,102 +51,115 @@ impl Recovery<'_> {
                     continue;
                 }
             };
-            if let Some(other) = node_name_of(&pair.content).filter(|name| *name != self.config.node_name) {
+            if let Some(other) = node_name_of(&pair.content).filter(|name| *name != self.config.node.name) {
                 if index == 0 {
                     return Err(renamed(&format!("system:node:{other}"), &self.template.common_name, self.config));
                 }
                 continue;
             }
-            let known = journalled.as_ref().filter(|held| held.public_key() == public_key.as_der());
-            if let Some(held) = known
-                && self.confirm(state, held, pair).await
-            {
-                if index > 0 {
-                    let _ = self.pairs.make_current(&pair.path);
-                }
-                return Ok(());
-            }
-            match self.adopt(pair, &public_key, state).await {
-                Ok(credential) if Some(credential.serial()) == publishing.as_deref() => return Ok(()),
-                Ok(credential) => {
+            match self.recognise(pair, journalled).await {
+                Some(found) => {
                     if index > 0 {
                         let _ = self.pairs.make_current(&pair.path);
                     }
-                    self.telemetry.emit(Event::CredentialAdopted {
-                        path,
-                        serial: credential.serial().to_owned(),
-                        not_after: credential.not_after().to_string(),
-                    });
-                    self.replace_held(state, credential);
-                    return Ok(());
+                    return Ok(found);
                 }
-                Err(reason) => self.unusable(&path, &reason),
+                None => match self.adopt(pair, &public_key, journalled).await {
+                    Ok(adopted) => {
+                        if index > 0 {
+                            let _ = self.pairs.make_current(&pair.path);
+                        }
+                        self.adopted(pair, &adopted);
+                        return Ok(Found::Pair(adopted));
+                    }
+                    Err(reason) => self.unusable(&path, &reason),
+                },
             }
         }
-        self.restore_from_journal(state).await;
-        Ok(())
+        Ok(self.restore_from_journal(journalled).await)
     }
 
-    /// Whether the journal's credential is the one in this pair and its key is where it should be. A key that its
-    /// backend cannot show right now is believed to be there.
-    async fn confirm(&self, state: &mut State, held: &Credential, pair: &FoundPair) -> bool {
-        match check_key(self.keyring, held.key(), held.public_key()).await {
-            Ok(true) => true,
-            Ok(false) => false,
+    /// What a pair is that the journal knows; `None` if it does not know this one, or its key is another's now.
+    async fn recognise(&self, pair: &FoundPair, journalled: &State) -> Option<Found> {
+        let leaf = Leaf::of(&pair.content).ok()?;
+        let published = journalled.perhaps_published();
+        let known = published.into_iter().find(|known| *known.fingerprint() == leaf.fingerprint)?;
+        if journalled.held().is_none_or(|held| held.fingerprint() != known.fingerprint()) {
+            // In the middle of publishing: that is repeated, and finds out about the key.
+            return Some(Found::AsJournalled);
+        }
+        match self.ports.keyring.has(known.key(), known.public_key()).await {
+            Ok(true) => Some(Found::AsJournalled),
+            Ok(false) => None,
             Err(error) => match error.kind {
                 BackendErrorKind::NotFound | BackendErrorKind::KeyLost
-                    if held.key().backend == FILE_BACKEND && private_key_of(&pair.content).is_some() =>
+                    if known.key().backend == FILE_BACKEND && private_key_of(&pair.content).is_some() =>
                 {
                     // The pair holds the key as well: it goes back to where it belongs.
-                    self.import(&pair.content, held.key()).is_ok()
+                    self.import(&pair.content, known.key()).is_ok().then_some(Found::AsJournalled)
                 }
-                BackendErrorKind::NotFound | BackendErrorKind::KeyLost => {
-                    state.held_key_lost = true;
-                    true
-                }
-                _ => true,
+                BackendErrorKind::NotFound | BackendErrorKind::KeyLost => Some(Found::KeyLost),
+                // A key that its backend cannot show right now is believed to be there.
+                _ => Some(Found::AsJournalled),
             },
         }
     }
 
     /// Takes over a pair that the journal does not know: a kubelet's, or an earlier one of our own.
-    async fn adopt(&self, pair: &FoundPair, public_key: &PublicKey, state: &State) -> Result<Credential, String> {
-        let key = match self.find_key(public_key).await {
-            Some(key) => key,
+    pub(super) async fn adopt(
+        &self,
+        pair: &FoundPair,
+        public_key: &PublicKey,
+        journalled: &State,
+    ) -> Result<AdoptedPair, String> {
+        let (key, key_is_ours) = match self.find_key(public_key, journalled).await {
+            Some(found) => found,
             None => {
-                let slot = state.last_slot + 1;
-                let id = self.config.policy().key_prefix.key_id(slot);
+                let id = self.policy.key_prefix.key_id(journalled.last_slot() + 1);
                 let key = KeyName { backend: FILE_BACKEND.to_owned(), id };
                 self.import(&pair.content, &key).map_err(|error| error.to_string())?;
-                key
+                (key, true)
             }
         };
-        let current = now();
+        let current = self.ports.clock.now();
         let accepted = accept(&pair.content, self.template, key.clone(), public_key, None, current);
         let credential = match accepted {
-            // What has ended, or has not begun by a clock that may be wrong, still says who this node is (case C06).
-            Err(Rejection::Ended(at) | Rejection::NotYetValid(at)) => {
+            // What has expired, or is not valid yet by a clock that may be wrong, still says who this node is (case C06).
+            Err(Rejection::Expired(at) | Rejection::NotYetValid(at)) => {
                 let at = if at <= current { at - std::time::Duration::from_secs(1) } else { at };
                 accept(&pair.content, self.template, key, public_key, None, at)
             }
             accepted => accepted,
         };
-        credential
-            .map(|credential| credential.clone().installed(installed_at(pair, &credential)))
-            .map_err(|rejection| rejection.to_string())
+        let credential = credential.map_err(|rejection| rejection.to_string())?;
+        let installed = installed_at(pair, &credential);
+        Ok(AdoptedPair { credential: credential.installed(installed), key_is_ours })
     }
 
-    /// The key of this public half, if a backend has it under one of this identity's names.
-    async fn find_key(&self, public_key: &PublicKey) -> Option<KeyName> {
-        let prefix = self.config.policy().key_prefix;
-        for backend in self.keyring.names().map(str::to_owned).collect::<Vec<_>>() {
-            let listed = match self.list(&backend).await {
-                Ok(listed) => listed,
-                Err(_) => continue,
-            };
-            for key in listed.into_iter().filter(|key| prefix.slot_of(&key.id).is_some()) {
-                if check_key(self.keyring, &key, public_key.as_der()).await.unwrap_or(false) {
-                    return Some(key);
+    /// Tells that a pair was taken over.
+    pub(super) fn adopted(&self, pair: &FoundPair, adopted: &AdoptedPair) {
+        self.telemetry.emit(Event::CredentialAdopted {
+            path: pair.path.display().to_string(),
+            serial: adopted.credential.serial().to_owned(),
+            not_after: adopted.credential.not_after().to_string(),
+        });
+    }
+
+    /// The key of this public half, if a backend has it under a name of this identity; and whether it is this
+    /// installation's own. A key in a device that an earlier installation made, or another cluster's agent, is used for
+    /// the pair that names it, and never destroyed (case C33).
+    async fn find_key(&self, public_key: &PublicKey, journalled: &State) -> Option<(KeyName, bool)> {
+        let prefix = &self.policy.key_prefix;
+        for backend in self.ports.keyring.names().map(str::to_owned).collect::<Vec<_>>() {
+            let Ok(listed) = self.list(&backend).await else { continue };
+            for key in listed {
+                let is_known = journalled.keys().contains(&&key) && !journalled.foreign().contains(&key);
+                if !is_known && !prefix.is_of_same_identity(&key.id) {
+                    continue;
+                }
+                if self.ports.keyring.has(&key, public_key.as_der()).await.unwrap_or(false) {
+                    let is_ours = is_known || key.backend == FILE_BACKEND || prefix.slot_of(&key.id).is_some();
+                    return Some((key, is_ours));
                 }
             }
         }
@@ -161,7 +167,7 @@ impl Recovery<'_> {
     }
 
     async fn list(&self, backend: &str) -> Result<Vec<KeyName>, BackendError> {
-        let ids = self.keyring.backend(backend)?.call(CALL_DEADLINE, |backend| backend.list()).await?;
+        let ids = self.ports.keyring.backend(backend)?.call(CALL_DEADLINE, |backend| backend.list()).await?;
         Ok(ids.into_iter().map(|id| KeyName { backend: backend.to_owned(), id }).collect())
     }
 
@@ -169,27 +175,15 @@ impl Recovery<'_> {
         let private_key = private_key_of(pair)
             .ok_or_else(|| BackendError::new(BackendErrorKind::NotFound, "the pair holds no private key"))?;
         // The files are the truth, so a second view of the directory beside the backend's own is as good.
-        FileBackend::open(&self.config.file_keys())?.import(&key.id, &private_key).map(|_| ())
+        FileBackend::open(&self.config.node.file_keys())?.import(&key.id, &private_key).map(|_| ())
     }
 
-    fn replace_held(&self, state: &mut State, credential: Credential) {
-        let prefix = self.config.policy().key_prefix;
-        if let Some(slot) = prefix.slot_of(&credential.key().id) {
-            state.last_slot = state.last_slot.max(slot);
-        }
-        let old = state.held.replace(credential).map(|old| old.key().clone());
-        (state.held_refused, state.held_key_lost) = (false, false);
-        if let Some(old) = old.filter(|old| state.held.as_ref().is_some_and(|held| held.key() != old)) {
-            state.retiring.push(old);
-        }
-    }
-
-    /// Publishes the journal's credential again, where it has not ended and its key is there; whether that was so.
+    /// Publishes the journal's credential again, where it has not expired and its key is there; whether that was so.
     async fn publish_journalled(&self, state: &State) -> bool {
-        let Some(held) = state.held.as_ref().filter(|held| !held.has_ended(now())) else {
+        let Some(held) = state.held().filter(|held| !held.has_expired(self.ports.clock.now())) else {
             return false;
         };
-        let has_key = matches!(check_key(self.keyring, held.key(), held.public_key()).await, Ok(true));
+        let has_key = matches!(self.ports.keyring.has(held.key(), held.public_key()).await, Ok(true));
         if has_key {
             self.publish(held).await;
         }
@@ -197,53 +191,26 @@ impl Recovery<'_> {
     }
 
     /// No pair can be used. Where the journal's credential still has its key, it is published again; else it is gone.
-    async fn restore_from_journal(&self, state: &mut State) {
-        let Some(held) = state.held.clone() else {
-            return;
+    async fn restore_from_journal(&self, journalled: &State) -> Found {
+        let Some(held) = journalled.held() else {
+            return Found::AsJournalled;
         };
-        match check_key(self.keyring, held.key(), held.public_key()).await {
-            Ok(true) => self.publish(&held).await,
-            Ok(false) => state.held = None,
-            Err(error) if matches!(error.kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost) => {
-                if held.key().backend == FILE_BACKEND { state.held = None } else { state.held_key_lost = true }
+        match self.ports.keyring.has(held.key(), held.public_key()).await {
+            Ok(true) => {
+                self.publish(held).await;
+                Found::AsJournalled
             }
-            Err(_) => {}
+            Ok(false) => Found::Nothing,
+            Err(error) if matches!(error.kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost) => {
+                if held.key().backend == FILE_BACKEND { Found::Nothing } else { Found::KeyLost }
+            }
+            Err(_) => Found::AsJournalled,
         }
     }
 
     async fn publish(&self, held: &Credential) {
-        // What cannot be written now is written when the agent looks around.
-        let _ = write_pair(self.keyring, self.pairs, self.telemetry, held).await;
-    }
-
-    /// Finds what this identity has in its backends: no number is used twice, and what nobody needs is destroyed.
-    pub(super) async fn settle_keys(&self, state: &mut State, prefix: &KeyPrefix) {
-        let mut orphans = Vec::new();
-        for backend in self.keyring.names().map(str::to_owned).collect::<Vec<_>>() {
-            let Ok(listed) = self.list(&backend).await else {
-                continue;
-            };
-            let own = listed.into_iter().filter_map(|key| Some((prefix.slot_of(&key.id)?, key)));
-            let mut unneeded: Vec<_> = own.filter(|(_, key)| !state.keys().contains(&key)).collect();
-            unneeded.sort();
-            // With nothing else left of this identity, the key last made is the one that a request may stand for (C10).
-            let lost_all = state.held.is_none() && state.phase == Phase::Holding && backend == self.config.backend;
-            if lost_all && let Some((slot, _)) = unneeded.pop() {
-                state.last_slot = state.last_slot.max(slot.saturating_sub(1));
-            } else if let Some((slot, _)) = unneeded.last() {
-                state.last_slot = state.last_slot.max(*slot);
-            }
-            orphans.extend(unneeded.into_iter().map(|(_, key)| key));
-        }
-        let mut destroyed = Vec::new();
-        for key in orphans {
-            if self.keyring.delete(&key).await.is_ok() {
-                destroyed.push(key.to_string());
-            }
-        }
-        if !destroyed.is_empty() {
-            self.telemetry.emit(Event::OrphansDestroyed { keys: destroyed });
-        }
+        // What cannot be written now is written when the agent next observes its environment.
+        let _ = write_pair(self.ports, self.pairs, self.telemetry, held).await;
     }
 
     fn unusable(&self, path: &str, reason: &str) {

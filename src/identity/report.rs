@@ -8,7 +8,8 @@ use pintle_agent_core::rotation::{Authority, Waiting};
 use pintle_agent_core::{Action, Phase, State, UnixTime};
 use pintle_plugins_api::PublicKey;
 
-use super::{Agent, now};
+use super::Agent;
+use crate::config::IdentityConfig;
 use crate::telemetry::{self, Event, IdentityStatus, KeyStatus};
 
 /// What was told last, so that nothing is told twice.
@@ -28,6 +29,8 @@ pub(super) struct Reporter {
     errors: u64,
     /// Why the journal could not be saved.
     unsaved: Option<String>,
+    /// How often in a row it could not be for this reason.
+    unsaved_times: u32,
     /// How far the API server's clock is ahead, seconds.
     pub(super) server_ahead: Option<i64>,
 }
@@ -37,12 +40,22 @@ pub(super) struct Reporter {
 enum Known {
     #[default]
     Nothing,
-    /// The one with this serial number is held.
-    Holding(String),
+    /// The one with this fingerprint is held.
+    Holding([u8; 32]),
     /// It is being replaced.
     Replacing,
     /// Its key is lost, and nothing is done about it.
     KeyLost,
+}
+
+impl Reporter {
+    /// Notes why the journal could not be saved, or that it could be. Answers what is to be told of it: it is tried every
+    /// few seconds, perhaps for weeks, so the same reason is told the more rarely the longer it goes on.
+    fn note_unsaved(&mut self, unsaved: Option<String>) -> Option<String> {
+        self.unsaved_times = if unsaved == self.unsaved { self.unsaved_times.saturating_add(1) } else { 1 };
+        self.unsaved = unsaved;
+        self.unsaved.clone().filter(|_| self.unsaved_times.is_power_of_two())
+    }
 }
 
 impl Agent {
@@ -55,7 +68,7 @@ impl Agent {
             Action::Wait { waiting: Waiting::UntilRotation, .. } => self.report_holding(false),
             Action::Wait { waiting: Waiting::RotationOff, .. } => self.report_holding(true),
             Action::Wait { waiting: Waiting::KeyLost, .. } => {
-                if let Some(held) = &self.state.held
+                if let Some(held) = self.state.held()
                     && self.reporter.known != Known::KeyLost
                 {
                     self.reporter.known = Known::KeyLost;
@@ -72,28 +85,31 @@ impl Agent {
     }
 
     fn reason(&self) -> String {
-        let Some(held) = &self.state.held else {
+        let Some(held) = self.state.held() else {
             return "there is none".to_owned();
         };
-        let current = now();
-        if held.has_ended(current) {
-            format!("the one in use ended at {}", held.not_after())
-        } else if self.state.held_key_lost {
+        let current = self.now();
+        if held.has_expired(current) {
+            format!("the one in use expired at {}", held.not_after())
+        } else if self.state.held_key_is_lost() {
             "the key in use is lost".to_owned()
-        } else if self.state.held_refused {
+        } else if self.state.held_is_refused() {
             "the API server refuses the one in use".to_owned()
-        } else if self.state.rotation_requested {
+        } else if self.state.rotation_is_requested() {
             "an operator asked for it".to_owned()
         } else if held.key().backend != self.policy.backend {
             format!("its key moves from {} to {}", held.key().backend, self.policy.backend)
         } else {
-            format!("the one in use ends at {}", held.not_after())
+            match self.now() >= Window::of(held).deadline {
+                true => format!("the one in use expires at {}", held.not_after()),
+                false => "the configuration asks for another".to_owned(),
+            }
         }
     }
 
     /// Tells which backends do not answer, and which do again.
     fn report_backends(&mut self) {
-        for (name, error) in self.keyring.health() {
+        for (name, error) in self.ports.keyring.health() {
             let down = self.reporter.down.contains(name);
             match error {
                 Some(error) if !down => {
@@ -116,16 +132,16 @@ impl Agent {
     /// Tells of a failure, once for each time that it happens; what only something on this machine can mend is tried
     /// every few seconds, perhaps for weeks, and told of the more rarely the longer it goes on.
     fn report_failure(&mut self) {
-        let failure = self.state.back_off.as_ref().map(|back_off| (back_off.failures, back_off.until));
+        let failure = self.state.back_off().map(|back_off| (back_off.failures, back_off.until));
         if failure.is_some() && self.reporter.failure != failure {
             self.reporter.errors += 1;
         }
-        if let Some(back_off) = &self.state.back_off
+        if let Some(back_off) = self.state.back_off()
             && self.reporter.failure != failure
             && (!back_off.local || back_off.failures.is_power_of_two())
         {
             self.telemetry.emit(Event::Failed {
-                phase: self.state.phase.name(),
+                phase: self.state.phase().name(),
                 reason: back_off.reason.clone(),
                 hint: back_off.hint.clone(),
                 failures: back_off.failures,
@@ -136,10 +152,10 @@ impl Agent {
     }
 
     fn report_holding(&mut self, rotation_off: bool) {
-        let Some(held) = &self.state.held else {
+        let Some(held) = self.state.held() else {
             return;
         };
-        let known = Known::Holding(held.serial().to_owned());
+        let known = Known::Holding(*held.fingerprint());
         if self.reporter.known == known {
             return;
         }
@@ -150,18 +166,18 @@ impl Agent {
         } else {
             Event::Holding {
                 serial: held.serial().to_owned(),
-                opens: window.opens.to_string(),
-                rotates_at: window.deadline.to_string(),
-                not_after: window.end.to_string(),
+                opens: window.opens,
+                rotates_at: window.deadline,
+                not_after: window.end,
             }
         });
     }
 
     fn status(&self, action: &Action) -> IdentityStatus {
-        let mut status = status_of(&self.state, &self.template.common_name, &self.template.signer_name);
-        let good = self.state.held.as_ref().is_some_and(|held| !held.has_ended(now()));
-        let back_off = self.state.back_off.as_ref();
-        status.state = match (&self.state.phase, action) {
+        let mut status = status_of(&self.state, &self.config);
+        let good = self.state.held().is_some_and(|held| !held.has_expired(self.now()));
+        let back_off = self.state.back_off();
+        status.state = match (self.state.phase(), action) {
             (_, Action::Wait { waiting: Waiting::KeyLost, .. }) => telemetry::State::KeyLost,
             (_, Action::Wait { waiting: Waiting::RotationOff, .. }) => telemetry::State::RotationOff,
             (_, Action::Wait { waiting: Waiting::UntilRotation, .. }) => telemetry::State::Ready,
@@ -185,29 +201,34 @@ impl Agent {
             "the backend no longer has the key in use".clone_into(&mut status.reason);
             "restore the device, or set on-key-loss = \"enrol\"".clone_into(&mut status.hint);
         }
+        if matches!(action, Action::Wait { waiting: Waiting::AddressesMissing, .. }) {
+            status.state = telemetry::State::Failing;
+            "the node has no addresses, so it is not known what certificate to ask for".clone_into(&mut status.reason);
+            "give the Node object its addresses (kubelet and cloud controller do), or set ip-addresses"
+                .clone_into(&mut status.hint);
+        }
         if status.state == telemetry::State::RotationOff {
-            "rotation is off: the certificate is not renewed before it ends".clone_into(&mut status.reason);
+            "rotation is off: the certificate is not renewed before it expires".clone_into(&mut status.reason);
             "run with --rotate-certificates=true".clone_into(&mut status.hint);
         }
         if let Some(reason) = &self.reporter.unsaved {
             status.state = telemetry::State::Failing;
             status.reason = format!("the journal cannot be saved, so nothing is done: {reason}");
-            status.hint = format!("make room in {}, or make it writable", self.config.state_dir.display());
+            status.hint = format!("make room in {}, or make it writable", self.config.node.state_dir.display());
         }
         status.rotations = self.reporter.rotations;
         status.errors = self.reporter.errors;
         status.server_ahead_seconds = self.reporter.server_ahead;
-        status.pair = self.pairs.current().display().to_string();
         status
     }
 
     /// Tells that the journal could not be saved, or that it can be again.
     pub(super) fn note_journal(&mut self, unsaved: Option<String>, action: &Action) {
-        if let Some(reason) = unsaved.clone() {
+        let is_change = unsaved != self.reporter.unsaved;
+        if let Some(reason) = self.reporter.note_unsaved(unsaved) {
             self.telemetry.emit(Event::JournalNotSaved { reason });
         }
-        if unsaved != self.reporter.unsaved {
-            self.reporter.unsaved = unsaved;
+        if is_change {
             self.telemetry.set_status(self.status(action));
         }
     }
@@ -228,33 +249,36 @@ impl Agent {
         match authority {
             Authority::Held => "held",
             Authority::Bootstrap => "bootstrap",
+            Authority::Issued => "issued",
         }
     }
 }
 
 /// What a state alone says, as `pintle status` also reads it from the journal of an agent that does not run.
-pub(crate) fn status_of(state: &State, subject: &str, signer_name: &str) -> IdentityStatus {
+pub(crate) fn status_of(state: &State, config: &IdentityConfig) -> IdentityStatus {
+    let template = config.template();
     let mut status = IdentityStatus {
-        identity: "client".to_owned(),
-        subject: subject.to_owned(),
-        signer_name: signer_name.to_owned(),
-        phase: state.phase.name().to_owned(),
+        identity: config.name.clone(),
+        subject: template.common_name,
+        signer_name: template.signer_name,
+        phase: state.phase().into(),
         state: telemetry::State::NotRunning,
+        pair: config.pairs().current().display().to_string(),
         ..IdentityStatus::default()
     };
-    if let Some(held) = &state.held {
+    if let Some(held) = state.held() {
         let window = Window::of(held);
         status.serial = held.serial().to_owned();
-        status.fingerprint = held.fingerprint().iter().fold(String::new(), |mut text, octet| {
-            let _ = write!(text, "{octet:02x}");
+        status.fingerprint = held.fingerprint().iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
             text
         });
-        status.not_before = held.not_before().to_string();
-        status.not_after = held.not_after().to_string();
-        status.installed_at = held.installed_at().to_string();
-        status.window_opens = window.opens.to_string();
-        status.rotates_at = window.deadline.to_string();
-        status.window_closes = window.closes.to_string();
+        status.not_before = Some(held.not_before());
+        status.not_after = Some(held.not_after());
+        status.installed_at = Some(held.installed_at());
+        status.window_opens = Some(window.opens);
+        status.rotates_at = Some(window.deadline);
+        status.window_closes = Some(window.closes);
         let algorithm = PublicKey::from_der(held.public_key()).map(|key| key.algorithm().to_string());
         status.key = Some(KeyStatus {
             backend: held.key().backend.clone(),
@@ -262,14 +286,33 @@ pub(crate) fn status_of(state: &State, subject: &str, signer_name: &str) -> Iden
             algorithm: algorithm.unwrap_or_default(),
         });
     }
-    if let Phase::Awaiting { request, .. } = &state.phase {
+    if let Phase::Awaiting { request, .. } = state.phase() {
         status.request.clone_from(&request.name);
     }
-    if let Some(back_off) = &state.back_off {
+    if let Some(back_off) = state.back_off() {
         status.reason.clone_from(&back_off.reason);
         status.hint.clone_from(&back_off.hint);
         status.failures = back_off.failures;
-        status.retry_at = back_off.until.to_string();
+        status.retry_at = Some(back_off.until);
     }
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c29_a_journal_that_cannot_be_saved_is_told_of_on_change_and_then_ever_more_rarely() {
+        let mut reporter = Reporter::default();
+        let mut told = |reason: Option<&str>, times: u32| {
+            (0..times).filter(|_| reporter.note_unsaved(reason.map(str::to_owned)).is_some()).count()
+        };
+        assert_eq!(told(None, 5), 0);
+        // At 1, 2, 4, ... 512.
+        assert_eq!(told(Some("the disk is full"), 1000), 10);
+        assert_eq!(told(Some("the file system is read-only"), 1), 1, "another reason");
+        assert_eq!(told(None, 3), 0);
+        assert_eq!(told(Some("the file system is read-only"), 1), 1, "it was saved meanwhile");
+    }
 }

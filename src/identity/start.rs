@@ -1,22 +1,22 @@
 //! Starting an agent: what it finds, and what only a person can mend.
 
 use std::fmt;
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use pintle_agent_core::State;
+use pintle_agent_core::pem_block::PemBlocks;
 
-use super::connection::Connections;
 use super::recovery::Recovery;
 use super::{Agent, Parts};
-use crate::config::Config;
+use crate::config::IdentityConfig;
 use crate::consumers::kubeconfig;
 use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
-use crate::world::SystemClock;
-use crate::world::{Files, SystemFiles};
+use crate::world::files::{FileLock, LONGEST_FILE};
+use crate::world::{Files, random};
 
 /// Why an agent cannot start: only a person can mend it.
 #[derive(Debug)]
@@ -36,14 +36,14 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
-    let Parts { config, keyring, telemetry, commands } = parts;
-    let files: Arc<dyn Files> = Arc::new(SystemFiles);
-    let (policy, template) = (config.policy(), config.template());
-    let authorities = config.client_ca_file.as_ref().map(read_authorities).transpose()?;
-    let journal = Journal::on(Arc::clone(&files), config.journal(), template.common_name.clone());
-    let pairs = PairDirectory::on(Arc::clone(&files), config.cert_dir.clone(), "kubelet-client");
+    let Parts { config, ports, telemetry, commands, installed } = parts;
+    let files = Arc::clone(&ports.files);
+    let template = config.template();
+    let authorities = config.client_ca_file.as_ref().map(|path| read_authorities(files.as_ref(), path)).transpose()?;
+    let journal = Journal::on(Arc::clone(&files), config.journal(), template.clone());
+    let pairs = PairDirectory::on(Arc::clone(&files), config.cert_dir.clone(), config.pair_prefix());
     telemetry.emit(Event::Started {
-        identity: template.common_name.clone(),
+        subject: template.common_name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         backend: config.backend.clone(),
     });
@@ -55,19 +55,33 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
             hint: "make it a directory that pintle may write to, or name another with --cert-dir".to_owned(),
         });
     }
-    let pairs_lock = lock(&config.cert_dir)?;
-    let recovery =
-        Recovery { config: &config, template: &template, keyring: &keyring, telemetry: &telemetry, pairs: &pairs };
-    let mut state = journalled.unwrap_or_default();
-    recovery.settle_held(&mut state).await?;
-    recovery.settle_keys(&mut state, &policy.key_prefix).await;
-    if let Some(reason) = kubeconfig::staleness(&config.kubeconfig, &pairs.current()) {
+    let pairs_lock = lock(files.as_ref(), &config.cert_dir)?;
+    let journalled = journalled.unwrap_or_default();
+    let installation = match journalled.installation() {
+        "" => random::installation().map_err(|_| StartError {
+            detail: "the system gives no random numbers".to_owned(),
+            hint: "check that this process may use getrandom(2)".to_owned(),
+        })?,
+        known => known.to_owned(),
+    };
+    let policy = config.policy(&installation);
+    let recovery = Recovery {
+        config: &config,
+        policy: &policy,
+        template: &template,
+        ports: &ports,
+        telemetry: &telemetry,
+        pairs: &pairs,
+    };
+    let found = recovery.find_held(&journalled).await?;
+    let state = State::recovered(Some(journalled), installation, found, ports.clock.now(), &policy);
+    if config.owns_kubeconfig
+        && let Some(reason) = kubeconfig::staleness(files.as_ref(), &config.kubeconfig, &pairs.current())
+    {
         telemetry.emit(Event::KubeconfigStale { path: config.kubeconfig.display().to_string(), reason });
     }
 
     Ok(Agent {
-        clock: SystemClock::new(),
-        connections: Connections::default(),
         reporter: super::report::Reporter::default(),
         probe: super::look_around::Probe::default(),
         config,
@@ -76,45 +90,47 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         authorities,
         journal,
         pairs,
-        keyring,
+        ports,
         telemetry,
         commands,
+        installed,
         state,
         _pairs_lock: pairs_lock,
-        proxy: None,
     })
 }
 
 /// Locks the directory of pairs: agents with state directories of their own would still prune each other's pairs.
-fn lock(directory: &Path) -> Result<File, StartError> {
+fn lock(files: &dyn Files, directory: &Path) -> Result<Option<FileLock>, StartError> {
     let failed = |detail: String, hint: &str| StartError { detail, hint: hint.to_owned() };
-    let opened = File::open(directory).map_err(|error| {
-        failed(format!("the directory {} cannot be read: {error}", directory.display()), "run pintle as its owner")
-    })?;
-    match opened.try_lock() {
-        Ok(()) => Ok(opened),
-        Err(TryLockError::WouldBlock) => Err(failed(
+    match files.try_lock(directory) {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => Err(failed(
             format!("another pintle publishes into {}", directory.display()),
             "give each agent its own --cert-dir",
         )),
         // Some network file systems have no locks; two agents there are not told apart.
-        Err(TryLockError::Error(_)) => Ok(opened),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
+        Err(error) => Err(failed(
+            format!("the directory {} cannot be read: {error}", directory.display()),
+            "run pintle as its owner",
+        )),
     }
 }
 
-pub(super) fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartError> {
+pub(super) fn read_authorities(files: &dyn Files, path: &Path) -> Result<Vec<Vec<u8>>, StartError> {
     let failed = |detail: String| StartError {
         detail: format!("the authority's certificates in {} cannot be used: {detail}", path.display()),
         hint: "name a PEM file of certificates with --client-ca-file, or leave it out".to_owned(),
     };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    let blocks = pem::parse_many(text).map_err(|error| failed(error.to_string()))?;
-    let certificates: Vec<_> =
-        blocks.into_iter().filter(|block| block.tag() == "CERTIFICATE").map(pem::Pem::into_contents).collect();
-    if certificates.is_empty() { Err(failed("there is none".to_owned())) } else { Ok(certificates) }
+    let text = files.read(path, LONGEST_FILE).map_err(|error| failed(error.to_string()))?;
+    PemBlocks::of(&*text).certificates().map_err(|error| failed(error.to_string()))
 }
 
-fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Result<Option<State>, StartError> {
+fn read_journal(
+    journal: &Journal,
+    config: &IdentityConfig,
+    telemetry: &Telemetry,
+) -> Result<Option<State>, StartError> {
     let path = journal.path().display();
     match journal.load() {
         Ok(state) => Ok(state),
@@ -136,7 +152,7 @@ fn read_journal(journal: &Journal, config: &Config, telemetry: &Telemetry) -> Re
 }
 
 /// The node's name is not the one in the credential (case C12).
-pub(super) fn renamed(found: &str, wanted: &str, config: &Config) -> StartError {
+pub(super) fn renamed(found: &str, wanted: &str, config: &IdentityConfig) -> StartError {
     let name = found.strip_prefix("system:node:").unwrap_or(found);
     StartError {
         detail: format!("the credential on this machine is of {found}, and this node is now {wanted}"),
@@ -144,7 +160,7 @@ pub(super) fn renamed(found: &str, wanted: &str, config: &Config) -> StartError 
             "to keep the old name: --node-name {name}; to enrol as the new one: mv {pki} {pki}.old && mv {state} \
              {state}.old, and start with --bootstrap-kubeconfig",
             pki = config.cert_dir.display(),
-            state = config.state_dir.display()
+            state = config.node.state_dir.display()
         ),
     }
 }

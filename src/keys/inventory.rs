@@ -4,6 +4,7 @@
 //! this state directory lists is in use; what only its id says to be this installation's is an orphan; everything else
 //! is unknown, and destroyed only by a person who names it.
 
+use pintle_agent_core::policy::KeyPrefix;
 use pintle_agent_core::{KeyName, Phase, State};
 use pintle_plugins_api::conformance::THROWAWAY_PREFIX;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyId, Resource};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checks::Checks;
 use super::{CALL_DEADLINE, Keyring};
-use crate::config::{Config, Isolation};
+use crate::config::{Config, Isolation, NodeConfig};
 
 /// A configured backend, as it answers now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -148,7 +149,7 @@ pub struct Failure {
 /// The configured backends, each asked for its keys.
 pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
     let mut entries = Vec::new();
-    for (name, backend) in &config.backends {
+    for (name, backend) in &config.node.backends {
         let listed = list(keyring, name).await;
         let usage = if listed.is_ok() { usage(keyring, name).await } else { Ok(Vec::new()) };
         let isolation = match backend.isolation() {
@@ -160,7 +161,7 @@ pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
             name: name.clone(),
             kind: backend.kind().to_owned(),
             isolation: isolation.to_owned(),
-            new_keys: *name == config.backend,
+            new_keys: config.identities.iter().any(|identity| identity.backend == *name),
             keys: listed.as_ref().ok().map(Vec::len),
             error: listed.err().or(usage.as_ref().err().cloned()),
             usage: usage.unwrap_or_default(),
@@ -169,10 +170,18 @@ pub async fn backends(config: &Config, keyring: &Keyring) -> Vec<BackendEntry> {
     entries
 }
 
-/// The keys in all backends. `states` are what the journals of this node's state directory say.
-pub async fn keys(config: &Config, keyring: &Keyring, states: &[&State]) -> Inventory {
+/// The keys in all backends. `states` answers what the journals of this node's identities say; it is asked after the
+/// backends, so that a key that was made by then, and is needed, stands in a journal.
+///
+/// # Errors
+/// Those of `states`.
+pub async fn keys<E>(
+    node: &NodeConfig,
+    keyring: &Keyring,
+    states: impl FnOnce() -> Result<Vec<State>, E>,
+) -> Result<Inventory, E> {
     let mut inventory = Inventory::default();
-    for name in config.backends.keys() {
+    for name in node.backends.keys() {
         let ids = match list(keyring, name).await {
             Ok(ids) => ids,
             Err(error) => {
@@ -183,7 +192,7 @@ pub async fn keys(config: &Config, keyring: &Keyring, states: &[&State]) -> Inve
         for id in ids {
             let key = KeyName { backend: name.clone(), id };
             let algorithm = keyring.public_key(&key).await.map(|key| key.algorithm().to_string()).unwrap_or_default();
-            let used = use_of(&key, states, made_here);
+            let used = KeyUse::Unknown;
             inventory.keys.push(KeyEntry { backend: key.backend, id: key.id, algorithm, used });
         }
         // The keys are what was asked for; why there is no more to tell, `backends` says.
@@ -192,25 +201,34 @@ pub async fn keys(config: &Config, keyring: &Keyring, states: &[&State]) -> Inve
             _ => {}
         }
     }
+    let states = states()?;
+    let states: Vec<_> = states.iter().collect();
+    for key in &mut inventory.keys {
+        key.used = use_of(&key.name(), &states, made_here);
+    }
     inventory.keys.sort_by(|one, other| (&one.backend, &one.id).cmp(&(&other.backend, &other.id)));
-    inventory
+    Ok(inventory)
 }
 
 /// Destroys the selected keys, unless it is only to be shown. Answers what was, or would be, destroyed. If one of the
 /// names is not that of a key that may be destroyed, nothing is.
 ///
 /// # Assumptions
-/// `states` do not change meanwhile: the agent itself calls this, or the lock on its state directory is held.
-pub async fn prune(
-    config: &Config,
+/// The agent itself calls this, or the lock on its state directory is held. A key that no journal lists by now will not be
+/// needed later: a key is journalled before it is made.
+///
+/// # Errors
+/// Those of `states`, as in [`keys`]: nothing is destroyed then.
+pub async fn prune<E>(
+    node: &NodeConfig,
     keyring: &Keyring,
-    states: &[&State],
+    states: impl FnOnce() -> Result<Vec<State>, E>,
     selection: &Selection,
     dry_run: bool,
-) -> Inventory {
-    let mut inventory = keys(config, keyring, states).await;
+) -> Result<Inventory, E> {
+    let mut inventory = keys(node, keyring, states).await?;
     // No check begins while its keys are looked for.
-    let no_check = Checks::hold_off(&config.state_dir);
+    let no_check = Checks::hold_off(&node.state_dir);
     match selection {
         Selection::Orphaned => inventory.keys.retain(|key| key.used.is_orphaned()),
         Selection::Named(names) => {
@@ -235,7 +253,7 @@ pub async fn prune(
             }
         }
     }
-    inventory
+    Ok(inventory)
 }
 
 /// The keys of these names, and why some of the names are of none that may be destroyed: then there are no keys.
@@ -305,9 +323,9 @@ async fn usage(keyring: &Keyring, name: &str) -> Result<Vec<Resource>, BackendEr
 /// What a key is, by these journals. `made_here` tells whether an id is one that the installation of a journal chooses.
 fn use_of(key: &KeyName, states: &[&State], made_here: impl Fn(&State, &KeyId) -> bool) -> KeyUse {
     let by_journal = states.iter().find_map(|state| {
-        if state.held.as_ref().is_some_and(|held| held.key() == key) {
+        if state.held().is_some_and(|held| held.key() == key) {
             Some(KeyUse::InUse)
-        } else if state.retiring.contains(key) {
+        } else if state.retiring().contains(key) {
             Some(KeyUse::Retiring)
         } else if state.keys().contains(&key) {
             Some(KeyUse::Next)
@@ -323,14 +341,14 @@ fn use_of(key: &KeyName, states: &[&State], made_here: impl Fn(&State, &KeyId) -
     }
     // A journal without a certificate may have lost it with its directory: the next start looks for the key (case C10).
     let is_orphan =
-        |state: &&&State| made_here(state, &key.id) && !(state.held.is_none() && state.phase == Phase::Holding);
+        |state: &&&State| made_here(state, &key.id) && !(state.held().is_none() && *state.phase() == Phase::Holding);
     if states.iter().find(is_orphan).is_some() { KeyUse::Orphaned } else { KeyUse::Unknown }
 }
 
-/// Whether the installation whose journal this is made the key of this id. The ids of this version say the node and the
-/// identity, which another cluster or an earlier installation may have in common with this one: they prove nothing.
-fn made_here(_state: &State, _id: &KeyId) -> bool {
-    false
+/// Whether the installation whose journal this is made the key of this id. Node and identity alone prove nothing: another
+/// cluster, or an earlier installation, may have them in common with this one.
+fn made_here(state: &State, id: &KeyId) -> bool {
+    !state.installation().is_empty() && KeyPrefix::installation_of(id) == Some(state.installation())
 }
 
 #[cfg(test)]
@@ -348,10 +366,10 @@ mod tests {
 
     #[test]
     fn c33_ours_is_what_a_journal_lists_or_what_this_installation_made() {
-        let ours = |_: &State, id: &KeyId| id.to_string().starts_with("worker-1_client_5e1f09ac_");
         let next = key("worker-1_client_5e1f09ac_7");
-        let generating = State { phase: Phase::Generating { key: next.clone() }, ..State::default() };
-        let retiring = State { retiring: vec![key("worker-1_client_3")], ..State::default() };
+        let state = |text: serde_json::Value| serde_json::from_value::<State>(text).expect("a state");
+        let generating = state(serde_json::json!({"installation": "5e1f09ac", "phase": {"generating": {"key": next}}}));
+        let retiring = state(serde_json::json!({"retiring": [key("worker-1_client_3")]}));
         let both = [&generating, &retiring];
         let nothing = State::default();
         for (states, id, expected) in [
@@ -366,7 +384,7 @@ mod tests {
             (&[&nothing], "worker-1_client_5e1f09ac_7", KeyUse::Unknown),
             (&[], "worker-1_client_5e1f09ac_7", KeyUse::Unknown),
         ] {
-            assert_eq!(use_of(&key(id), states, ours), expected, "{id}");
+            assert_eq!(use_of(&key(id), states, made_here), expected, "{id}");
         }
     }
 

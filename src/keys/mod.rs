@@ -17,7 +17,7 @@ use pintle_agent_core::KeyName;
 use pintle_backend_file::FileBackend;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend, KeyReference, PublicKey};
 
-use crate::config::{BackendConfiguration, Config, Isolation};
+use crate::config::{BackendConfiguration, Isolation, NodeConfig};
 use isolation::IsolatedBackend;
 use refused::{PinState, RefusedPins, Remembering};
 
@@ -110,6 +110,14 @@ impl Keyring {
         self.backend(&key.backend)?.call(CALL_DEADLINE, move |backend| backend.public_key(&id)).await
     }
 
+    /// Whether the key of this name is in its backend, and is the one with this public half, a DER SubjectPublicKeyInfo.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub async fn has(&self, key: &KeyName, subject_public_key_info: &[u8]) -> Result<bool, BackendError> {
+        Ok(self.public_key(key).await?.as_der() == subject_public_key_info)
+    }
+
     /// How a consumer names this key.
     ///
     /// # Errors
@@ -146,12 +154,12 @@ impl Keyring {
 ///
 /// # Errors
 /// Those of the backend; `Unavailable` if none of this name is configured.
-pub fn open(config: &Config, name: &str) -> Result<Box<dyn KeyBackend>, BackendError> {
+pub fn open(config: &NodeConfig, name: &str) -> Result<Box<dyn KeyBackend>, BackendError> {
     if config.backends.contains_key(name) { (opener(config, name).open)() } else { Err(not_configured(name)) }
 }
 
 /// How each configured backend is opened.
-pub fn openers(config: &Config) -> Vec<(String, Opener)> {
+pub fn openers(config: &NodeConfig) -> Vec<(String, Opener)> {
     config.backends.keys().map(|name| (name.clone(), opener(config, name))).collect()
 }
 
@@ -160,7 +168,7 @@ fn not_configured(name: &str) -> BackendError {
         .with_hint(format!("add [backends.{name}] to the configuration file"))
 }
 
-fn opener(config: &Config, name: &str) -> Opener {
+fn opener(config: &NodeConfig, name: &str) -> Opener {
     let keys = config.file_keys();
     let (module, isolation) = match config.backends[name].clone() {
         BackendConfiguration::File { directory } => {

@@ -1,7 +1,7 @@
 //! One connection's worth of the API server: requests go out, answers or [`ApiFailure`]s come back.
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use http::{Method, StatusCode, header};
@@ -11,11 +11,16 @@ use pintle_agent_core::rotation::ApiFailure;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::without_secrets;
+use super::credential_error;
+use crate::parse_error;
+use crate::world::clock::monotonic;
+use crate::world::task::timeout;
 
 /// A client for one API server and one credential.
 pub struct Api {
     client: kube::Client,
+    /// The proxy on the way, as errors name it.
+    proxy: Option<String>,
     /// The API server's clock as of its last answer, and this machine's clock at that moment, in seconds since 1970.
     clock: Mutex<Option<(i64, i64)>>,
 }
@@ -45,8 +50,8 @@ struct WatchEvent {
 }
 
 impl Api {
-    pub(super) fn new(client: kube::Client) -> Self {
-        Self { client, clock: Mutex::new(None) }
+    pub(super) fn new(client: kube::Client, proxy: Option<String>) -> Self {
+        Self { client, proxy, clock: Mutex::new(None) }
     }
 
     /// How many seconds the API server's clock was ahead of this machine's at its last answer.
@@ -93,7 +98,7 @@ impl Api {
     pub async fn watch_once(&self, path: &str, limit: Duration) -> Result<Watched, ApiFailure> {
         let request = self.request(Method::GET, path, Vec::new())?;
         let response =
-            within(ANSWER_TIMEOUT, async { self.client.send(request).await.map_err(|error| unreachable(&error)) })
+            within(ANSWER_TIMEOUT, async { self.client.send(request).await.map_err(|error| self.unreachable(&error)) })
                 .await?;
         let (parts, body) = response.into_parts();
         self.note_clock(&parts.headers);
@@ -101,9 +106,9 @@ impl Api {
             let content = collect(body).await?;
             return expired(parts.status).map_or_else(|| Err(failure(parts.status, &parts.headers, &content)), Ok);
         }
-        let started = Instant::now();
-        match tokio::time::timeout(limit, first_line(body)).await {
-            Ok(line) => watched(&line?, started.elapsed()),
+        let started = monotonic();
+        match timeout(limit, first_line(body)).await {
+            Ok(line) => watched(&line?, monotonic() - started),
             // The end of our patience: the object is looked at again.
             Err(_) => Ok(Watched::Changed),
         }
@@ -112,7 +117,7 @@ impl Api {
     async fn send(&self, method: Method, path: &str, content: Vec<u8>) -> Result<(StatusCode, Vec<u8>), ApiFailure> {
         let request = self.request(method, path, content)?;
         let (parts, content) = within(ANSWER_TIMEOUT, async {
-            let response = self.client.send(request).await.map_err(|error| unreachable(&error))?;
+            let response = self.client.send(request).await.map_err(|error| self.unreachable(&error))?;
             let (parts, body) = response.into_parts();
             Ok((parts, collect(body).await?))
         })
@@ -136,6 +141,16 @@ impl Api {
             .map_err(|error| ApiFailure::Invalid(error.to_string()))
     }
 
+    /// As [`unreachable`], with the proxy that may be why.
+    fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> ApiFailure {
+        match (unreachable(error), &self.proxy) {
+            (ApiFailure::Unreachable(detail), Some(proxy)) => {
+                ApiFailure::Unreachable(format!("through {proxy}: {detail}"))
+            }
+            (failure, _) => failure,
+        }
+    }
+
     fn note_clock(&self, headers: &http::HeaderMap) {
         let date = headers.get(header::DATE).and_then(|date| date.to_str().ok());
         let theirs =
@@ -148,7 +163,7 @@ impl Api {
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, ApiFailure>>) -> Result<T, ApiFailure> {
-    tokio::time::timeout(limit, work)
+    timeout(limit, work)
         .await
         .unwrap_or_else(|_| Err(ApiFailure::Unreachable(format!("no answer within {} s", limit.as_secs()))))
 }
@@ -195,7 +210,8 @@ fn expired(status: StatusCode) -> Option<Watched> {
 }
 
 fn parse<T: DeserializeOwned>(content: &[u8]) -> Result<T, ApiFailure> {
-    serde_json::from_slice(content).map_err(|error| ApiFailure::Server(format!("its answer makes no sense: {error}")))
+    serde_json::from_slice(content)
+        .map_err(|error| ApiFailure::Server(format!("its answer cannot be used: {}", parse_error::json(&error))))
 }
 
 /// The causes of an error in one line: what went wrong deep down (refused, expired, unknown issuer) is what helps.
@@ -205,7 +221,7 @@ fn unreachable(error: &(dyn std::error::Error + 'static)) -> ApiFailure {
     while let Some(cause) = source {
         // A kubeconfig's credential that cannot be had any more (a failing exec plugin) is no fault of the network.
         if let Some(error) = cause.downcast_ref() {
-            return ApiFailure::NoCredential(without_secrets::credential(error, None));
+            return ApiFailure::NoCredential(credential_error::credential(error, None));
         }
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {
@@ -252,7 +268,7 @@ mod tests {
         let service = tower::service_fn(move |_: http::Request<Body>| async move {
             http::Response::builder().status(status).body(Body::from(answer.as_bytes().to_vec()))
         });
-        Api::new(kube::Client::new(service, "default"))
+        Api::new(kube::Client::new(service, "default"), None)
     }
 
     #[tokio::test]

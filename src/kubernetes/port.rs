@@ -9,6 +9,7 @@ use pintle_agent_core::rotation::{ApiFailure, SubmittedRequest};
 use pintle_agent_core::{Credential, Template};
 use pintle_plugins_api::PublicKey;
 
+use super::Api;
 use super::api::Watched;
 use super::requests::{Outcome, Standing};
 
@@ -36,8 +37,8 @@ pub trait ApiServer: Send + Sync {
     /// Whether the bootstrap credential was replaced since it was last read; each change is told of once.
     fn bootstrap_changed(&self) -> bool;
 
-    /// Closes the connections as the bootstrap credential, which nobody needs while a certificate is held.
-    fn close_bootstrap(&self);
+    /// Closes the connections as any other caller: they are not needed while this one is in use (case C19).
+    fn keep_only(&self, caller: &Caller);
 }
 
 /// A client for one API server and one credential. Each call is one request, or a watch.
@@ -78,4 +79,49 @@ pub trait ApiClient: Send + Sync {
 
     /// How many seconds the API server's clock was ahead of this machine's at its last answer.
     fn clock_ahead(&self) -> Option<i64>;
+}
+
+impl ApiClient for Api {
+    fn server_minor(&self) -> BoxFuture<'_, Result<Option<u32>, ApiFailure>> {
+        Box::pin(self.server_minor())
+    }
+
+    fn submit<'a>(
+        &'a self,
+        name: &'a str,
+        certification_request: &'a str,
+        template: &'a Template,
+        usages: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Option<SubmittedRequest>, ApiFailure>> {
+        Box::pin(self.submit(name, certification_request, template, usages))
+    }
+
+    fn find<'a>(
+        &'a self,
+        name: &'a str,
+        public_key: &'a PublicKey,
+        signer_name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Standing>, ApiFailure>> {
+        Box::pin(self.find(name, public_key, signer_name))
+    }
+
+    fn outcome<'a>(&'a self, request: &'a SubmittedRequest) -> BoxFuture<'a, Result<Outcome, ApiFailure>> {
+        Box::pin(self.outcome(request))
+    }
+
+    fn watch<'a>(
+        &'a self,
+        request: &'a SubmittedRequest,
+        resource_version: &'a str,
+    ) -> BoxFuture<'a, Result<Watched, ApiFailure>> {
+        Box::pin(self.watch(request, resource_version))
+    }
+
+    fn who_am_i(&self) -> BoxFuture<'_, Result<Option<String>, ApiFailure>> {
+        Box::pin(self.who_am_i())
+    }
+
+    fn clock_ahead(&self) -> Option<i64> {
+        self.clock_ahead()
+    }
 }

@@ -8,6 +8,7 @@ use pintle_agent_core::{Credential, UnixTime};
 use pintle_plugins_api::BackendError;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
+use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
@@ -18,7 +19,7 @@ use crate::world::clock::{Clock, SystemClock, now};
 /// A certificate that connections to the API server speak as, and where that server is.
 #[derive(Clone)]
 pub struct Generation {
-    /// The leaf's serial number: the generation's name.
+    /// The leaf's serial number, by which people know it; another authority may have given the same one.
     pub serial: String,
     /// The leaf's notAfter: no connection outlives it.
     pub not_after: UnixTime,
@@ -46,6 +47,15 @@ impl Generation {
             certificate: certified_key_within(credential, keyring, signing_deadline)?,
             upstream,
         })
+    }
+
+    /// Whether it speaks as this credential.
+    pub fn is_of(&self, credential: &Credential) -> bool {
+        self.leaf().is_some_and(|leaf| credential.chain().first().is_some_and(|held| held == leaf.as_ref()))
+    }
+
+    fn leaf(&self) -> Option<&CertificateDer<'static>> {
+        self.certificate.cert.first()
     }
 }
 
@@ -95,7 +105,7 @@ impl Epoch {
 
     /// The same certificate, towards the same API servers.
     fn is(&self, generation: &Generation) -> bool {
-        self.generation.serial == generation.serial && Arc::ptr_eq(&self.generation.upstream, &generation.upstream)
+        self.generation.leaf() == generation.leaf() && Arc::ptr_eq(&self.generation.upstream, &generation.upstream)
     }
 
     fn has_ended(&self) -> bool {
@@ -308,7 +318,8 @@ mod tests {
         let key = rcgen::KeyPair::generate().expect("a key");
         let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("a key");
-        let certificate = Arc::new(CertifiedKey::new(Vec::new(), key));
+        let leaf = CertificateDer::from(b"A1".to_vec());
+        let certificate = Arc::new(CertifiedKey::new(vec![leaf], key));
         Generation { serial: "A1".to_owned(), not_after, certificate, upstream: Arc::clone(upstream) }
     }
 
@@ -317,7 +328,7 @@ mod tests {
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let tls = tls.expect("versions").with_root_certificates(RootCertStore::empty()).with_no_client_auth();
         let servers = ["https://192.0.2.1:6443".parse().expect("a URL")];
-        let endpoints = Endpoints { servers: &servers, tls_server_name: None, proxy_url: None };
+        let endpoints = Endpoints { servers: &servers, tls_server_name: None, proxy_for: &|_| None };
         Arc::new(Upstream::new(&endpoints, tls).expect("an upstream"))
     }
 

@@ -47,6 +47,34 @@ impl Activated {
         Ok(activated)
     }
 
+    /// Takes those that listen at these addresses.
+    #[must_use]
+    pub fn take(&mut self, listen: SocketAddr, unix_socket: Option<&Path>) -> Self {
+        let is_at = |listener: &mut std::net::TcpListener| listener.local_addr().is_ok_and(|address| address == listen);
+        let is_named = |listener: &mut std::os::unix::net::UnixListener| {
+            let address = listener.local_addr().ok();
+            let path = address.as_ref().and_then(std::os::unix::net::SocketAddr::as_pathname);
+            path.is_some() && path == unix_socket
+        };
+        Self { tcp: self.tcp.extract_if(.., is_at).collect(), unix: self.unix.extract_if(.., is_named).collect() }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.unix.is_empty()
+    }
+
+    /// The same sockets again, for another try to use them.
+    ///
+    /// # Errors
+    /// If the process has no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            tcp: self.tcp.iter().map(std::net::TcpListener::try_clone).collect::<io::Result<_>>()?,
+            unix: self.unix.iter().map(std::os::unix::net::UnixListener::try_clone).collect::<io::Result<_>>()?,
+        })
+    }
+
     /// These sockets.
     pub fn of(tcp: Vec<std::net::TcpListener>, unix: Vec<std::os::unix::net::UnixListener>) -> Self {
         Self { tcp, unix }

@@ -219,7 +219,7 @@ impl ProxyHandle {
         Box::new(move || {
             let shared = shared.upgrade()?;
             Some(ProxyStatus {
-                address: address.to_string(),
+                address,
                 serial: shared.generations.serial().unwrap_or_default(),
                 reason: shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
                 statistics: shared.statistics(),

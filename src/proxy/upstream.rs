@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::address::{Address, Preference, race};
-use crate::kubernetes::{Cluster, ClusterError};
+use crate::kubernetes::{Cluster, ClusterError, Proxy};
 
 /// How long an API server that failed is tried only after the others: the first time, and at most.
 const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
@@ -21,13 +21,22 @@ const LONGEST_ANSWER: usize = 8 << 10;
 /// An HTTP proxy that opens tunnels (RFC 9110, section 9.3.6).
 struct Tunnel {
     address: Address,
-    /// The value of Proxy-Authorization.
-    authorization: Option<String>,
+    proxy: Proxy,
+}
+
+impl Tunnel {
+    fn through(proxy: Proxy) -> Result<Self, String> {
+        match (proxy.url.scheme_str(), Address::of(&proxy.url, 80)) {
+            (Some("http"), Some(address)) => Ok(Self { address, proxy }),
+            _ => Err(format!("{proxy} cannot be used: the credential proxy takes only http://")),
+        }
+    }
 }
 
 struct Server {
     address: Address,
     name: ServerName<'static>,
+    tunnel: Option<Tunnel>,
     /// Of the addresses that its name stands for, or the HTTP proxy's.
     preference: Preference,
     health: Mutex<Option<Failed>>,
@@ -41,7 +50,6 @@ struct Failed {
 /// The API servers of a cluster.
 pub struct Upstream {
     servers: Vec<Server>,
-    tunnel: Option<Tunnel>,
     tls: rustls::ClientConfig,
     /// What they were read from, to tell whether that has changed since.
     cluster: Option<Cluster>,
@@ -60,8 +68,8 @@ pub struct Endpoints<'a> {
     pub servers: &'a [http::Uri],
     /// The name in the servers' certificates, where it is not that of their URL.
     pub tls_server_name: Option<&'a str>,
-    /// The HTTP proxy that opens the tunnels.
-    pub proxy_url: Option<&'a http::Uri>,
+    /// The HTTP proxy that opens the tunnels to a server, if one does.
+    pub proxy_for: &'a dyn Fn(&http::Uri) -> Option<Proxy>,
 }
 
 impl Upstream {
@@ -76,8 +84,9 @@ impl Upstream {
         if !servers.iter().any(|server| Address::of(server, 443) == Address::of(own, 443)) {
             servers.insert(0, own.clone());
         }
+        let proxy_for = |server: &http::Uri| cluster.proxy_for(server);
         let endpoints =
-            Endpoints { servers: &servers, tls_server_name: cluster.tls_server_name(), proxy_url: cluster.proxy_url() };
+            Endpoints { servers: &servers, tls_server_name: cluster.tls_server_name(), proxy_for: &proxy_for };
         let upstream = Self::new(&endpoints, tls).map_err(|detail| ClusterError {
             path: cluster.source().to_owned(),
             detail,
@@ -100,17 +109,10 @@ impl Upstream {
             let address = Address::of(url, 443).ok_or_else(|| format!("the API server's URL {url} has no host"))?;
             let name = endpoints.tls_server_name.unwrap_or(address.host()).to_owned();
             let name = ServerName::try_from(name).map_err(|error| format!("the API server {url}: {error}"))?;
-            Ok(Server { address, name, preference: Preference::default(), health: Mutex::default() })
+            let tunnel = (endpoints.proxy_for)(url).map(Tunnel::through).transpose()?;
+            Ok(Server { address, name, tunnel, preference: Preference::default(), health: Mutex::default() })
         });
-        let tunnel = endpoints.proxy_url.map(|url| match (url.scheme_str(), Address::of(url, 80)) {
-            (Some("http"), Some(address)) => Ok(Tunnel { address, authorization: authorization(url) }),
-            // The URL may hold a password.
-            (scheme, _) => {
-                let scheme = scheme.unwrap_or_default();
-                Err(format!("its proxy-url is {scheme}://…, and the credential proxy takes only http://"))
-            }
-        });
-        Ok(Self { servers: servers.collect::<Result<_, String>>()?, tunnel: tunnel.transpose()?, tls, cluster: None })
+        Ok(Self { servers: servers.collect::<Result<_, String>>()?, tls, cluster: None })
     }
 
     pub(super) fn tls(&self) -> &rustls::ClientConfig {
@@ -141,11 +143,14 @@ impl Upstream {
     }
 
     async fn attempt(&self, server: usize) -> io::Result<TcpStream> {
-        let Server { address: target, preference, .. } = &self.servers[server];
-        let address = self.tunnel.as_ref().map_or(target, |tunnel| &tunnel.address);
-        let mut stream = address.connect(preference).await?;
+        let Server { address: target, preference, tunnel, .. } = &self.servers[server];
+        let address = tunnel.as_ref().map_or(target, |tunnel| &tunnel.address);
+        let mut stream = address.connect(preference).await.map_err(|error| match tunnel {
+            Some(tunnel) => io::Error::new(error.kind(), format!("{}: {error}", tunnel.proxy)),
+            None => error,
+        })?;
         configure(&stream);
-        if let Some(tunnel) = &self.tunnel {
+        if let Some(tunnel) = tunnel {
             open_tunnel(&mut stream, tunnel, target).await?;
         }
         Ok(stream)
@@ -222,26 +227,19 @@ fn configure(stream: &TcpStream) {
     let _ = sockopt::set_tcp_user_timeout(stream, 60_000);
 }
 
-fn authorization(url: &http::Uri) -> Option<String> {
-    use base64::Engine;
-    let (user, _) = url.authority()?.as_str().rsplit_once('@')?;
-    let decoded: Vec<u8> = percent_encoding::percent_decode_str(user).collect();
-    Some(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(decoded)))
-}
-
 async fn open_tunnel(stream: &mut TcpStream, tunnel: &Tunnel, target: &Address) -> io::Result<()> {
     let authority = target.authority();
-    let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
-    if let Some(authorization) = &tunnel.authorization {
-        request += &format!("Proxy-Authorization: {authorization}\r\n");
+    let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n").into_bytes();
+    if let Some(authorization) = tunnel.proxy.authorization() {
+        request.extend([b"Proxy-Authorization: ", authorization.as_bytes(), b"\r\n"].concat());
     }
-    request += "\r\n";
-    stream.write_all(request.as_bytes()).await?;
+    request.extend(b"\r\n");
+    stream.write_all(&request).await?;
     let mut answer = Vec::new();
-    // Octet by octet: what follows the answer belongs to the API server, which waits for us to begin.
+    // Byte by byte: what follows the answer belongs to the API server, which waits for us to begin.
     while !answer.ends_with(b"\r\n\r\n") {
         if answer.len() == LONGEST_ANSWER {
-            return Err(io::Error::other("the HTTP proxy's answer has no end"));
+            return Err(io::Error::other(format!("{} answers without an end", tunnel.proxy)));
         }
         answer.push(stream.read_u8().await?);
     }
@@ -249,6 +247,6 @@ async fn open_tunnel(stream: &mut TcpStream, tunnel: &Tunnel, target: &Address) 
     let line = String::from_utf8_lossy(line);
     match line.split(' ').nth(1) {
         Some(status) if status.starts_with('2') => Ok(()),
-        _ => Err(io::Error::other(format!("the HTTP proxy {} answers {line:?}", tunnel.address.authority()))),
+        _ => Err(io::Error::other(format!("{} answers {line:?}", tunnel.proxy))),
     }
 }

@@ -296,6 +296,13 @@ impl Files for Disk {
         }
     }
 
+    fn read_no_follow(&self, path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+        match self.symlink_metadata(path)?.kind {
+            FileKind::Link => Err(io::Error::from_raw_os_error(rustix::io::Errno::LOOP.raw_os_error())),
+            _ => self.read(path, limit),
+        }
+    }
+
     fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn NewFile>> {
         self.before(DiskCall::Create, path)?;
         let now = (self.clock)();

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
 
-use pintle_agent_core::State;
+use pintle_agent_core::rotation::v1::StateV1;
+use pintle_agent_core::{State, Template};
 use serde::{Deserialize, Serialize};
 
 use super::durable;
+use crate::parse_error;
 use crate::world::files::LONGEST_FILE;
 use crate::world::{Files, SystemFiles};
 
@@ -15,8 +17,15 @@ use crate::world::{Files, SystemFiles};
 pub struct Journal {
     files: Arc<dyn Files>,
     path: PathBuf,
-    identity: String,
+    template: Template,
     saved: Option<Vec<u8>>,
+}
+
+/// What every version writes.
+#[derive(Deserialize)]
+struct Header {
+    version: u32,
+    identity: String,
 }
 
 /// What stands in the file.
@@ -24,21 +33,39 @@ pub struct Journal {
 struct Entry {
     version: u32,
     identity: String,
-    state: State,
+    /// A state of version 1 that says nothing: without it, version 1 would not get as far as the version, and take the
+    /// journal for a torn one.
+    #[serde(default = "nothing", rename = "state")]
+    nothing_for_version_1: serde_json::Value,
+    rotation: State,
 }
 
-/// The only version so far. A later pintle that changes the meaning of a field raises it.
-const VERSION: u32 = 1;
+/// What version 1 wrote.
+#[derive(Deserialize)]
+struct EntryV1 {
+    state: StateV1,
+}
+
+/// A pintle that changes the meaning of a field raises it, and reads what earlier ones wrote.
+const VERSION: u32 = 2;
+
+fn nothing() -> serde_json::Value {
+    serde_json::json!({
+        "held": null, "phase": "holding", "last_slot": 0, "back_off": null, "held_refused": false,
+        "held_key_lost": false, "rotation_requested": false, "discarded": 0, "retiring": []
+    })
+}
 
 impl Journal {
-    /// The journal of `identity` (its subject's common name) at this path, which need not exist.
-    pub fn new(path: PathBuf, identity: String) -> Self {
-        Self::on(Arc::new(SystemFiles), path, identity)
+    /// The journal at this path, which need not exist, of the identity that is asked for so: its common name is the
+    /// identity's.
+    pub fn new(path: PathBuf, template: Template) -> Self {
+        Self::on(Arc::new(SystemFiles), path, template)
     }
 
     /// As [`new`](Self::new), on this file system.
-    pub fn on(files: Arc<dyn Files>, path: PathBuf, identity: String) -> Self {
-        Self { files, path, identity, saved: None }
+    pub fn on(files: Arc<dyn Files>, path: PathBuf, template: Template) -> Self {
+        Self { files, path, template, saved: None }
     }
 
     /// Where it is.
@@ -56,15 +83,20 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(JournalError::Unreachable(error)),
         };
-        let entry: Entry =
-            serde_json::from_slice(&content).map_err(|error| JournalError::Unreadable(error.to_string()))?;
-        if entry.version != VERSION {
-            return Err(JournalError::Version(entry.version));
+        let unreadable = |error: serde_json::Error| JournalError::Unreadable(parse_error::json(&error));
+        let header: Header = serde_json::from_slice(&content).map_err(unreadable)?;
+        if header.version > VERSION {
+            return Err(JournalError::Version(header.version));
         }
-        if entry.identity != self.identity {
-            return Err(JournalError::OtherIdentity { found: entry.identity, wanted: self.identity.clone() });
+        if header.identity != self.template.common_name {
+            let wanted = self.template.common_name.clone();
+            return Err(JournalError::OtherIdentity { found: header.identity, wanted });
         }
-        Ok(Some(entry.state))
+        let state = match header.version {
+            0 | 1 => serde_json::from_slice::<EntryV1>(&content).map_err(unreadable)?.state.upgraded(&self.template),
+            _ => serde_json::from_slice::<Entry>(&content).map_err(unreadable)?.rotation,
+        };
+        Ok(Some(state))
     }
 
     /// Saves the state, unless it is what was saved last.
@@ -72,7 +104,12 @@ impl Journal {
     /// # Errors
     /// Whatever the file system says; the journal then is as it was.
     pub fn save(&mut self, state: &State) -> io::Result<()> {
-        let entry = Entry { version: VERSION, identity: self.identity.clone(), state: state.clone() };
+        let entry = Entry {
+            version: VERSION,
+            identity: self.template.common_name.clone(),
+            nothing_for_version_1: nothing(),
+            rotation: state.clone(),
+        };
         let content = serde_json::to_vec_pretty(&entry).map_err(io::Error::other)?;
         if self.saved.as_ref() != Some(&content) {
             durable::replace(self.files.as_ref(), &self.path, &content, 0o600)?;
@@ -131,7 +168,7 @@ impl fmt::Display for JournalError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(error) => write!(formatter, "it cannot be read: {error}"),
-            Self::Unreadable(detail) => write!(formatter, "its content makes no sense: {detail}"),
+            Self::Unreadable(detail) => write!(formatter, "its content cannot be used: {detail}"),
             Self::Version(version) => write!(formatter, "a later pintle wrote it (version {version})"),
             Self::OtherIdentity { found, wanted } => write!(formatter, "it is of {found}, and this is {wanted}"),
         }
@@ -150,17 +187,45 @@ mod tests {
     fn what_is_saved_is_loaded_and_what_is_torn_is_said_to_be() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("client.json");
-        let mut journal = Journal::new(path.clone(), "system:node:a".to_owned());
+        let mut journal = Journal::new(path.clone(), Template::kubelet_client("a"));
         assert!(matches!(journal.load(), Ok(None)));
-        let state = State { last_slot: 7, ..State::default() };
+        let state = State::new("5e1f09ac".to_owned());
         journal.save(&state).expect("saved");
         assert_eq!(journal.load().expect("loaded"), Some(state));
-        let other = Journal::new(path.clone(), "system:node:b".to_owned());
+        let other = Journal::new(path.clone(), Template::kubelet_client("b"));
         assert!(other.load().is_err_and(|error| error.hint().contains("--node-name")));
         assert!(JournalError::Version(9).hint().contains("the pintle that wrote it"));
         fs::write(&path, [0; 100]).expect("torn");
         assert!(matches!(journal.load(), Err(JournalError::Unreadable(_))));
         journal.set_aside().expect("moved");
         assert!(matches!(journal.load(), Ok(None)));
+    }
+
+    /// What version 1 wrote is read, and what this one writes is refused by version 1 for its version.
+    #[test]
+    fn journals_of_other_versions_are_read_or_refused_with_a_reason() {
+        /// As version 1 declared it.
+        #[derive(Deserialize)]
+        struct Refusing {
+            version: u32,
+            #[serde(rename = "state")]
+            _state: StateV1,
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("client.json");
+        let v1 = r#"{"version": 1, "identity": "system:node:a", "state": {"held": null,
+            "phase": {"generating": {"key": {"backend": "token", "id": "a_client_7"}}}, "last_slot": 7, "back_off": null,
+            "held_refused": false, "held_key_lost": false, "rotation_requested": false, "discarded": 0, "retiring": []}}"#;
+        fs::write(&path, v1).expect("written");
+        let mut journal = Journal::new(path.clone(), Template::kubelet_client("a"));
+        let state = journal.load().expect("loaded").expect("a state");
+        assert_eq!((state.last_slot(), state.phase().name()), (7, "generating"));
+        journal.save(&state).expect("saved");
+        assert_eq!(journal.load().expect("loaded"), Some(state));
+        let as_v1: Refusing =
+            serde_json::from_slice(&fs::read(&path).expect("read")).expect("version 1 reads it so far");
+        assert_eq!(as_v1.version, 2);
+        fs::write(&path, r#"{"version": 3, "identity": "system:node:a", "other": {}}"#).expect("written");
+        assert!(matches!(journal.load(), Err(JournalError::Version(3))));
     }
 }

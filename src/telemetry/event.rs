@@ -1,6 +1,9 @@
 //! The events, each declared once: its name, its fields, how grave it is, and its sentence.
 
+use pintle_agent_core::UnixTime;
 use serde::Serialize;
+
+use super::rfc3339;
 
 /// How grave an event is, as in syslog (RFC 5424, section 6.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -21,11 +24,18 @@ pub enum Event {
     /// The agent runs.
     Started {
         /// The subject's common name.
-        identity: String,
+        subject: String,
         /// The version of pintle.
         version: &'static str,
         /// Where new keys are made.
         backend: String,
+    },
+    /// An identity cannot be started, and the others go on; it is tried again every few seconds.
+    StartFailed {
+        /// What is wrong.
+        reason: String,
+        /// What a person can do about it.
+        hint: String,
     },
     /// A credential was found on disk and is used.
     CredentialAdopted {
@@ -105,12 +115,15 @@ pub enum Event {
     Holding {
         /// The leaf's serial number.
         serial: String,
-        /// When the window opens, RFC 3339.
-        opens: String,
-        /// When it is rotated, RFC 3339.
-        rotates_at: String,
-        /// The leaf's notAfter, RFC 3339.
-        not_after: String,
+        /// When the window opens.
+        #[serde(serialize_with = "rfc3339::serialize")]
+        opens: UnixTime,
+        /// When it is rotated.
+        #[serde(serialize_with = "rfc3339::serialize")]
+        rotates_at: UnixTime,
+        /// The leaf's notAfter.
+        #[serde(serialize_with = "rfc3339::serialize")]
+        not_after: UnixTime,
     },
     /// Rotation is off, so the certificate is only held.
     RotationOff {
@@ -158,11 +171,6 @@ pub enum Event {
         path: String,
         /// What it uses instead.
         reason: String,
-    },
-    /// Keys that nobody needs were found in a backend and destroyed.
-    OrphansDestroyed {
-        /// The keys.
-        keys: Vec<String>,
     },
     /// A backend's device does not answer.
     BackendDown {
@@ -212,7 +220,7 @@ impl Event {
     /// How grave it is.
     pub fn level(&self) -> Level {
         match self {
-            Self::KeyLost { .. } => Level::Error,
+            Self::KeyLost { .. } | Self::StartFailed { .. } => Level::Error,
             Self::DiskUnusable { .. }
             | Self::RotationOff { .. }
             | Self::Failed { .. }
@@ -229,9 +237,10 @@ impl Event {
     /// The event as a sentence for a person.
     pub fn sentence(&self) -> String {
         match self {
-            Self::Started { identity, version, backend } => {
-                format!("pintle {version} keeps {identity}; new keys are made in {backend}")
+            Self::Started { subject, version, backend } => {
+                format!("pintle {version} keeps {subject}; new keys are made in {backend}")
             }
+            Self::StartFailed { reason, hint } => format!("cannot be started: {reason} ({hint})"),
             Self::CredentialAdopted { path, serial, not_after } => {
                 format!("adopted {path}: serial {serial}, good until {not_after}")
             }
@@ -268,7 +277,9 @@ impl Event {
                 format!("holding serial {serial} until {not_after}; rotates at {rotates_at}")
             }
             Self::RotationOff { not_after } => {
-                format!("rotation is off: the certificate is held until it ends at {not_after}, and not renewed before")
+                format!(
+                    "rotation is off: the certificate is held until it expires at {not_after}, and not renewed before"
+                )
             }
             Self::KeyLost { key } => {
                 format!("the backend has lost key {key}; set on-key-loss = \"enrol\" or restore the device")
@@ -289,7 +300,6 @@ impl Event {
                      --write {path}"
                 )
             }
-            Self::OrphansDestroyed { keys } => format!("destroyed keys that nobody needs: {}", keys.join(", ")),
             Self::BackendDown { backend, reason, hint } => {
                 let hint = if hint.is_empty() { String::new() } else { format!(" ({hint})") };
                 format!("backend {backend} is down: {reason}{hint}")

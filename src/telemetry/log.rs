@@ -7,7 +7,7 @@ use pintle_agent_core::text::printable;
 use serde::Serialize;
 
 use super::lines::LineWriter;
-use super::{Event, Level};
+use super::{Event, Level, Record};
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
@@ -44,6 +44,9 @@ struct Line<'a> {
     time: String,
     level: Level,
     message: String,
+    /// The identity that the event is about; none if it is about the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<&'a str>,
     #[serde(flatten)]
     event: &'a Event,
 }
@@ -60,7 +63,10 @@ impl Log {
             Format::Json => true,
         };
         let format = LineFormat { json, journal: std::env::var_os("JOURNAL_STREAM").is_some() };
-        let dropped = move |lines| format.line(&Event::LogLinesDropped { lines });
+        let dropped = move |lines| {
+            let event = Event::LogLinesDropped { lines };
+            format.line(&Record { identity: None, event }, false)
+        };
         Ok(Self { format, writer: Some(LineWriter::start(std::io::stderr(), dropped)?) })
     }
 
@@ -69,10 +75,11 @@ impl Log {
         Self { format: LineFormat { json: false, journal: false }, writer: None }
     }
 
-    /// Writes a line for this event, without waiting for whoever reads it.
-    pub fn write(&self, event: &Event) {
+    /// Writes a line for this event, without waiting for whoever reads it. A sentence names its identity if there are
+    /// several.
+    pub fn write(&self, record: &Record, several: bool) {
         if let Some(writer) = &self.writer {
-            writer.write(self.format.line(event));
+            writer.write(self.format.line(record, several));
         }
     }
 
@@ -85,7 +92,8 @@ impl Log {
 }
 
 impl LineFormat {
-    fn line(self, event: &Event) -> String {
+    fn line(self, record: &Record, several: bool) -> String {
+        let Record { identity, event } = record;
         let time = crate::world::clock::now().to_string();
         let (level, message) = (event.level(), event.sentence());
         let priority = match (self.journal, level) {
@@ -95,7 +103,8 @@ impl LineFormat {
             (true, Level::Info) => "<6>",
         };
         let line = if self.json {
-            serde_json::to_string(&Line { time, level, message, event }).unwrap_or_default()
+            serde_json::to_string(&Line { time, level, message, identity: identity.as_deref(), event })
+                .unwrap_or_default()
         } else {
             let mark = match level {
                 Level::Error => "error: ",
@@ -103,7 +112,9 @@ impl LineFormat {
                 Level::Info => "",
             };
             // What others said must not look like a line of ours.
-            format!("{time} {mark}{}", printable(&message))
+            let identity = identity.as_ref().filter(|_| several);
+            let identity = identity.map(|identity| format!("{identity}: ")).unwrap_or_default();
+            format!("{time} {mark}{identity}{}", printable(&message))
         };
         format!("{priority}{line}")
     }

@@ -7,7 +7,7 @@ use pintle_agent_core::UnixTime;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
-use super::{FailureReason, IdentityStatus, ProxyStatus, State, Status};
+use super::{FailureReason, IdentityStatus, ProxyStatus, Status};
 
 /// The media type of [`text`]: Prometheus' text exposition format.
 pub const MEDIA_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -15,6 +15,7 @@ pub const MEDIA_TYPE: &str = prometheus::TEXT_FORMAT;
 /// The metrics as Prometheus reads them.
 pub fn text(status: &Status, now: UnixTime) -> String {
     let mut page = Page::default();
+    page.of_kubelet(&status.identities, now);
     for identity in &status.identities {
         page.identity(identity, now);
     }
@@ -39,28 +40,34 @@ struct Page {
 }
 
 impl Page {
-    fn identity(&mut self, identity: &IdentityStatus, now: UnixTime) {
-        let of_identity = [("identity", identity.identity.as_str())];
+    /// The kubelet's own metrics, which know of one client certificate: of several, the one that expires first.
+    fn of_kubelet(&mut self, identities: &[IdentityStatus], now: UnixTime) {
         let now = now.as_milliseconds() as f64 / 1000.0;
-        let (end, due) = (seconds(&identity.not_after), seconds(&identity.rotates_at));
-        if let Some(end) = end {
+        if let Some(end) = identities.iter().filter_map(|identity| identity.not_after).min() {
             self.gauge(
                 "kubelet_certificate_manager_client_ttl_seconds",
-                "Time until the client certificate ends; negative afterwards",
+                "Time until the client certificate expires; negative afterwards",
                 &[],
-                (end - now).floor(),
+                (seconds(end) - now).floor(),
             );
         }
         self.counter(
             "kubelet_certificate_manager_client_expiration_renew_errors",
             "Failures in renewing the client certificate",
             &[],
-            identity.errors,
+            identities.iter().map(|identity| identity.errors).sum(),
         );
+    }
+
+    fn identity(&mut self, identity: &IdentityStatus, now: UnixTime) {
+        let good = identity.is_good(now);
+        let of_identity = [("identity", identity.identity.as_str())];
+        let now = now.as_milliseconds() as f64 / 1000.0;
+        let (end, due) = (identity.not_after.map(seconds), identity.rotates_at.map(seconds));
         if let Some(end) = end {
             self.gauge(
                 "pintle_certificate_not_after_timestamp_seconds",
-                "When the certificate ends, Unix time",
+                "When the certificate expires, Unix time",
                 &of_identity,
                 end,
             );
@@ -73,10 +80,9 @@ impl Page {
                 due,
             );
         }
-        let good = end.is_some_and(|end| end > now) && identity.state != State::KeyLost;
         self.gauge(
             "pintle_certificate_ready_status",
-            "Whether a certificate that has not ended is in use, with a key that is there",
+            "Whether a certificate that has not expired is in use, with a key that is there",
             &of_identity,
             f64::from(u8::from(good)),
         );
@@ -128,7 +134,7 @@ impl Page {
         for (to, count) in [("server", statistics.bytes_to_server), ("client", statistics.bytes_to_client)] {
             self.counter(
                 "pintle_proxy_bytes_total",
-                "Octets copied by the credential proxy, by where they went",
+                "Bytes copied by the credential proxy, by where they went",
                 &[identity, ("to", to)],
                 count,
             );
@@ -180,9 +186,9 @@ impl Page {
     }
 }
 
-/// The time of a status, seconds since 1970; `None` where there is no certificate.
-fn seconds(text: &str) -> Option<f64> {
-    text.parse::<jiff::Timestamp>().ok().map(|time| time.as_second() as f64)
+/// A time in seconds since 1970.
+fn seconds(time: UnixTime) -> f64 {
+    time.as_seconds() as f64
 }
 
 #[cfg(test)]
@@ -196,11 +202,16 @@ mod tests {
             failures: [("cut-at-end".to_owned(), 1)].into(),
             ..Statistics::default()
         };
-        let proxy = ProxyStatus { serial: "B2".to_owned(), statistics, ..ProxyStatus::default() };
+        let proxy = ProxyStatus {
+            address: ([127, 0, 0, 1], 6444).into(),
+            serial: "B2".to_owned(),
+            reason: String::new(),
+            statistics,
+        };
         let identity = IdentityStatus {
             identity: "client".to_owned(),
-            not_after: "1970-01-01T00:01:40Z".to_owned(),
-            rotates_at: "1970-01-01T00:01:20Z".to_owned(),
+            not_after: Some(UnixTime::from_seconds(100)),
+            rotates_at: Some(UnixTime::from_seconds(80)),
             rotations: 3,
             errors: 2,
             proxy: Some(proxy),
@@ -242,6 +253,28 @@ mod tests {
         let documentation = include_str!("../../docs/operators.md");
         for name in names {
             assert!(documentation.contains(&format!("`{name}`")), "{name} is not in docs/operators.md");
+        }
+    }
+
+    /// Prometheus drops a page on which a series stands twice.
+    #[test]
+    fn several_identities_have_series_of_their_own() {
+        let mut status = status();
+        let (second, end) = (&status.identities[0], Some(UnixTime::from_seconds(60)));
+        let second = IdentityStatus { identity: "probe".to_owned(), not_after: end, errors: 5, ..second.clone() };
+        status.identities.push(second);
+        let text = text(&status, UnixTime::from_seconds(50));
+        let mut series: Vec<_> =
+            text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' ')).collect();
+        series.sort_unstable();
+        assert!(series.windows(2).all(|pair| pair[0].0 != pair[1].0), "{text}");
+        for line in [
+            "kubelet_certificate_manager_client_ttl_seconds 10",
+            "kubelet_certificate_manager_client_expiration_renew_errors 7",
+            "pintle_certificate_not_after_timestamp_seconds{identity=\"client\"} 100",
+            "pintle_certificate_not_after_timestamp_seconds{identity=\"probe\"} 60",
+        ] {
+            assert!(text.lines().any(|there| there == line), "{line} in {text}");
         }
     }
 

@@ -6,30 +6,48 @@ mod log;
 pub mod metrics;
 mod notify;
 mod proxy;
+mod rfc3339;
 mod status;
 
 pub use event::{Event, Level};
 pub use log::{Format, Log};
 pub use notify::Notifier;
 pub use proxy::{FailureReason, ProxyStatus, Statistics};
-pub use status::{BackendStatus, IdentityStatus, KeyStatus, State, Status};
+pub use status::{BackendStatus, IdentityStatus, KeyStatus, Phase, State, Status};
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{broadcast, watch};
 
 /// How many events a slow listener may fall behind before it loses some.
 const BACKLOG: usize = 256;
 
-/// Where events go.
+/// Where events go: those of the node, or of one of its identities.
+#[derive(Clone)]
 pub struct Telemetry {
+    shared: Arc<Shared>,
+    /// The identity whose events these are; `None` for the node's own.
+    identity: Option<Arc<str>>,
+}
+
+/// What all identities of the node tell the world with.
+struct Shared {
     log: Log,
-    events: broadcast::Sender<Event>,
+    events: broadcast::Sender<Record>,
     status: watch::Sender<Status>,
     notifier: Notifier,
     /// How the credential proxy of each identity stands, by the identity's name.
-    proxies: Mutex<BTreeMap<String, ProxyGauge>>,
+    proxies: Mutex<BTreeMap<Arc<str>, ProxyGauge>>,
+}
+
+/// An event, and the identity that it is about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// The identity's name; `None` if the event is about the node.
+    pub identity: Option<Arc<str>>,
+    /// What happened.
+    pub event: Event,
 }
 
 /// Tells how a credential proxy stands right now; `None` once it has ended.
@@ -38,36 +56,54 @@ pub type ProxyGauge = Box<dyn Fn() -> Option<ProxyStatus> + Send>;
 impl Telemetry {
     /// Events go to this log, and to the service manager where there is one.
     pub fn new(log: Log) -> Self {
-        Self {
+        let shared = Shared {
             log,
             events: broadcast::Sender::new(BACKLOG),
             status: watch::Sender::new(Status::default()),
             notifier: Notifier::from_environment(),
             proxies: Mutex::default(),
-        }
+        };
+        Self { shared: Arc::new(shared), identity: None }
+    }
+
+    /// The telemetry of one identity, which stands in the status from now on. The node is not ready before this identity
+    /// is, and is not alive unless this identity is.
+    pub fn for_identity(&self, status: IdentityStatus) -> Self {
+        let identity: Arc<str> = status.identity.as_str().into();
+        self.shared.notifier.expect(&identity);
+        let identity = Self { shared: Arc::clone(&self.shared), identity: Some(identity) };
+        identity.update_status(status);
+        identity
     }
 
     /// Tells that something happened.
     pub fn emit(&self, event: Event) {
-        self.log.write(&event);
+        let record = Record { identity: self.identity.clone(), event };
+        let several = self.shared.status.borrow().identities.len() > 1;
+        self.shared.log.write(&record, several);
         // Nobody needs to listen.
-        let _ = self.events.send(event);
+        let _ = self.shared.events.send(record);
     }
 
     /// Waits, for a short while, until the log is written: to be called before the process ends.
     pub fn flush(&self) {
-        self.log.flush();
+        self.shared.log.flush();
     }
 
-    /// All events from now on.
-    pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.events.subscribe()
+    /// All events of the node and its identities from now on.
+    pub fn events(&self) -> broadcast::Receiver<Record> {
+        self.shared.events.subscribe()
     }
 
-    /// Replaces the status of one identity.
-    pub fn set_status(&self, identity: IdentityStatus) {
-        self.notifier.status(&self.with_proxy(identity.clone()));
-        self.status.send_modify(|status| {
+    /// Replaces the status of this identity.
+    pub fn set_status(&self, status: IdentityStatus) {
+        self.shared.notifier.told(&status.identity);
+        self.update_status(status);
+        self.shared.notifier.status(&self.current_status());
+    }
+
+    fn update_status(&self, identity: IdentityStatus) {
+        self.shared.status.send_modify(|status| {
             match status.identities.iter_mut().find(|known| known.identity == identity.identity) {
                 Some(known) => *known = identity,
                 None => status.identities.push(identity),
@@ -75,30 +111,33 @@ impl Telemetry {
         });
     }
 
-    /// Has this tell how the credential proxy of an identity stands whenever somebody wants to know.
-    pub fn watch_proxy(&self, identity: &str, gauge: ProxyGauge) {
-        self.proxies.lock().unwrap_or_else(PoisonError::into_inner).insert(identity.to_owned(), gauge);
+    /// Has this tell how the credential proxy of this identity stands whenever somebody wants to know.
+    pub fn watch_proxy(&self, gauge: ProxyGauge) {
+        if let Some(identity) = &self.identity {
+            let mut proxies = self.shared.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+            proxies.insert(Arc::clone(identity), gauge);
+        }
     }
 
     /// The status as of now, with what changes too often to be told of each time.
     pub fn current_status(&self) -> Status {
-        let mut status = self.status.borrow().clone();
-        status.identities = status.identities.into_iter().map(|identity| self.with_proxy(identity)).collect();
+        let mut status = self.shared.status.borrow().clone();
+        let proxies = self.shared.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        for identity in &mut status.identities {
+            identity.proxy = proxies.get(identity.identity.as_str()).and_then(|gauge| gauge());
+        }
         status
-    }
-
-    fn with_proxy(&self, identity: IdentityStatus) -> IdentityStatus {
-        let proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
-        IdentityStatus { proxy: proxies.get(&identity.identity).and_then(|gauge| gauge()), ..identity }
     }
 
     /// The status, as it is and as it changes.
     pub fn status(&self) -> watch::Receiver<Status> {
-        self.status.subscribe()
+        self.shared.status.subscribe()
     }
 
-    /// Tells the service manager's watchdog that the agent is alive.
+    /// Tells the service manager's watchdog that this identity's loop is alive.
     pub fn alive(&self) {
-        self.notifier.alive();
+        if let Some(identity) = &self.identity {
+            self.shared.notifier.alive(identity);
+        }
     }
 }

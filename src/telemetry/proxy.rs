@@ -1,15 +1,16 @@
 //! The credential proxy in the status: how it stands, what it has done, and why connections failed.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 /// The credential proxy of an identity.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProxyStatus {
     /// Where it listens.
-    pub address: String,
+    pub address: SocketAddr,
     /// The serial number of the certificate that new connections speak as; empty while there is none.
     pub serial: String,
     /// Why it cannot follow the certificate or the kubeconfig; empty if it does.
@@ -115,9 +116,9 @@ pub struct Statistics {
     pub local_resumptions: u64,
     /// Handshakes with API servers completed.
     pub server_handshakes: u64,
-    /// Octets of plaintext copied to API servers.
+    /// Bytes of plaintext copied to API servers.
     pub bytes_to_server: u64,
-    /// Octets of plaintext copied to local clients.
+    /// Bytes of plaintext copied to local clients.
     pub bytes_to_client: u64,
     /// Failures by reason.
     pub failures: BTreeMap<String, u64>,

@@ -1,8 +1,12 @@
 //! The status: what `pintle status` shows, and an interface for scripts.
+//!
+//! Its values are typed, and become text only where somebody reads them: JSON has times as RFC 3339, and an empty string
+//! where there is none.
 
+use pintle_agent_core::UnixTime;
 use serde::{Deserialize, Serialize};
 
-use super::ProxyStatus;
+use super::{ProxyStatus, rfc3339};
 
 /// The status of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -52,6 +56,8 @@ pub enum State {
     Failing,
     /// The backend lost the key, and a person must decide.
     KeyLost,
+    /// The identity cannot be started: only a person can change that, and the reason says how.
+    NotStarted,
     /// The agent does not run; this was read from disk.
     NotRunning,
 }
@@ -69,12 +75,52 @@ impl State {
             Self::NoCredential => "NoCredential",
             Self::Failing => "Failing",
             Self::KeyLost => "KeyLost",
+            Self::NotStarted => "NotStarted",
             Self::NotRunning => "NotRunning",
         }
     }
 }
 
-/// The status of one identity. Times are RFC 3339; empty where there is no certificate.
+/// The phase of a rotation, without what the rotation knows in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The credential in use is good; or there is none, and getting one begins.
+    #[default]
+    Holding,
+    /// A key is being made.
+    Generating,
+    /// A certificate is being requested.
+    Requesting,
+    /// The request waits for an approver or the signer.
+    Awaiting,
+    /// The API server is asked whether it accepts the certificate.
+    Proving,
+    /// The certificate is being written.
+    Publishing,
+    /// The certificate before is being written again, since the API server refused the one after it.
+    Restoring,
+    /// Old keys are being destroyed.
+    Retiring,
+}
+
+impl From<&pintle_agent_core::Phase> for Phase {
+    fn from(phase: &pintle_agent_core::Phase) -> Self {
+        use pintle_agent_core::Phase as Core;
+        match phase {
+            Core::Holding => Self::Holding,
+            Core::Generating { .. } => Self::Generating,
+            Core::Requesting { .. } => Self::Requesting,
+            Core::Awaiting { .. } => Self::Awaiting,
+            Core::Proving { .. } => Self::Proving,
+            Core::Publishing { .. } => Self::Publishing,
+            Core::Restoring { .. } => Self::Restoring,
+            Core::Retiring { .. } => Self::Retiring,
+        }
+    }
+}
+
+/// The status of one identity.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IdentityStatus {
@@ -91,29 +137,36 @@ pub struct IdentityStatus {
     /// What a person can do next.
     pub hint: String,
     /// The phase of the rotation.
-    pub phase: String,
+    pub phase: Phase,
     /// The key of the certificate in use.
     pub key: Option<KeyStatus>,
     /// The leaf's serial number, upper-case hexadecimal.
     pub serial: String,
     /// SHA-256 of the leaf, hexadecimal, as in an API server's credential id.
     pub fingerprint: String,
-    /// The beginning of the leaf's validity.
-    pub not_before: String,
+    /// The beginning of the leaf's validity; as all times here, `None` where there is no certificate.
+    #[serde(with = "rfc3339::optional")]
+    pub not_before: Option<UnixTime>,
     /// The end of the leaf's validity.
-    pub not_after: String,
+    #[serde(with = "rfc3339::optional")]
+    pub not_after: Option<UnixTime>,
     /// When the certificate was installed.
-    pub installed_at: String,
+    #[serde(with = "rfc3339::optional")]
+    pub installed_at: Option<UnixTime>,
     /// When the rotation window opens.
-    pub window_opens: String,
+    #[serde(with = "rfc3339::optional")]
+    pub window_opens: Option<UnixTime>,
     /// When the certificate is rotated.
-    pub rotates_at: String,
+    #[serde(with = "rfc3339::optional")]
+    pub rotates_at: Option<UnixTime>,
     /// When the rotation window closes.
-    pub window_closes: String,
+    #[serde(with = "rfc3339::optional")]
+    pub window_closes: Option<UnixTime>,
     /// The request under way.
     pub request: String,
-    /// When it is tried again.
-    pub retry_at: String,
+    /// When it is tried again; `None` if nothing has failed.
+    #[serde(with = "rfc3339::optional")]
+    pub retry_at: Option<UnixTime>,
     /// Failures in a row.
     pub failures: u32,
     /// Rotations that this process has completed.
@@ -143,26 +196,92 @@ pub struct KeyStatus {
 }
 
 impl IdentityStatus {
+    /// Whether a good certificate is in use, with a key that is there.
+    pub fn is_good(&self, now: UnixTime) -> bool {
+        self.not_after.is_some_and(|end| now < end) && self.state != State::KeyLost
+    }
+
     /// Whether nothing is left of a rotation but to destroy old keys, once the last connections through the proxy that use
     /// them have ended: the new certificate is in use.
     pub fn drains(&self) -> bool {
         let earlier = |serial: &String| *serial != self.serial;
         let open = self.proxy.iter().flat_map(|proxy| proxy.statistics.open_connections.keys()).any(earlier);
-        self.phase == "retiring" && open
+        self.phase == Phase::Retiring && open
+    }
+
+    /// The state, and why.
+    pub fn state_and_reason(&self) -> String {
+        let reason = if self.reason.is_empty() { String::new() } else { format!(" ({})", self.reason) };
+        format!("{}{reason}", self.state.word())
     }
 
     /// The status in one line.
     pub fn line(&self) -> String {
         let mut line = format!("{}: {}", self.subject, self.state.word());
-        if !self.not_after.is_empty() {
-            line += &format!(", good until {}", self.not_after);
+        if let Some(end) = self.not_after {
+            line += &format!(", good until {end}");
         }
-        if !self.rotates_at.is_empty() && self.state == State::Ready {
-            line += &format!(", rotates at {}", self.rotates_at);
+        if let Some(at) = self.rotates_at.filter(|_| self.state == State::Ready) {
+            line += &format!(", rotates at {at}");
         }
         if !self.reason.is_empty() {
             line += &format!(" ({})", self.reason);
         }
         line
+    }
+}
+
+impl Status {
+    /// The status of the identity of this name.
+    pub fn identity(&self, name: &str) -> Option<&IdentityStatus> {
+        self.identities.iter().find(|identity| identity.identity == name)
+    }
+
+    /// The status in one line: that of the only identity, or how many of several are ready and what the others do.
+    pub fn line(&self) -> String {
+        if let [only] = self.identities.as_slice() {
+            return only.line();
+        }
+        let is_ready = |identity: &&IdentityStatus| matches!(identity.state, State::Ready | State::RotationOff);
+        let ready = self.identities.iter().filter(is_ready).count();
+        let mut line = format!("{ready} of {} identities ready", self.identities.len());
+        for identity in self.identities.iter().filter(|identity| !is_ready(identity)) {
+            line += &format!("; {}: {}", identity.identity, identity.state_and_reason());
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_speaks_for_the_node() {
+        let of = |name: &str, state, reason: &str| IdentityStatus {
+            identity: name.to_owned(),
+            subject: "system:node:a".to_owned(),
+            state,
+            reason: reason.to_owned(),
+            ..IdentityStatus::default()
+        };
+        let status = |identities| Status { identities, backends: Vec::new() };
+        assert_eq!(status(vec![of("client", State::Ready, "")]).line(), "system:node:a: Ready");
+        let three = status(vec![
+            of("kubelet", State::Ready, ""),
+            of("metrics", State::RotationOff, "rotation is off"),
+            of("probe", State::Failing, "the token is away"),
+        ]);
+        assert_eq!(three.line(), "2 of 3 identities ready; probe: Failing (the token is away)");
+    }
+
+    /// Scripts read this, and so does the command line of an earlier or later version.
+    #[test]
+    fn times_are_rfc_3339_and_what_there_is_not_is_empty() {
+        let status = IdentityStatus { not_after: Some(UnixTime::from_seconds(100)), ..IdentityStatus::default() };
+        let json = serde_json::to_value(&status).expect("JSON");
+        assert_eq!((&json["notAfter"], &json["retryAt"]), (&"1970-01-01T00:01:40Z".into(), &"".into()));
+        assert_eq!((&json["phase"], &json["state"]), (&"holding".into(), &"enrolling".into()));
+        assert_eq!(serde_json::from_value::<IdentityStatus>(json).expect("a status"), status);
     }
 }

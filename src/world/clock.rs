@@ -1,6 +1,7 @@
 //! The wall clock, and waiting by it.
 
 use std::io;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
@@ -20,6 +21,12 @@ const NEVER: i64 = 253_402_300_799;
 pub fn now() -> UnixTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixTime::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// The time since this process first asked, which only grows.
+pub fn monotonic() -> Duration {
+    static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+    STARTED.elapsed()
 }
 
 /// The wall clock, a monotonic one, and waiting by them.
@@ -42,7 +49,6 @@ pub const LONGEST_WAIT: Duration = Duration::from_secs(10);
 pub struct SystemClock {
     /// Readable when the clock was set or the machine resumed; `None` where the kernel has no such timer.
     set: Option<AsyncFd<std::os::fd::OwnedFd>>,
-    started: Instant,
 }
 
 impl Clock for SystemClock {
@@ -51,7 +57,7 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+        monotonic()
     }
 
     fn sleep_until(&self, until: Option<UnixTime>) -> BoxFuture<'_, ()> {
@@ -77,7 +83,7 @@ impl Clock for SystemClock {
 impl SystemClock {
     /// A clock; must be called within a tokio runtime.
     pub fn new() -> Self {
-        Self { set: notice_setting().ok(), started: Instant::now() }
+        Self { set: notice_setting().ok() }
     }
 
     async fn was_set(&self) {

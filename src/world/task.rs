@@ -10,6 +10,15 @@ pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static
     tokio::spawn(future)
 }
 
+/// Has a thread of its own do what may block for as long as it likes; within this runtime.
+pub fn spawn_thread(work: impl FnOnce() + Send + 'static) {
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn(move || {
+        let _entered = runtime.enter();
+        work();
+    });
+}
+
 /// Waits this long.
 pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;

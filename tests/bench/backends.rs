@@ -1,6 +1,6 @@
 //! How long backends take to generate and sign, in the agent's process and in a child, side by side.
 //!
-//! `cargo bench --bench backends`. A device whose software is not installed is left out. Nothing is asserted: what
+//! `cargo bench --profile dist --bench backends`. A device whose software is not installed is left out. Nothing is asserted: what
 //! counts is the difference between the two columns on one machine.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -43,7 +43,7 @@ fn main() {
             process.kill().expect("swtpm can be stopped");
             process.wait().expect("swtpm stops");
         }
-        None => println!("swtpm left out: it needs swtpm, and cargo build --release -p pintle-backend-tpm"),
+        None => println!("swtpm left out: it needs swtpm, and cargo build --profile dist -p pintle-backend-tpm"),
     }
 }
 

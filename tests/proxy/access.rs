@@ -38,7 +38,7 @@ async fn c18_only_the_local_certificate_of_this_boot_is_let_in_and_nobody_else_m
     assert_eq!(bed.failures("local-certificate-missing"), 1);
     let mut lines = 0;
     while let Ok(event) = events.try_recv() {
-        lines += usize::from(matches!(event, pintle::telemetry::Event::ProxyFailed { .. }));
+        lines += usize::from(matches!(event.event, pintle::telemetry::Event::ProxyFailed { .. }));
     }
     assert_eq!(lines, 2, "one line a reason");
     // The server was asked which protocol it speaks, and has never seen the identity.

@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use pintle::config::ProxyConfiguration;
 use pintle::consumers::kubeconfig::Kubeconfig;
+use pintle::kubernetes;
 use pintle::proxy::{Activated, Endpoints, Generation, Proxy, ProxyHandle, Upstream};
 use pintle::telemetry::{Log, Statistics, Telemetry};
 use pintle::world::User;
@@ -125,9 +126,8 @@ impl Authority {
             .with_root_certificates(self.roots())
             .with_no_client_auth();
         let servers: Vec<http::Uri> = servers.iter().map(|it| format!("https://{it}").parse().unwrap()).collect();
-        let proxy_url = proxy_url.map(|url| url.parse().unwrap());
-        let endpoints =
-            Endpoints { servers: &servers, tls_server_name: Some("localhost"), proxy_url: proxy_url.as_ref() };
+        let proxy_for = |_: &http::Uri| proxy_url.map(|url| kubernetes::Proxy::new(&url.parse().unwrap(), "proxy-url"));
+        let endpoints = Endpoints { servers: &servers, tls_server_name: Some("localhost"), proxy_for: &proxy_for };
         Arc::new(Upstream::new(&endpoints, tls).unwrap())
     }
 
@@ -323,7 +323,7 @@ impl Bed {
     /// The kubeconfig that pintle writes for its client.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         let (mut kubeconfig, path) = (Kubeconfig::new(), self.directory.path().join("kubeconfig"));
-        kubeconfig.use_proxy(self.proxy.local_server()).unwrap();
+        kubeconfig.use_proxy(self.proxy.local_server(), None).unwrap();
         kubeconfig.write(&path, None).unwrap();
         path
     }

@@ -96,7 +96,7 @@ fn good_leaf_is_accepted_and_says_what_it_is() {
     assert_eq!((credential.key(), credential.installed_at()), (&key_name(), NOW));
     assert_eq!(credential.serial(), "8A0B", "without the zero octet that DER puts before it");
     assert_eq!(credential.not_before(), NOW - Duration::from_secs(300));
-    assert!(credential.has_ended(credential.not_after()) && !credential.has_ended(NOW));
+    assert!(credential.has_expired(credential.not_after()) && !credential.has_expired(NOW));
     assert!(credential.subject().contains("system:node:worker-1"));
     assert_eq!(node_name_of(&credential.chain_pem()).as_deref(), Some("worker-1"));
     assert_eq!(public_key_of(&credential.chain_pem()).unwrap().as_der(), credential.public_key());
@@ -108,6 +108,30 @@ fn serial_is_as_openssl_prints_it() {
         verdict(|leaf| leaf.serial_number = Some(SerialNumber::from(octets.to_vec()))).unwrap().serial().to_owned()
     };
     assert_eq!((serial(&[1]), serial(&[0x0a, 0]), serial(&[0xff; 3])), ("01".into(), "0A00".into(), "FFFFFF".into()));
+}
+
+/// The API server stores what a signer gives it, as long as Go's PEM decoder reads it.
+#[test]
+fn every_pem_text_that_the_api_server_stores_is_read() {
+    let key = KeyPair::generate().unwrap();
+    let (root, bad) = (root("root"), pem::encode(&pem::Pem::new("CERTIFICATE", vec![0x30, 0x03, 1, 2, 3])));
+    let good = root.issue(&leaf(), &key).replace("\r\n", "\n");
+    let authorities = [pem::parse(bad).unwrap().into_contents(), root.der()];
+    let mut fingerprints = Vec::new();
+    for chain in [
+        good.clone(),
+        good.replace("\n-----END", "\n\n-----END"),
+        good.replace('\n', "\n\n"),
+        good.replace('\n', "\r\n"),
+        good.replace('\n', " \n"),
+        format!("Issued by example.\n{good}"),
+        format!("-----BEGIN of the note-----\n{good}"),
+        format!("{good}\0\0\0"),
+    ] {
+        let verdict = accept(&chain, &template(), key_name(), &public_key(&key), Some(&authorities), NOW);
+        fingerprints.push(*verdict.unwrap_or_else(|error| panic!("{error}: {chain:?}")).fingerprint());
+    }
+    assert!(fingerprints.iter().all(|fingerprint| fingerprint == &fingerprints[0]));
 }
 
 #[test]
@@ -186,7 +210,7 @@ fn validity_begins_inclusively_and_ends_exclusively() {
     assert!(verdict(|leaf| valid(leaf, NOW, NOW + HOUR)).is_ok());
     assert_eq!(verdict(|leaf| valid(leaf, NOW + second, NOW + HOUR)), Err(Rejection::NotYetValid(NOW + second)));
     assert!(verdict(|leaf| valid(leaf, NOW - HOUR, NOW + second)).is_ok());
-    assert_eq!(verdict(|leaf| valid(leaf, NOW - HOUR, NOW)), Err(Rejection::Ended(NOW)));
+    assert_eq!(verdict(|leaf| valid(leaf, NOW - HOUR, NOW)), Err(Rejection::Expired(NOW)));
 }
 
 #[test]

@@ -23,33 +23,36 @@ pub enum Action {
         algorithm: KeyAlgorithm,
     },
     /// Create the CertificateSigningRequest of this candidate, or find it created. Answered with `Submitted`,
-    /// `SigningFailed` or `ApiFailed`.
+    /// `NameTaken`, `SigningFailed` or `ApiFailed`.
     Submit {
-        /// The key and the attempt, which determine the request's name.
+        /// The key, the template and the attempt, which determine the request's name.
         next: Candidate,
         /// As whom.
         authority: Authority,
     },
     /// Watch the request until something happens to it. Answered with `Observed` or `ApiFailed`.
     Observe {
-        /// The key that the certificate must be for.
+        /// The key and the template that the certificate must be for.
         next: Candidate,
         /// Which request.
         request: SubmittedRequest,
         /// As whom.
         authority: Authority,
     },
+    /// Ask the API server for anything as this credential, over a new connection. Answered with `Proven`,
+    /// `ProofKeyFailed` or `ApiFailed` as [`Authority::Issued`].
+    Prove {
+        /// Whether the API server accepts this one. It is not the held one, unless that was published unproven.
+        credential: Credential,
+    },
     /// Write the pair and make it the current one. Answered with `Published` or `PublishFailed`.
     Publish {
         /// What to publish.
-        issued: Credential,
+        credential: Credential,
     },
-    /// Ask the API server for anything as the held identity, over a new connection. Answered with `Proven` or
-    /// `ApiFailed`.
-    Prove,
-    /// Destroy these keys and old pairs. Answered with `Retired` or `RetireFailed`.
+    /// Destroy these keys and old pairs. Answered with `Retired`.
     Retire {
-        /// The keys to destroy; those already absent are destroyed.
+        /// The keys to destroy, each independently of the others; those already absent are destroyed.
         keys: Vec<KeyName>,
     },
 }
@@ -61,10 +64,12 @@ pub enum Waiting {
     UntilRotation,
     /// The end of a wait after a failure.
     BackOff,
-    /// Nothing: rotation is off, and the held credential is used until it ends.
+    /// Nothing: rotation is off, and the held credential is used until it expires.
     RotationOff,
     /// A person: the backend has lost the key in use, and enrolling again by itself is not allowed.
     KeyLost,
+    /// The node's addresses: without them it is not known what to ask for.
+    AddressesMissing,
 }
 
 /// As whom the API server is asked.
@@ -74,4 +79,6 @@ pub enum Authority {
     Held,
     /// As the bootstrap credential.
     Bootstrap,
+    /// As the credential of [`Action::Prove`]: a refusal says nothing about the held one.
+    Issued,
 }

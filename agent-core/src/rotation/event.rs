@@ -6,7 +6,7 @@ use std::time::Duration;
 use pintle_plugins_api::{BackendError, PublicKey};
 
 use super::{Authority, SubmittedRequest};
-use crate::{Credential, Rejection};
+use crate::{Credential, KeyName, Rejection};
 
 /// What happened since the last step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,15 @@ pub enum Event {
     Woke,
     /// An operator asks for a rotation now.
     RotationRequested,
+    /// The policy of this step is another than that of the last one: another backend for new keys, or another
+    /// configuration.
+    PolicyChanged,
+    /// The template in the policy of this step is another than that of the last one.
+    TemplateChanged,
+    /// The node has lost the addresses that its certificate must name: the policy of this step has no template.
+    AddressesMissing,
+    /// Something else wrote a good pair and made it the current one.
+    PairReplaced(FoundPair),
     /// Something on this machine changed that a failure may have waited for, such as the bootstrap credential.
     LocalChange,
     /// A backend that did not answer answers again.
@@ -45,21 +54,46 @@ pub enum Event {
     },
     /// The request was looked at.
     Observed(Observation),
+    /// The API server accepted the credential of [`Action::Prove`](super::Action::Prove).
+    Proven,
+    /// The key of the credential that is to be proven did not sign.
+    ProofKeyFailed(BackendError),
     /// The pair is on disk and current.
     Published,
     /// The pair could not be written.
-    PublishFailed {
+    PublishFailed(PublishError),
+    /// Old keys were destroyed, or not.
+    Retired {
+        /// The keys that are gone.
+        destroyed: Vec<KeyName>,
+        /// What could not be destroyed or removed, and why; each error names its key.
+        failed: Vec<BackendError>,
+    },
+}
+
+/// A pair on disk that the journal did not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundPair {
+    /// The credential in it, for a key that a backend has.
+    pub credential: Credential,
+    /// Whether the key is one of this installation's own, which may be destroyed when it is replaced. A key that
+    /// something else made is used, and left alone.
+    pub key_is_ours: bool,
+}
+
+/// Why a pair could not be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishError {
+    /// The backend does not have the key, or does not say how a consumer names it. A key under the id that is not the
+    /// one the certificate is for is a `Conflict`.
+    Backend(BackendError),
+    /// The file system, or what is in it.
+    Disk {
         /// What failed.
         detail: String,
-        /// Whether that was because the backend no longer has the key.
-        key_lost: bool,
+        /// What a person can do about it; empty where there is nothing to say.
+        hint: String,
     },
-    /// The API server took the held credential.
-    Proven,
-    /// The old keys are destroyed.
-    Retired,
-    /// An old key could not be destroyed.
-    RetireFailed(BackendError),
 }
 
 /// What the API server shows of a request.

@@ -2,38 +2,51 @@
 
 use std::time::Duration;
 
-use pintle_plugins_api::{BackendError, PublicKey};
+use pintle_plugins_api::PublicKey;
 use serde::{Deserialize, Serialize};
 
-use super::{ApiFailure, Authority};
+use super::failure::Failure;
+use super::{Authority, FoundPair};
 use crate::text::printable;
-use crate::{Credential, KeyName, Policy, UnixTime};
+use crate::{Credential, KeyName, Policy, Template, UnixTime};
 
 /// Everything that a rotation knows. It is saved before each action; there is no second progress record.
+///
+/// Only [`step`](super::step) and [`State::recovered`] change one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct State {
+    /// Tells this installation's keys from those of any other agent that shares a device.
+    pub(super) installation: String,
     /// The credential in use: published, and installed.
-    pub held: Option<Credential>,
+    pub(super) held: Option<Credential>,
+    /// What `held` was requested with.
+    pub(super) held_template: Option<Template>,
+    /// `held` was published although the API server had not accepted it yet.
+    pub(super) held_unproven: bool,
+    /// The API server refused `held` although it has not expired.
+    pub(super) held_refused: bool,
+    /// The key of `held` is gone from its backend.
+    pub(super) held_key_lost: bool,
+    /// The credential in use before `held`, kept until `held` is proven.
+    pub(super) previous: Option<Previous>,
     /// What is going on.
-    pub phase: Phase,
+    pub(super) phase: Phase,
     /// The number in the id of the key chosen last; the next one is higher.
-    pub last_slot: u64,
+    pub(super) last_slot: u64,
     /// What failed, and until when nothing is tried.
-    pub back_off: Option<BackOff>,
-    /// The API server refused the held credential although it has not ended.
-    pub held_refused: bool,
-    /// The held credential's key is gone from its backend.
-    pub held_key_lost: bool,
+    pub(super) back_off: Option<BackOff>,
     /// An operator asked for a rotation.
-    pub rotation_requested: bool,
-    /// Keys made and lost or thrown away since the last certificate that was proven: each makes the waits after a failure
+    pub(super) rotation_requested: bool,
+    /// Keys made and lost or let go since the last certificate that was proven: each makes the waits after a failure
     /// longer.
-    pub discarded: u32,
-    /// How often the API server has refused the held credential while it was to be proven.
-    #[serde(default)]
-    pub proof_refusals: u32,
-    /// Keys to be destroyed once the held credential is proven.
-    pub retiring: Vec<KeyName>,
+    pub(super) discarded: u32,
+    /// Why what was issued could not be used, as often as the same happened in a row.
+    pub(super) rejections: Option<Rejections>,
+    /// Keys of our own to be destroyed.
+    pub(super) retiring: Vec<KeyName>,
+    /// Keys in use that something else made: they are never destroyed.
+    pub(super) foreign: Vec<KeyName>,
 }
 
 /// What is going on, in the order of a rotation.
@@ -50,30 +63,58 @@ pub enum Phase {
     },
     /// The key exists, and a certificate for it is perhaps requested.
     Requesting {
-        /// The key, and which request for it this is.
+        /// What is asked for.
         next: Candidate,
     },
     /// The request stands at the API server.
     Awaiting {
-        /// The key, and which request for it this is.
+        /// What was asked for.
         next: Candidate,
         /// The request as the API server knows it.
         request: SubmittedRequest,
     },
-    /// The certificate has come and is good, and is perhaps written.
-    Publishing {
-        /// The key, and which request for it this was.
+    /// The certificate has come; whether the API server accepts it is not known yet. Nobody else has it.
+    Proving {
+        /// What was asked for.
         next: Candidate,
         /// What was issued.
         issued: Credential,
+        /// How often the API server has refused it (401). One that was refused is not published unproven.
+        refusals: u32,
+        /// The API server was asked, and gave no answer that says whether it accepts the certificate.
+        unanswered: bool,
     },
-    /// The certificate is written and is now the held one; whether the API server takes it is not known yet.
-    Proving,
-    /// The API server takes it; the keys on [`State::retiring`] are perhaps destroyed.
-    Retiring,
+    /// The certificate is perhaps written.
+    Publishing {
+        /// What was asked for.
+        next: Candidate,
+        /// What was issued.
+        issued: Credential,
+        /// Whether the API server has accepted it.
+        proven: bool,
+    },
+    /// What is published, or perhaps is, cannot be used after all: the held credential, which was in use before, is
+    /// perhaps published again.
+    Restoring {
+        /// What cannot be used; its key lives until nobody reads it any more.
+        dropped: Credential,
+        /// Why not.
+        reason: String,
+        /// That key is gone from its backend.
+        key_lost: bool,
+    },
+    /// The held credential is proven, if it was not before; then the keys on the list are destroyed.
+    Retiring {
+        /// Some could not be destroyed.
+        attempted: bool,
+        /// How often the API server has refused the held credential, which was published unproven.
+        refusals: u32,
+    },
 }
 
 impl Phase {
+    pub(super) const RETIRING: Self = Self::Retiring { attempted: false, refusals: 0 };
+
     /// One word, as status and logs have it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -81,20 +122,36 @@ impl Phase {
             Self::Generating { .. } => "generating",
             Self::Requesting { .. } => "requesting",
             Self::Awaiting { .. } => "awaiting",
+            Self::Proving { .. } => "proving",
             Self::Publishing { .. } => "publishing",
-            Self::Proving => "proving",
-            Self::Retiring => "retiring",
+            Self::Restoring { .. } => "restoring",
+            Self::Retiring { .. } => "retiring",
+        }
+    }
+
+    /// The key that is being made, requested or published, and is not in use yet.
+    pub fn next_key(&self) -> Option<&KeyName> {
+        match self {
+            Self::Generating { key } => Some(key),
+            Self::Requesting { next }
+            | Self::Awaiting { next, .. }
+            | Self::Proving { next, .. }
+            | Self::Publishing { next, .. } => Some(&next.key),
+            Self::Restoring { dropped, .. } => Some(dropped.key()),
+            Self::Holding | Self::Retiring { .. } => None,
         }
     }
 }
 
-/// The next key of an identity, and how often a certificate for it has been requested.
+/// The next key of an identity, what it is for, and how often a certificate for it has been requested.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Candidate {
     /// Where the key is.
     pub key: KeyName,
     /// Its public half.
     pub public_key: PublicKey,
+    /// What is asked for, and what the answer is checked against; the configuration may have changed since.
+    pub template: Template,
     /// 1 for the first request; one more for each that was refused.
     pub attempt: u32,
 }
@@ -106,6 +163,25 @@ pub struct SubmittedRequest {
     pub name: String,
     /// `metadata.uid`: another object of the same name is another request.
     pub uid: String,
+}
+
+/// A credential that was in use, and may have to be again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Previous {
+    pub(super) credential: Credential,
+    pub(super) template: Option<Template>,
+    /// The API server refused this one too.
+    pub(super) refused: bool,
+    /// An operator had asked for a rotation.
+    pub(super) rotation_requested: bool,
+}
+
+/// The same answer of a signer, again and again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Rejections {
+    /// [`Rejection::kind`](crate::Rejection::kind), or what stands for a proof that was refused.
+    pub(super) kind: String,
+    pub(super) in_a_row: u32,
 }
 
 /// What failed, and until when nothing is tried.
@@ -128,29 +204,101 @@ pub struct BackOff {
 }
 
 impl State {
-    /// The state of an identity whose credential was found on disk rather than in a journal.
-    pub fn adopting(held: Credential) -> Self {
-        Self { held: Some(held), ..Self::default() }
+    /// The state of an installation that has done nothing yet.
+    pub fn new(installation: String) -> Self {
+        Self { installation, ..Self::default() }
     }
 
-    /// The keys that this identity needs: whatever else it finds under its prefix is an orphan.
+    /// What tells this installation's keys from those of any other agent that shares a device.
+    pub fn installation(&self) -> &str {
+        &self.installation
+    }
+
+    /// The credential in use: published, and installed.
+    pub fn held(&self) -> Option<&Credential> {
+        self.held.as_ref()
+    }
+
+    /// What is going on.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// What failed, and until when nothing is tried.
+    pub fn back_off(&self) -> Option<&BackOff> {
+        self.back_off.as_ref()
+    }
+
+    /// Whether the held credential was published before the API server had accepted it, and has not been accepted since.
+    pub fn held_is_unproven(&self) -> bool {
+        self.held_unproven
+    }
+
+    /// Whether the API server refused the held credential although it has not expired.
+    pub fn held_is_refused(&self) -> bool {
+        self.held_refused
+    }
+
+    /// Whether the held credential's key is gone from its backend.
+    pub fn held_key_is_lost(&self) -> bool {
+        self.held_key_lost
+    }
+
+    /// Whether an operator asked for a rotation that has not ended yet.
+    pub fn rotation_is_requested(&self) -> bool {
+        self.rotation_requested
+    }
+
+    /// Keys of this installation's own that are to be destroyed.
+    pub fn retiring(&self) -> &[KeyName] {
+        &self.retiring
+    }
+
+    /// Keys in use that something else made: they are never destroyed.
+    pub fn foreign(&self) -> &[KeyName] {
+        &self.foreign
+    }
+
+    /// The number in the id of the key chosen last.
+    pub fn last_slot(&self) -> u64 {
+        self.last_slot
+    }
+
+    /// The keys that this state knows: those in use, the next one, and those to be destroyed.
     pub fn keys(&self) -> Vec<&KeyName> {
-        let next = match &self.phase {
-            Phase::Generating { key } => Some(key),
-            Phase::Requesting { next } | Phase::Awaiting { next, .. } | Phase::Publishing { next, .. } => {
-                Some(&next.key)
-            }
-            Phase::Holding | Phase::Proving | Phase::Retiring => None,
+        self.keys_in_use().chain(&self.retiring).collect()
+    }
+
+    /// The keys that must not be destroyed: the held credential's, the previous one's, and the next one.
+    pub(super) fn keys_in_use(&self) -> impl Iterator<Item = &KeyName> {
+        let previous = self.previous.as_ref().map(|previous| previous.credential.key());
+        self.held.iter().map(Credential::key).chain(previous).chain(self.phase.next_key())
+    }
+
+    /// The credential to go on speaking as while the held one, published unproven, may still be refused: the one before.
+    pub fn trusted(&self) -> Option<&Credential> {
+        self.previous.as_ref().map(|previous| &previous.credential).or(self.held.as_ref())
+    }
+
+    /// The credentials whose pair may be the current one: publishing is perhaps done, and is repeated.
+    pub fn perhaps_published(&self) -> Vec<&Credential> {
+        let other = match &self.phase {
+            Phase::Publishing { issued, .. } => Some(issued),
+            Phase::Restoring { dropped, .. } => Some(dropped),
+            _ => None,
         };
-        self.held.iter().map(Credential::key).chain(next).chain(&self.retiring).collect()
+        self.held.iter().chain(other).collect()
+    }
+
+    /// Whether the held credential can be used as far as anybody knows.
+    pub fn held_is_good(&self, now: UnixTime) -> bool {
+        let unexpired = self.held.as_ref().is_some_and(|held| !held.has_expired(now));
+        unexpired && !self.held_refused && !self.held_key_lost
     }
 
     /// The credential with which the API server is asked now.
     pub fn authority(&self, now: UnixTime) -> Authority {
-        match &self.held {
-            Some(held) if !held.has_ended(now) && !self.held_refused && !self.held_key_lost => Authority::Held,
-            _ => Authority::Bootstrap,
-        }
+        if self.held_is_good(now) { Authority::Held } else { Authority::Bootstrap }
     }
 
     /// Failures in a row within the phase.
@@ -168,6 +316,154 @@ impl State {
     pub(super) fn choose_key(&mut self, policy: &Policy) -> KeyName {
         self.last_slot = self.last_slot.saturating_add(1);
         KeyName { backend: policy.backend.clone(), id: policy.key_prefix.key_id(self.last_slot) }
+    }
+
+    /// Puts a key that is no longer in use on the list of those to be destroyed, unless it is not ours to destroy.
+    pub(super) fn retire_key(&mut self, key: KeyName) {
+        if self.keys_in_use().any(|used| *used == key) {
+            return;
+        }
+        let is_foreign = self.foreign.contains(&key);
+        self.foreign.retain(|foreign| *foreign != key);
+        if !is_foreign && !self.retiring.contains(&key) {
+            self.retiring.push(key);
+        }
+    }
+
+    /// Whether the held credential can be published again.
+    pub(super) fn held_can_be_restored(&self, now: UnixTime) -> bool {
+        self.held.as_ref().is_some_and(|held| !held.has_expired(now)) && !self.held_key_lost
+    }
+
+    /// Gives up the candidate's key, which is destroyed before another one is made. Where its pair is perhaps published,
+    /// the held one is published again first.
+    pub(super) fn let_candidate_go(&mut self, reason: &str, key_lost: bool, now: UnixTime) {
+        self.discarded = self.discarded.saturating_add(1);
+        if let Phase::Publishing { issued, .. } = &self.phase
+            && self.held_can_be_restored(now)
+        {
+            let (dropped, reason) = (issued.clone(), printable(reason));
+            return self.enter(Phase::Restoring { dropped, reason, key_lost });
+        }
+        let key = self.phase.next_key().cloned();
+        self.enter(Phase::RETIRING);
+        if let Some(key) = key {
+            self.retire_key(key);
+        }
+    }
+
+    /// Holds `issued`, which is published now. Where it is not proven, what was in use before is kept.
+    pub(super) fn install(&mut self, next: &Candidate, issued: Credential, proven: bool, now: UnixTime) {
+        self.drop_previous();
+        let usable = self.held_can_be_restored(now);
+        let (template, refused) = (self.held_template.take(), self.held_refused);
+        let rotation_requested = self.rotation_requested;
+        let old = self.held.replace(issued.installed(now));
+        self.held_template = Some(next.template.clone());
+        (self.held_refused, self.held_key_lost, self.rotation_requested) = (false, false, false);
+        self.held_unproven = !proven;
+        self.enter(Phase::RETIRING);
+        let key = next.key.clone();
+        self.retiring.retain(|retiring| *retiring != key);
+        match old {
+            // A certificate that was published and adopted from disk before the journal knew of it has the same key.
+            Some(old) if *old.key() == key => {}
+            Some(credential) if !proven && usable => {
+                self.previous = Some(Previous { credential, template, refused, rotation_requested });
+            }
+            Some(old) => self.retire_key(old.key().clone()),
+            None => {}
+        }
+        if proven {
+            self.held_is_proven();
+        }
+    }
+
+    /// The API server accepts the held credential: nothing from before it is needed any more.
+    pub(super) fn held_is_proven(&mut self) {
+        self.held_unproven = false;
+        self.discarded = 0;
+        self.rejections = None;
+        self.drop_previous();
+    }
+
+    pub(super) fn drop_previous(&mut self) {
+        if let Some(previous) = self.previous.take() {
+            self.retire_key(previous.credential.key().clone());
+        }
+    }
+
+    /// Holds what was in use before again; whether there was anything of use.
+    pub(super) fn restore_previous(&mut self, reason: &str, key_lost: bool, now: UnixTime) -> bool {
+        let Some(previous) = self.previous.take_if(|previous| !previous.credential.has_expired(now)) else {
+            return false;
+        };
+        let dropped = self.held.replace(previous.credential);
+        self.held_template = previous.template;
+        self.rotation_requested |= previous.rotation_requested;
+        (self.held_refused, self.held_key_lost, self.held_unproven) = (previous.refused, false, false);
+        self.discarded = self.discarded.saturating_add(1);
+        self.enter(match dropped {
+            Some(dropped) => Phase::Restoring { dropped, reason: printable(reason), key_lost },
+            None => Phase::RETIRING,
+        });
+        true
+    }
+
+    /// Holds what something else made the current pair. What was in use before goes once that is proven.
+    pub(super) fn replace_pair(&mut self, found: FoundPair, now: UnixTime, policy: &Policy) {
+        let FoundPair { credential, key_is_ours } = found;
+        if let Some(held) = &mut self.held
+            && held.fingerprint() == credential.fingerprint()
+        {
+            if held.key() != credential.key() {
+                // The name that was known is another key's now, which is not ours to destroy.
+                *held = credential;
+                (self.held_refused, self.held_key_lost) = (false, false);
+            }
+            return;
+        }
+        let key = credential.key().clone();
+        if key_is_ours {
+            let slot = policy.key_prefix.slot_of(&key.id).unwrap_or_default();
+            self.last_slot = self.last_slot.max(slot);
+        } else if !self.keys().contains(&&key) {
+            self.foreign.push(key.clone());
+        }
+        self.retiring.retain(|retiring| *retiring != key);
+        let candidate = self.phase.next_key().cloned();
+        let earlier = self.previous.take();
+        let usable = self.held_is_good(now);
+        let old = self.held.replace(credential);
+        let template = std::mem::replace(&mut self.held_template, policy.template.clone());
+        (self.held_refused, self.held_key_lost) = (false, false);
+        self.enter(Phase::RETIRING);
+        let old_key = old.as_ref().map(|old| old.key().clone());
+        if usable
+            && let Some(credential) = old
+            && *credential.key() != key
+        {
+            self.previous = Some(Previous { credential, template, refused: false, rotation_requested: false });
+        }
+        let earlier = earlier.map(|earlier| earlier.credential.key().clone());
+        for key in old_key.into_iter().chain(earlier).chain(candidate) {
+            self.retire_key(key);
+        }
+        self.held_unproven = self.previous.is_some() || !self.retiring.is_empty();
+    }
+
+    /// Counts what was wrong with an issued certificate; how often in a row that has been the same.
+    pub(super) fn count_rejection(&mut self, kind: &str) -> u32 {
+        match &mut self.rejections {
+            Some(rejections) if rejections.kind == kind => {
+                rejections.in_a_row = rejections.in_a_row.saturating_add(1);
+                rejections.in_a_row
+            }
+            rejections => {
+                *rejections = Some(Rejections { kind: kind.to_owned(), in_a_row: 1 });
+                1
+            }
+        }
     }
 
     /// Notes a failure and when to try again.
@@ -200,34 +496,19 @@ impl State {
         }
     }
 
+    /// Notes a failure that will be the same the next time, as far as anybody can tell (case C50).
+    pub(super) fn fail_hard(&mut self, now: UnixTime, policy: &Policy, failure: impl Into<Failure>) {
+        self.fail(now, policy, failure, None);
+        let wait = policy.long_back_off(self.phase.name(), self.failures());
+        if let Some(back_off) = &mut self.back_off {
+            back_off.until = now + wait;
+        }
+    }
+
     /// Until when nothing is tried, if that is later than `now`. A clock that was set back must not stretch a wait, so
     /// none is believed that is longer than any could be.
     pub(super) fn back_off_until(&self, now: UnixTime, policy: &Policy) -> Option<UnixTime> {
         let until = self.back_off.as_ref()?.until;
         (until > now && until.since(now) <= policy.longest_back_off()).then_some(until)
-    }
-}
-
-/// What failed, and what a person can do about it.
-pub(super) struct Failure {
-    reason: String,
-    hint: String,
-}
-
-impl From<String> for Failure {
-    fn from(reason: String) -> Self {
-        Self { reason, hint: String::new() }
-    }
-}
-
-impl From<BackendError> for Failure {
-    fn from(error: BackendError) -> Self {
-        Self { reason: error.to_string(), hint: error.hint.unwrap_or_default() }
-    }
-}
-
-impl From<ApiFailure> for Failure {
-    fn from(failure: ApiFailure) -> Self {
-        Self { reason: failure.to_string(), hint: failure.hint().to_owned() }
     }
 }

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use pintle_plugins_api::BackendError;
 
-use super::simulation::{policy, public_key};
+use super::failure::PROOF_ATTEMPTS;
+use super::simulation::{policy, public_key, template};
 use super::*;
-use crate::KeyName;
+use crate::policy::Window;
+use crate::{Credential, KeyName, Rejection};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
@@ -16,7 +18,7 @@ fn key(slot: u64) -> KeyName {
 }
 
 fn candidate(slot: u64, attempt: u32) -> Candidate {
-    Candidate { key: key(slot), public_key: public_key(slot), attempt }
+    Candidate { key: key(slot), public_key: public_key(slot), template: template(0), attempt }
 }
 
 fn request() -> SubmittedRequest {
@@ -28,23 +30,43 @@ fn credential(slot: u64) -> Credential {
     Credential::simulated(slot, NOW - Duration::from_secs(300), NOW + DAY * 30).with_key(key(slot)).installed(NOW)
 }
 
+fn holding(held: Credential) -> State {
+    State { held: Some(held), held_template: Some(template(0)), last_slot: 1, ..State::new("5e1f09ac".to_owned()) }
+}
+
+fn proving(refusals: u32, unanswered: bool) -> Phase {
+    Phase::Proving { next: candidate(2, 1), issued: credential(2), refusals, unanswered }
+}
+
 /// Holding the credential of slot 1, in this phase of getting that of slot 2.
 fn in_phase(phase: Phase) -> State {
     let last_slot = if phase == Phase::Holding { 1 } else { 2 };
-    let retiring = if matches!(phase, Phase::Proving | Phase::Retiring) { vec![key(9)] } else { Vec::new() };
-    State { phase, last_slot, retiring, ..State::adopting(credential(1)) }
+    let retiring = if matches!(phase, Phase::Retiring { .. }) { vec![key(9)] } else { Vec::new() };
+    State { phase, last_slot, retiring, ..holding(credential(1)) }
 }
 
-fn phases() -> [Phase; 7] {
+const PROVING: usize = 4;
+const PUBLISHING: usize = 5;
+const RESTORING: usize = 6;
+const RETIRING: usize = 7;
+
+fn phases() -> [Phase; 8] {
     [
         Phase::Holding,
         Phase::Generating { key: key(2) },
         Phase::Requesting { next: candidate(2, 1) },
         Phase::Awaiting { next: candidate(2, 1), request: request() },
-        Phase::Publishing { next: candidate(2, 1), issued: credential(2) },
-        Phase::Proving,
-        Phase::Retiring,
+        proving(0, false),
+        Phase::Publishing { next: candidate(2, 1), issued: credential(2), proven: true },
+        Phase::Restoring { dropped: credential(2), reason: "refused".to_owned(), key_lost: false },
+        Phase::RETIRING,
     ]
+}
+
+/// The credential of slot 2 is published unproven, and that of slot 1 is kept.
+fn unproven() -> State {
+    let publishing = Phase::Publishing { next: candidate(2, 1), issued: credential(2), proven: false };
+    now(in_phase(publishing), Event::Published).0
 }
 
 fn awaiting() -> State {
@@ -69,6 +91,14 @@ fn at(state: State, event: Event, now: UnixTime) -> (State, Action) {
 
 fn now(state: State, event: Event) -> (State, Action) {
     at(state, event, NOW)
+}
+
+fn retired(slots: &[u64]) -> Event {
+    Event::Retired { destroyed: slots.iter().map(|slot| key(*slot)).collect(), failed: Vec::new() }
+}
+
+fn retire_failed() -> Event {
+    Event::Retired { destroyed: Vec::new(), failed: vec![error(BackendErrorKind::Unavailable)] }
 }
 
 /// The end of the back-off that the action waits for.
@@ -98,10 +128,11 @@ fn enrolment_goes_from_nothing_to_holding() {
     let (state, action) = now(state, Event::Observed(Observation::Pending));
     assert_eq!(action, observe);
     let (state, action) = now(state, Event::Observed(Observation::Issued(Ok(credential(1)))));
-    assert_eq!(action, Action::Publish { issued: credential(1) });
-    let (state, action) = now(state, Event::Published);
-    assert_eq!((action, state.held.as_ref()), (Action::Prove, Some(&credential(1))));
+    assert_eq!((action, state.held.as_ref()), (Action::Prove { credential: credential(1) }, None));
     let (state, action) = now(state, Event::Proven);
+    assert_eq!(action, Action::Publish { credential: credential(1) });
+    let (state, action) = now(state, Event::Published);
+    assert_eq!(state.held.as_ref(), Some(&credential(1)));
     let until = Some(Window::of(&credential(1)).deadline);
     assert_eq!((action, state.phase), (Action::Wait { until, waiting: Waiting::UntilRotation }, Phase::Holding));
 }
@@ -116,14 +147,14 @@ fn rotation_keeps_the_old_key_until_the_new_one_is_proven() {
     assert_eq!(state.keys(), [&key(1), &key(2)]);
     let (state, _) = at(state, Event::Submitted(request()), deadline);
     let (state, _) = at(state, Event::Observed(Observation::Issued(Ok(credential(2)))), deadline);
-    let (state, action) = at(state, Event::Published, deadline);
-    assert_eq!((action, state.keys()), (Action::Prove, vec![&key(2), &key(1)]));
     let (state, action) = at(state, Event::Proven, deadline);
-    assert_eq!(action, Action::Retire { keys: vec![key(1)] });
-    let (state, action) = at(state, Event::RetireFailed(error(BackendErrorKind::Unavailable)), deadline);
+    assert_eq!((action, state.keys()), (Action::Publish { credential: credential(2) }, vec![&key(1), &key(2)]));
+    let (state, action) = at(state, Event::Published, deadline);
+    assert_eq!((action, state.keys()), (Action::Retire { keys: vec![key(1)] }, vec![&key(2), &key(1)]));
+    let (state, action) = at(state, retire_failed(), deadline);
     let (state, action) = at(state, Event::Woke, back_off(&action));
     assert_eq!(action, Action::Retire { keys: vec![key(1)] });
-    let (state, _) = at(state, Event::Retired, deadline);
+    let (state, _) = at(state, retired(&[1]), deadline);
     assert_eq!((&state.phase, state.keys()), (&Phase::Holding, vec![&key(2)]));
 }
 
@@ -135,7 +166,7 @@ fn refused_means_same_key_next_attempt_and_ever_longer_waits() {
         Observation::Failed("no".to_owned()),
         Observation::Gone,
         Observation::Issued(Err(Rejection::Missing("a name".to_owned()))),
-        Observation::Issued(Err(Rejection::Ended(NOW))),
+        Observation::Issued(Err(Rejection::Expired(NOW))),
     ];
     for refusal in refusals {
         let (state, action) = now(awaiting(), Event::Observed(refusal));
@@ -225,7 +256,7 @@ fn certificate_for_another_key_costs_this_key_before_the_next_is_made() {
     let (state, action) = now(awaiting(), Event::Observed(Observation::Issued(Err(Rejection::OtherKey))));
     let (state, action) = after_back_off(state, &action);
     assert_eq!(action, Action::Retire { keys: vec![key(2)] });
-    let (state, _) = now(state, Event::Retired);
+    let (state, _) = now(state, retired(&[2]));
     assert_eq!(state.discarded, 1);
     let (_, action) = at(state, Event::Woke, Window::of(&credential(1)).deadline);
     assert_eq!(action, Action::Generate { key: key(3), algorithm: policy().algorithm });
@@ -236,28 +267,9 @@ fn id_of_somebody_elses_key_is_passed_over() {
     let conflict = Event::GenerateFailed(error(BackendErrorKind::Conflict));
     let (state, action) = now(in_phase(phases()[1].clone()), conflict);
     assert!(state.retiring.is_empty(), "it is not ours to destroy");
-    let (_, action) = after_back_off(state, &action);
+    back_off(&action);
+    let (_, action) = at(state, Event::Woke, Window::of(&credential(1)).deadline);
     assert_eq!(action, Action::Generate { key: key(3), algorithm: policy().algorithm });
-}
-
-/// Case C26.
-#[test]
-fn key_lost_before_its_certificate_is_published_is_made_again_in_the_same_slot() {
-    let lost = [
-        (2, Event::SigningFailed(error(BackendErrorKind::KeyLost))),
-        (2, Event::SigningFailed(error(BackendErrorKind::NotFound))),
-        (4, Event::PublishFailed { detail: "lost".to_owned(), key_lost: true }),
-    ];
-    for (phase, event) in lost {
-        let (state, action) = now(in_phase(phases()[phase].clone()), event);
-        assert_eq!(state.discarded, 1, "a backend that loses every key is asked ever less often");
-        let (_, action) = after_back_off(state, &action);
-        assert_eq!(action, Action::Generate { key: key(2), algorithm: policy().algorithm });
-    }
-    let (state, action) =
-        now(in_phase(phases()[2].clone()), Event::SigningFailed(error(BackendErrorKind::Unavailable)));
-    let (_, action) = after_back_off(state, &action);
-    assert_eq!(action, Action::Submit { next: candidate(2, 1), authority: Authority::Held });
 }
 
 /// Case C26.
@@ -279,8 +291,8 @@ fn lost_key_in_use_enrols_again_by_policy_only() {
     let (state, action) = now(in_phase(Phase::Holding), lost.clone());
     assert_eq!(action, Action::Generate { key: key(2), algorithm: policy().algorithm });
     assert_eq!(state.authority(NOW), Authority::Bootstrap);
-    let (_, action) = now(in_phase(Phase::Proving), lost);
-    assert_eq!(action, Action::Retire { keys: vec![key(9)] }, "what is lost is never proven");
+    let (state, _) = now(State { held: None, ..unproven() }, Event::Woke);
+    assert_eq!(now(state.clone(), lost).0, state, "there is nothing to lose");
 }
 
 /// Case C27.
@@ -289,7 +301,8 @@ fn device_that_is_back_is_asked_at_once() {
     for (phase, failure) in [
         (1, Event::GenerateFailed(error(BackendErrorKind::Unavailable))),
         (2, Event::SigningFailed(error(BackendErrorKind::Unavailable))),
-        (6, Event::RetireFailed(error(BackendErrorKind::Unavailable))),
+        (PROVING, Event::ProofKeyFailed(error(BackendErrorKind::Unavailable))),
+        (RETIRING, retire_failed()),
     ] {
         let before = in_phase(phases()[phase].clone());
         let (_, repeated) = now(before.clone(), Event::Woke);
@@ -298,7 +311,7 @@ fn device_that_is_back_is_asked_at_once() {
         let (state, action) = now(state, Event::BackendFound);
         assert_eq!(action, repeated);
         let (state, _) = now(state, failure);
-        assert_eq!(state.failures(), 2, "whoever comes and goes is asked ever less often");
+        assert_eq!(state.failures(), 2, "a device that comes and goes is asked ever less often");
     }
     let (state, waiting) = now(awaiting(), held_failed(ApiFailure::Server("500".to_owned())));
     assert_eq!(now(state, Event::BackendFound).1, waiting, "it was not the device's fault");
@@ -337,6 +350,7 @@ fn requested_rotation_begins_at_once_and_ends_a_back_off() {
     let (state, action) = now(state, Event::RotationRequested);
     assert_eq!(action, Action::Observe { next: candidate(2, 1), request: request(), authority: Authority::Held });
     let (state, _) = now(state, Event::Observed(Observation::Issued(Ok(credential(2)))));
+    let (state, _) = now(state, Event::Proven);
     let (state, _) = now(state, Event::Published);
     assert!(!state.rotation_requested, "the rotation that went on is the one that was asked for");
 }
@@ -344,18 +358,18 @@ fn requested_rotation_begins_at_once_and_ends_a_back_off() {
 /// Old keys wait for the last connections that use them, which takes as long as the proxy lets these drain.
 #[test]
 fn rotation_requested_while_old_keys_wait_follows_when_they_are_destroyed() {
-    let retiring = vec![Event::Retired];
-    let proving = vec![Event::Proven, Event::Retired];
-    for (phase, then) in [(Phase::Retiring, retiring), (Phase::Proving, proving)] {
-        let (mut state, mut action) = now(in_phase(phase.clone()), Event::RotationRequested);
-        assert_eq!(action, now(in_phase(phase), Event::Woke).1, "what is under way is ended first");
+    let of_proven = (in_phase(Phase::RETIRING), vec![retired(&[9])]);
+    let of_unproven = (unproven(), vec![Event::Proven, retired(&[1])]);
+    for (before, then) in [of_proven, of_unproven] {
+        let (mut state, mut action) = now(before.clone(), Event::RotationRequested);
+        assert_eq!(action, now(before, Event::Woke).1, "what is under way is ended first");
         for event in then {
             // Also after a restart in between.
             (state, _) = now(state, Event::Woke);
             (state, action) = now(state, event);
         }
         assert_eq!(action, Action::Generate { key: key(3), algorithm: policy().algorithm });
-        let publishing = Phase::Publishing { next: candidate(3, 1), issued: credential(3) };
+        let publishing = Phase::Publishing { next: candidate(3, 1), issued: credential(3), proven: true };
         let publishing = State { phase: publishing, ..state };
         let (state, _) = now(publishing, Event::Published);
         assert!(!state.rotation_requested, "and one rotation is enough");
@@ -372,60 +386,20 @@ fn key_in_another_backend_is_rotated_at_once() {
 
 #[test]
 fn published_twice_never_destroys_its_own_key() {
-    let publishing = Phase::Publishing { next: candidate(2, 1), issued: credential(2) };
+    let publishing = phases()[PUBLISHING].clone();
     let adopted = State { held: Some(credential(2)), retiring: vec![key(2), key(1)], ..in_phase(publishing) };
     let (state, _) = now(adopted, Event::Published);
     assert_eq!(state.retiring, [key(1)]);
 }
 
-#[test]
-fn published_but_unproven_goes_on_proving_and_destroys_nothing() {
-    let (mut state, mut clock) = (in_phase(Phase::Proving), NOW);
-    for _ in 0..20 {
-        let (next, action) = at(state, held_failed(ApiFailure::Unreachable("down".to_owned())), clock);
-        clock = back_off(&action);
-        let (next, action) = at(next, Event::Woke, clock);
-        assert_eq!(action, Action::Prove);
-        state = next;
-    }
-    let (_, action) = at(state, Event::Woke, Window::of(&credential(1)).closes);
-    assert_eq!(action, Action::Retire { keys: vec![key(9)] }, "outlived: the held credential is due itself");
-}
-
-/// Case C07.
-#[test]
-fn published_but_refused_for_minutes_is_given_up_for_bootstrap() {
-    let (mut state, mut clock, mut refusals) = (in_phase(Phase::Proving), NOW, 0);
-    for _ in 0..20 {
-        state = at(state, held_failed(ApiFailure::Unreachable("no refusal".to_owned())), clock).0;
-    }
-    while state.phase == Phase::Proving {
-        let (next, action) = at(state, held_failed(ApiFailure::Unauthorized("401".to_owned())), clock);
-        refusals += 1;
-        if let Action::Wait { until: Some(until), .. } = action {
-            clock = until;
-        }
-        state = next;
-    }
-    assert_eq!((refusals, &state.phase), (PROVE_ATTEMPTS, &Phase::Retiring));
-    let (state, action) = at(state, Event::Retired, clock);
-    assert_eq!(action, Action::Generate { key: key(3), algorithm: policy().algorithm });
-    assert_eq!(state.authority(clock), Authority::Bootstrap);
-}
-
-#[test]
-fn issued_but_ended_before_it_is_published_is_requested_again() {
-    let (_, action) = at(in_phase(phases()[4].clone()), Event::Woke, NOW + DAY * 30);
-    assert_eq!(action, Action::Submit { next: candidate(2, 2), authority: Authority::Bootstrap });
-}
-
 /// Case C29.
 #[test]
 fn full_disk_keeps_what_was_issued() {
-    let full = Event::PublishFailed { detail: "no space left on device".to_owned(), key_lost: false };
-    let (state, action) = now(in_phase(phases()[4].clone()), full);
+    let full = PublishError::Disk { detail: "no space left on device".to_owned(), hint: "make room".to_owned() };
+    let (state, action) = now(in_phase(phases()[PUBLISHING].clone()), Event::PublishFailed(full));
     assert!(back_off(&action).since(NOW) <= Policy::LOCAL_RETRY);
-    assert_eq!(now(state, Event::LocalChange).1, Action::Publish { issued: credential(2) });
+    assert!(state.back_off.as_ref().is_some_and(|back_off| back_off.hint == "make room"));
+    assert_eq!(now(state, Event::LocalChange).1, Action::Publish { credential: credential(2) });
 }
 
 /// Cases C14 and C23: after a restart the journal goes on where it was, whatever else is gone.
@@ -448,13 +422,17 @@ fn clock_set_back_does_not_stretch_a_wait() {
 
 /// Every kind of event, and the numbers of the phases to which it belongs.
 fn events() -> Vec<(Event, &'static [usize])> {
-    const ALL: &[usize] = &[0, 1, 2, 3, 4, 5, 6];
+    const ALL: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7];
     let failed = |authority, failure| Event::ApiFailed { authority, failure };
     let text = String::new;
     let mut events: Vec<(Event, &[usize])> = vec![
         (Event::Woke, &[]),
         (Event::RotationRequested, ALL),
         (Event::LocalChange, &[]),
+        (Event::PolicyChanged, &[]),
+        (Event::TemplateChanged, &[]),
+        (Event::AddressesMissing, &[]),
+        (Event::PairReplaced(FoundPair { credential: credential(7), key_is_ours: false }), ALL),
         (Event::BackendFound, &[]),
         (Event::HeldKeyFound, &[]),
         (Event::HeldRefused { key_lost: false }, ALL),
@@ -462,18 +440,19 @@ fn events() -> Vec<(Event, &'static [usize])> {
         (Event::Generated(public_key(5)), &[1]),
         (Event::Submitted(request()), &[2]),
         (Event::NameTaken, &[2]),
-        (Event::Published, &[4]),
-        (Event::PublishFailed { detail: text(), key_lost: false }, &[4]),
-        (Event::PublishFailed { detail: text(), key_lost: true }, &[4]),
-        (Event::Proven, &[5]),
-        (Event::Retired, &[6]),
+        (Event::Published, &[PUBLISHING, RESTORING]),
+        (Event::PublishFailed(PublishError::Disk { detail: text(), hint: text() }), &[PUBLISHING, RESTORING]),
+        (Event::Proven, &[PROVING]),
+        (retired(&[9]), &[RETIRING]),
+        (retire_failed(), &[RETIRING]),
     ];
     for kind in BackendErrorKind::ALL {
         events.push((Event::GenerateFailed(error(kind)), &[1]));
         events.push((Event::SigningFailed(error(kind)), &[2]));
-        events.push((Event::RetireFailed(error(kind)), &[6]));
+        events.push((Event::ProofKeyFailed(error(kind)), &[PROVING]));
+        events.push((Event::PublishFailed(PublishError::Backend(error(kind))), &[PUBLISHING, RESTORING]));
     }
-    for authority in [Authority::Held, Authority::Bootstrap] {
+    for authority in [Authority::Held, Authority::Bootstrap, Authority::Issued] {
         for failure in [
             ApiFailure::Unreachable(text()),
             ApiFailure::Unauthorized(text()),
@@ -484,7 +463,8 @@ fn events() -> Vec<(Event, &'static [usize])> {
             ApiFailure::Server(text()),
             ApiFailure::NoCredential(text()),
         ] {
-            events.push((failed(authority, failure), &[2, 3, 5]));
+            let phases: &[usize] = if authority == Authority::Issued { &[PROVING] } else { &[2, 3] };
+            events.push((failed(authority, failure), phases));
         }
     }
     for observation in [
@@ -516,6 +496,7 @@ fn unexpected_events_repeat_the_action_of_the_phase_and_none_panics() {
             for clock in [UnixTime::from_milliseconds(i64::MIN), UnixTime::from_milliseconds(i64::MAX)] {
                 at(before.clone(), event.clone(), clock);
                 at(State { held: None, ..before.clone() }, event.clone(), clock);
+                at(State { held_unproven: true, ..before.clone() }, event.clone(), clock);
                 at(State { discarded: u32::MAX, last_slot: u64::MAX, ..before.clone() }, event.clone(), clock);
             }
         }
@@ -552,3 +533,7 @@ fn another_bootstrap_credential_does_not_wait_for_what_failed_with_the_last_one(
     let throttled = failed(ApiFailure::Throttled { detail: "429".to_owned(), retry_after });
     back_off(&now(throttled, Event::LocalChange).1);
 }
+
+mod candidates;
+mod journal;
+mod proofs;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use pintle_plugins_api::encoding as der;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyId, PublicKey};
 
 use crate::encoding;
@@ -325,10 +326,10 @@ fn subject_public_key_info(attributes: &[Attribute]) -> Option<Vec<u8>> {
         }
     }
     if rsa {
-        return Some(encoding::rsa_subject_public_key_info(modulus?, exponent?));
+        return Some(der::rsa_subject_public_key_info(modulus?, exponent?));
     }
     let curve = curve?;
-    encoding::point_subject_public_key_info(curve, encoding::point(point?, curve)?)
+    der::point_subject_public_key_info(curve, encoding::point(point?, curve)?)
 }
 
 /// Whether the token has finished generating the key. SoftHSM stores a private object first and its value, with

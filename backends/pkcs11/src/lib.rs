@@ -13,7 +13,7 @@
 //! - `generation`: how a new one is asked for
 //! - `signature`: how a scheme becomes a mechanism
 //! - `usage`: what is taken of the token's room
-//! - `encoding`: the few DER structures that stand between PKCS#11's attributes and X.509's
+//! - `encoding`: what PKCS#11's attributes say of public keys and signatures
 //! - `fault`: PKCS#11's return values, sorted by what to do next
 
 mod encoding;

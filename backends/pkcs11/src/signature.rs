@@ -8,6 +8,7 @@ use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsPssParams};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
+use pintle_plugins_api::encoding as der;
 use pintle_plugins_api::{BackendError, BackendErrorKind, SignatureScheme};
 
 use crate::encoding;
@@ -44,7 +45,7 @@ fn on_digest(scheme: SignatureScheme, message: &[u8]) -> (Mechanism<'static>, Ve
     let digest = scheme.digest(message);
     match (pss(scheme), digest) {
         (Some(parameters), Some(digest)) => (Mechanism::RsaPkcsPss(parameters), digest),
-        (None, Some(digest)) => match encoding::digest_info(scheme, &digest) {
+        (None, Some(digest)) => match der::digest_info(scheme, &digest) {
             Some(digest_info) => (Mechanism::RsaPkcs, digest_info),
             None => (Mechanism::Ecdsa, digest),
         },

@@ -37,6 +37,12 @@ pub(crate) struct TokenUri {
     pub(crate) pin_source: Option<PathBuf>,
 }
 
+/// The name of an attribute, if it looks like one: a value that stands in the wrong place may be a PIN.
+fn shown(name: &str) -> &str {
+    let is_name = name.chars().all(|character| character.is_ascii_lowercase() || character == '-');
+    if is_name { name } else { "an attribute" }
+}
+
 impl TokenUri {
     /// Parses the URI. Errors name attributes, never their values: one of them may be a PIN.
     pub(crate) fn parse(text: &str) -> Result<Self, BackendError> {
@@ -58,7 +64,7 @@ impl TokenUri {
                 misconfigured("an attribute of the pkcs11: URI has no value (RFC 7512, section 2.3)").with_hint(hint)
             })?;
             if seen.contains(&name) {
-                return Err(misconfigured(format!("the pkcs11: URI says {name} twice")));
+                return Err(misconfigured(format!("the pkcs11: URI says {} twice", shown(name))));
             }
             seen.push(name);
             if in_path { uri.path_attribute(name, value)? } else { uri.query_attribute(name, value)? }
@@ -84,7 +90,9 @@ impl TokenUri {
                     .with_hint("name the token only: pintle chooses the ids of its keys"));
             }
             // An attribute that is not understood must not be taken as a match (RFC 7512, section 2.5).
-            other => return Err(misconfigured(format!("the pkcs11: URI has {other:?}, which is not supported"))),
+            other => {
+                return Err(misconfigured(format!("the pkcs11: URI has {}, which is not supported", shown(other))));
+            }
         }
         Ok(())
     }

@@ -162,7 +162,9 @@ fn error_texts_are_believed_as_text_only() {
 fn panics_stay_in_the_plugin() {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target directory");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "pintle-backend-plugin", "--example", "panicking", "--target-dir"]);
+    // With the features of the whole workspace, as everything else is built: those of this package alone would have its
+    // dependencies compiled once more, AWS-LC among them.
+    cargo.args(["build", "--quiet", "--workspace", "--example", "panicking", "--target-dir"]);
     shared::run(cargo.arg(target));
     let plugin = target.join("debug/examples/libpanicking.so").canonicalize().expect("it was built");
 

@@ -39,7 +39,7 @@ impl Configuration {
     pub fn from_json(text: &str) -> Result<Self, BackendError> {
         let configuration: Self = serde_json::from_str(text).map_err(|error| {
             unsupported(
-                format!("the TPM's configuration: {error}"),
+                format!("the TPM's configuration cannot be used: line {}, column {}", error.line(), error.column()),
                 "its fields are tcti, directory and make_directory",
             )
         })?;

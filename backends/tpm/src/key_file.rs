@@ -12,16 +12,16 @@
 
 use tss_esapi::structures::{Private, Public};
 use tss_esapi::traits::{Marshall, UnMarshall};
-
-use crate::der;
+use yasna::Tag;
+use yasna::models::ObjectIdentifier;
 
 const LABEL: &str = "TSS2 PRIVATE KEY";
 
 /// 2.23.133.10.1.3, `id-loadablekey`.
-const LOADABLE_KEY: [u8; 6] = [0x67, 0x81, 0x05, 0x0a, 0x01, 0x03];
+const LOADABLE_KEY: &[u64] = &[2, 23, 133, 10, 1, 3];
 
 /// TPM_RH_OWNER: the parent is the storage primary that its reader derives from the owner's seed.
-const OWNER: [u8; 4] = [0x40, 0x00, 0x00, 0x01];
+const OWNER: u32 = 0x4000_0001;
 
 /// A key as the TPM gave it out: the private half is encrypted, and of use to that TPM only.
 #[derive(Clone, Debug)]
@@ -33,33 +33,36 @@ pub(crate) struct KeyFile {
 impl KeyFile {
     /// The PEM text; `None` if the public area cannot be marshalled.
     pub(crate) fn to_pem(&self) -> Option<String> {
-        let content = [
-            der::element(der::OBJECT_IDENTIFIER, &LOADABLE_KEY),
-            der::element(der::EXPLICIT_0, &der::element(der::BOOLEAN, &[0xff])),
-            der::unsigned_integer(&OWNER),
-            der::element(der::OCTET_STRING, &sized(&self.public.marshall().ok()?)?),
-            der::element(der::OCTET_STRING, &sized(self.private.value())?),
-        ]
-        .concat();
+        let (public, private) = (sized(&self.public.marshall().ok()?)?, sized(self.private.value())?);
+        let content = yasna::construct_der(|writer| {
+            writer.write_sequence(|writer| {
+                writer.next().write_oid(&ObjectIdentifier::from_slice(LOADABLE_KEY));
+                writer.next().write_tagged(Tag::context(0), |writer| writer.write_bool(true));
+                writer.next().write_u32(OWNER);
+                writer.next().write_bytes(&public);
+                writer.next().write_bytes(&private);
+            });
+        });
         let line_ending = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-        Some(pem::encode_config(&pem::Pem::new(LABEL, der::element(der::SEQUENCE, &content)), line_ending))
+        Some(pem::encode_config(&pem::Pem::new(LABEL, content), line_ending))
     }
 
     /// Parses the PEM text; `None` unless it is a loadable key under the owner's primary with an empty authorization.
     pub(crate) fn from_pem(text: &str) -> Option<Self> {
         let pem = pem::parse(text).ok().filter(|pem| pem.tag() == LABEL)?;
-        let mut file = pem.contents();
-        let mut content = der::take(&mut file, der::SEQUENCE)?;
-        let kind = der::take(&mut content, der::OBJECT_IDENTIFIER)?;
-        let mut empty_authorization = der::take(&mut content, der::EXPLICIT_0)?;
-        let is_empty = der::take(&mut empty_authorization, der::BOOLEAN)?;
-        let parent = der::take(&mut content, der::INTEGER)?;
-        let public = unsized_content(der::take(&mut content, der::OCTET_STRING)?)?;
-        let private = unsized_content(der::take(&mut content, der::OCTET_STRING)?)?;
-        let nothing_else = file.is_empty() && content.is_empty() && empty_authorization.is_empty();
-        if kind != LOADABLE_KEY || is_empty != [0xff] || parent != OWNER || !nothing_else {
+        let content = yasna::parse_der(pem.contents(), |reader| {
+            reader.read_sequence(|reader| {
+                let kind = reader.next().read_oid()?;
+                let is_empty = reader.next().read_tagged(Tag::context(0), |reader| reader.read_bool())?;
+                let parent = reader.next().read_u32()?;
+                Ok((kind, is_empty, parent, reader.next().read_bytes()?, reader.next().read_bytes()?))
+            })
+        });
+        let (kind, is_empty, parent, public, private) = content.ok()?;
+        if *kind.components() != LOADABLE_KEY || !is_empty || parent != OWNER {
             return None;
         }
+        let (public, private) = (unsized_content(&public)?, unsized_content(&private)?);
         Some(Self { public: Public::unmarshall(public).ok()?, private: Private::try_from(private).ok()? })
     }
 }

@@ -15,7 +15,6 @@
 
 mod backend;
 mod configuration;
-mod der;
 mod device;
 mod directory;
 mod key_file;

@@ -1,6 +1,6 @@
 //! What is asked of the TPM, and what its answers are in the terms of X.509.
 
-use pintle_plugins_api::{KeyAlgorithm, PublicKey, SignatureScheme};
+use pintle_plugins_api::{KeyAlgorithm, PublicKey, SignatureScheme, encoding};
 use tss_esapi::attributes::{ObjectAttributes, ObjectAttributesBuilder};
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
@@ -11,16 +11,6 @@ use tss_esapi::structures::{
     SymmetricDefinitionObject,
 };
 
-use crate::der;
-
-/// 1.2.840.10045.2.1, `id-ecPublicKey` (RFC 5480).
-const EC_PUBLIC_KEY: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
-/// 1.2.840.10045.3.1.7, `secp256r1`.
-const SECP256R1: [u8; 8] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-/// 1.3.132.0.34, `secp384r1`.
-const SECP384R1: [u8; 5] = [0x2b, 0x81, 0x04, 0x00, 0x22];
-/// 1.2.840.113549.1.1.1, `rsaEncryption` (RFC 8017).
-const RSA_ENCRYPTION: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 /// 65537: what a TPM means by the exponent 0.
 const DEFAULT_EXPONENT: u32 = 65537;
 
@@ -113,36 +103,29 @@ pub(crate) fn scheme(scheme: SignatureScheme) -> Option<(TpmScheme, usize)> {
     }
 }
 
-/// The public area as a SubjectPublicKeyInfo (RFC 5280, section 4.1); `None` if it is not a key of pintle's kinds.
+/// The public area as a public key; `None` if it is not a key of pintle's kinds.
 pub(crate) fn public_key(public: &Public) -> Option<PublicKey> {
-    let (identifier, key) = match public {
+    let subject_public_key_info = match public {
         Public::Ecc { parameters, unique, .. } => {
-            let (curve, length): (&[u8], _) = match parameters.ecc_curve() {
-                EccCurve::NistP256 => (&SECP256R1, 32),
-                EccCurve::NistP384 => (&SECP384R1, 48),
+            let (algorithm, length) = match parameters.ecc_curve() {
+                EccCurve::NistP256 => (KeyAlgorithm::EcdsaP256, 32),
+                EccCurve::NistP384 => (KeyAlgorithm::EcdsaP384, 48),
                 _ => return None,
             };
-            let identifier =
-                [der::element(der::OBJECT_IDENTIFIER, &EC_PUBLIC_KEY), der::element(der::OBJECT_IDENTIFIER, curve)];
             // An uncompressed point (SEC 1, section 2.3.3).
             let point = [vec![4], padded(unique.x().value(), length)?, padded(unique.y().value(), length)?].concat();
-            (identifier.concat(), point)
+            encoding::point_subject_public_key_info(algorithm, &point)?
         }
         Public::Rsa { parameters, unique, .. } => {
             let exponent = match parameters.exponent().value() {
                 0 => DEFAULT_EXPONENT,
                 exponent => exponent,
             };
-            let identifier = [der::element(der::OBJECT_IDENTIFIER, &RSA_ENCRYPTION), der::element(der::NULL, &[])];
-            let key = [der::unsigned_integer(unique.value()), der::unsigned_integer(&exponent.to_be_bytes())];
-            (identifier.concat(), der::element(der::SEQUENCE, &key.concat()))
+            encoding::rsa_subject_public_key_info(unique.value(), &exponent.to_be_bytes())
         }
         _ => return None,
     };
-    // No bits of the last octet are unused.
-    let bits = [vec![0], key].concat();
-    let content = [der::element(der::SEQUENCE, &identifier), der::element(der::BIT_STRING, &bits)].concat();
-    PublicKey::from_der(der::element(der::SEQUENCE, &content)).ok()
+    PublicKey::from_der(subject_public_key_info).ok()
 }
 
 /// The signature as X.509 and TLS encode it; `None` if it is none that was asked for.
@@ -150,7 +133,7 @@ pub(crate) fn signature(signature: &Signature, public: &Public) -> Option<Vec<u8
     match (signature, public) {
         (Signature::EcDsa(signature), Public::Ecc { .. }) => {
             let (r, s) = (signature.signature_r().value(), signature.signature_s().value());
-            Some(der::element(der::SEQUENCE, &[der::unsigned_integer(r), der::unsigned_integer(s)].concat()))
+            Some(encoding::ecdsa_signature(r, s))
         }
         (Signature::RsaSsa(signature) | Signature::RsaPss(signature), Public::Rsa { unique, .. }) => {
             padded(signature.signature().value(), unique.value().len())

@@ -71,7 +71,8 @@ fn decide(cluster: &Cluster, object: &CertificateSigningRequest) {
         let condition = condition(DENIED, "DeniedByFault", "The approver was told to deny this request.");
         return add_condition(cluster, object, condition);
     }
-    if cluster.options.manual_approval || object.spec.signer_name != KUBE_APISERVER_CLIENT_KUBELET {
+    let held = cluster.faults.borrow().hold_approvals;
+    if held || cluster.options.manual_approval || object.spec.signer_name != KUBE_APISERVER_CLIENT_KUBELET {
         return;
     }
     let Ok(request) = CertificationRequest::parse(&object.spec.request.0) else { return };

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct Faults {
     /// The approver denies the next pending request that it looks at, whatever its signer; used up by it.
     pub deny_next: bool,
+    /// The approver leaves pending requests alone.
+    pub hold_approvals: bool,
     /// The signer marks the next approved request Failed; used up by it.
     pub fail_next_signing: bool,
     /// Answer so many requests with 429 Too Many Requests.

@@ -125,7 +125,9 @@ pub(super) fn read_frame<T: DeserializeOwned>(reader: &mut impl Read) -> io::Res
     }
     let mut frame = vec![0; length];
     reader.read_exact(&mut frame)?;
-    Ok(Some(serde_json::from_slice(&frame)?))
+    // A plugin's configuration may hold a secret.
+    let parsed = serde_json::from_slice(&frame);
+    parsed.map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, crate::parse_error::json(&error)))
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ pub fn ask(path: &Path, request: Request) -> Result<Response, ControlError> {
     })?;
     let exchange = |stream: &mut UnixStream| -> io::Result<Response> {
         // Everything else takes as long as an approver or a device does.
-        let quick = matches!(request, Request::Status | Request::Rotate { wait: false });
+        let quick = matches!(request, Request::Status | Request::Rotate { wait: false, .. });
         stream.set_read_timeout(quick.then_some(ANSWER_TIMEOUT))?;
         let mut text = serde_json::to_string(&request)?;
         text.push('\n');

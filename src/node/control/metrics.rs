@@ -12,20 +12,20 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
-use super::Desk;
+use super::Server;
 use crate::telemetry::metrics;
 use crate::world::clock::now;
 
-/// Who has not asked by then is sent away.
+/// Clients that send no request within this time are disconnected.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many may ask at once.
+/// The number of clients served at once.
 const AT_ONCE: usize = 16;
 
 /// Listens at this address and answers until the runtime ends.
 ///
 /// # Errors
 /// If the address cannot be listened on.
-pub async fn serve(address: SocketAddr, desk: Desk) -> io::Result<()> {
+pub async fn serve(address: SocketAddr, server: Server) -> io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     tokio::spawn(async move {
         let places = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
@@ -35,14 +35,14 @@ pub async fn serve(address: SocketAddr, desk: Desk) -> io::Result<()> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let desk = desk.clone();
+            let server = server.clone();
             tokio::spawn(async move {
-                let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &desk))));
+                let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &server))));
                 let mut connection = hyper::server::conn::http1::Builder::new();
                 connection.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
-                // Who has the answer makes place for the next one.
+                // Once answered, a client makes room for the next one.
                 connection.keep_alive(false);
-                // Who asked may have gone away.
+                // The client may have gone away.
                 let _ = connection.serve_connection(TokioIo::new(stream), answer).await;
                 drop(place);
             });
@@ -51,13 +51,13 @@ pub async fn serve(address: SocketAddr, desk: Desk) -> io::Result<()> {
     Ok(())
 }
 
-fn answer(request: &Request<Incoming>, desk: &Desk) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, server: &Server) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
             let content_type = header::HeaderValue::from_static(metrics::MEDIA_TYPE);
             response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-            *response.body_mut() = Full::from(metrics::text(&desk.status(), now()));
+            *response.body_mut() = Full::from(metrics::text(&server.status(), now()));
         }
         (_, "/metrics") => *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED,
         _ => *response.status_mut() = StatusCode::NOT_FOUND,

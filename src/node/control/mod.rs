@@ -13,7 +13,7 @@ use crate::keys::inventory::{BackendEntry, Inventory};
 use crate::telemetry::Status;
 
 pub use client::{ControlError, ask};
-pub use server::{Desk, serve};
+pub use server::{Server, serve};
 
 /// What is asked of a running agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub enum Request {
     Status,
     /// Rotate now.
     Rotate {
+        /// The identity; the only one if it is not named.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        identity: Option<String>,
         /// Whether to answer only when the new certificate is in use, or when it failed.
         wait: bool,
     },
@@ -45,8 +48,9 @@ pub enum Request {
     },
     /// Move an identity's key to another backend.
     Migrate {
-        /// The identity.
-        identity: String,
+        /// The identity; the only one if it is not named.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        identity: Option<String>,
         /// The backend.
         to: String,
         /// Whether only to tell what would be done.
@@ -60,7 +64,7 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Response {
-    /// How things stand; after a rotation that was waited for, how they stand after it.
+    /// How things stand; after a rotation that was waited for, how its identity stands after it.
     Status {
         /// The status.
         status: Status,

@@ -108,7 +108,7 @@ impl Token {
             pin_file: Some(pin),
         };
         let mut backend = configuration.open().expect("the token opens");
-        let id = KeyPrefix::new(NODE, "client").key_id(1);
+        let id = KeyPrefix::new(NODE, "client", "5e1f09ac").key_id(1);
         let key = backend.generate(&id, KeyAlgorithm::EcdsaP256).expect("a key");
         Some(Self { directory: directory.to_owned(), module, identity: authority.node_of(key.as_der()) })
     }
