@@ -345,7 +345,7 @@ users:
         kubeconfig.use_files(pair(), pair()).expect("text");
         assert!(kubeconfig.write(&SystemFiles, &path, None).expect("written"));
         assert_eq!(staleness(&SystemFiles, &path, pair()), None);
-        assert!(staleness(directory.path(), pair()).is_some());
+        assert!(staleness(&SystemFiles, directory.path(), pair()).is_some());
         std::fs::write(&path, "").expect("torn");
         assert!(staleness(&SystemFiles, &path, pair()).is_some());
     }

@@ -24,8 +24,6 @@ use refused::{PinState, RefusedPins, Remembering};
 pub use module::ModuleConfiguration;
 pub(crate) use module::plugin_trust;
 pub use thread::BackendThread;
-#[cfg(test)]
-pub(crate) use thread::Pace;
 pub use tls::{HeldCertificate, certified_key, certified_key_within};
 
 /// How long a backend may take to generate a key: discrete TPMs take up to a minute for an RSA key.

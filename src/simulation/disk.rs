@@ -141,6 +141,13 @@ impl Disk {
         self.inner().locked.clear();
     }
 
+    /// What is durable of a file.
+    pub(super) fn peek_durable(&self, path: &Path) -> Option<Vec<u8>> {
+        let inner = self.inner();
+        let inode = *inner.durable_names.get(path)?;
+        inner.nodes[inode].durable.clone()
+    }
+
     /// Somebody else writes a file, with no fault and durably.
     pub(super) fn put(&self, path: &Path, content: &[u8]) {
         let now = (self.clock)();

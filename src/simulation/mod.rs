@@ -1,8 +1,215 @@
 //! The whole agent in a simulated world: the very loop of an identity, over a simulated clock, disk, API server and
 //! backends. A seed reproduces everything.
+//!
+//! `PINTLE_SIMULATED_NODE_YEARS=N cargo test -p pintle --lib simulation -- --nocapture` runs for longer;
+//! `PINTLE_SIMULATED_SEED=N` runs one life alone, and prints what happens to it.
 
+mod chaos;
 mod control_plane;
 mod device;
 mod disk;
+mod node;
+mod promises;
 mod random;
 mod time;
+mod world;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::identity::Command;
+use crate::telemetry::State;
+use chaos::Order;
+use node::Node;
+use promises::Seen;
+use time::{Ended, Executor, Task};
+use world::{BACKENDS, HOUR, World};
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// The task that lets time pass; nodes have the numbers from 1.
+const WEATHER: usize = 0;
+
+/// What one life came to.
+struct Life {
+    visited: BTreeMap<String, u64>,
+    node_years: f64,
+}
+
+/// Lets some nodes live for so long, and then waits for all of them to be ready.
+fn live(seed: u64, span: Duration) -> Result<Life, String> {
+    let mut shape = random::Random::new(seed ^ 0x5eed);
+    let count = 1 + usize::try_from(shape.below(3)).unwrap_or_default();
+    let life = *shape.one_of(&[HOUR, HOUR * 24, DAY * 30, DAY * 365]);
+    let world = World::new(seed, count, life);
+    let mut nodes: Vec<Node> = (0..count).map(|number| Node::new(&world, number)).collect();
+    let mut seen = vec![Seen::default(); count];
+    let mut executor = Executor::new(Arc::clone(&world.timers));
+    for node in &mut nodes {
+        executor.start(node.number + 1, node.process(&world));
+    }
+    world.lock().hostile = true;
+    let end = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    // First of all they enrol; then come blows, each followed by a calm now and then; at last a calm that is judged.
+    let mut weather = Weather::Blow;
+    executor.start(WEATHER, pause(&world, HOUR));
+    world.stir();
+    loop {
+        let Some((number, ended)) = executor.run(|task| {
+            for (node, seen) in nodes.iter().zip(&mut seen) {
+                promises::check(&world, node, seen, task == node.number + 1);
+            }
+        }) else {
+            return Err("nothing sleeps any more".to_owned());
+        };
+        if let Some(broken) = world.lock().broken.take() {
+            return Err(broken);
+        }
+        if number != WEATHER {
+            // A process that has ended is started again by the service manager.
+            let node = &mut nodes[number - 1];
+            let disk = world.lock().nodes[node.number].disk.clone();
+            if ended == Ended::Crashed && world.lock().random.one_in(2) {
+                disk.crash(&mut world.lock().random);
+            } else {
+                disk.process_ended();
+            }
+            executor.start(number, node.process(&world));
+            continue;
+        }
+        weather = match weather {
+            Weather::Blow if world.timers.now() > end => {
+                chaos::calm(&world);
+                world.lock().hostile = false;
+                world.stir();
+                executor.start(WEATHER, pause(&world, DAY * 2));
+                Weather::Judged
+            }
+            Weather::Blow => {
+                let order = chaos::strike(&world, count);
+                if let Some(order) = order {
+                    obey(order, &world, &mut nodes, &mut executor);
+                }
+                let (calms, wait) = {
+                    let mut inner = world.lock();
+                    (inner.random.one_in(3), inner.random.within(HOUR * 30))
+                };
+                if calms {
+                    chaos::calm(&world);
+                }
+                world.stir();
+                executor.start(WEATHER, pause(&world, wait));
+                Weather::Blow
+            }
+            Weather::Judged => {
+                for node in &nodes {
+                    let status = node.status();
+                    let ready = status.identities.iter().all(|identity| {
+                        matches!(identity.state, State::Ready | State::Rotating) && identity.reason.is_empty()
+                    });
+                    if !ready || status.identities.is_empty() {
+                        return Err(format!("liveness: {} is {:?}", node.config.node.name, status.identities));
+                    }
+                }
+                let node_years = count as f64 * world.timers.now() as f64 / 31_557_600_000.0;
+                return Ok(Life { visited: std::mem::take(&mut world.lock().visited), node_years });
+            }
+        };
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Weather {
+    Blow,
+    Judged,
+}
+
+fn pause(world: &Arc<World>, duration: Duration) -> Task {
+    let timers = Arc::clone(&world.timers);
+    Task::new(async move { timers.sleep(duration).await })
+}
+
+fn obey(order: Order, world: &Arc<World>, nodes: &mut [Node], executor: &mut Executor) {
+    match order {
+        Order::Kill { node, power } => restart(world, &mut nodes[node], executor, power),
+        Order::Rotate(node) => {
+            let _ = nodes[node].commands.as_ref().map(|commands| commands.try_send(Command::Rotate));
+        }
+        Order::Migrate(node) => {
+            let to = world.lock().random.one_of(&BACKENDS).to_string();
+            let (reply, _) = tokio::sync::oneshot::channel();
+            let command = Command::Migrate { to, dry_run: false, reply };
+            let _ = nodes[node].commands.as_ref().map(|commands| commands.try_send(command));
+        }
+        Order::Reconfigure(node) => {
+            let other = BACKENDS.into_iter().find(|name| *name != nodes[node].config.backend).unwrap_or(BACKENDS[0]);
+            let config = &mut nodes[node].config;
+            other.clone_into(&mut config.backend);
+            other.clone_into(&mut config.configured_backend);
+            restart(world, &mut nodes[node], executor, false);
+        }
+    }
+}
+
+fn restart(world: &Arc<World>, node: &mut Node, executor: &mut Executor, power: bool) {
+    executor.stop(|number| number == node.number + 1);
+    let disk = world.lock().nodes[node.number].disk.clone();
+    if power {
+        disk.crash(&mut world.lock().random);
+    } else {
+        disk.process_ended();
+    }
+    executor.start(node.number + 1, node.process(world));
+}
+
+/// Runs lives on all cores until they add up to so many node-years; the first seed that goes wrong, and how.
+fn lives(node_years: f64, span: Duration) -> Result<(u64, f64, BTreeMap<String, u64>), (u64, String)> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
+    let workers = |worker: u64| {
+        let (mut lived, mut visited, mut seed) = (0.0, BTreeMap::<String, u64>::new(), worker);
+        let mut count = 0;
+        while lived < node_years / threads as f64 {
+            let life = live(seed, span).map_err(|broken| (seed, broken))?;
+            lived += life.node_years;
+            life.visited.into_iter().for_each(|(what, times)| *visited.entry(what).or_default() += times);
+            seed += threads;
+            count += 1;
+        }
+        Ok((count, lived, visited))
+    };
+    let results: Vec<Result<(u64, f64, BTreeMap<String, u64>), (u64, String)>> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|worker| scope.spawn(move || workers(worker))).collect();
+        handles.into_iter().map(|handle| handle.join().expect("a life does not panic")).collect()
+    });
+    let mut total = (0, 0.0, BTreeMap::<String, u64>::new());
+    for result in results {
+        let (count, lived, visited) = result?;
+        total.0 += count;
+        total.1 += lived;
+        visited.into_iter().for_each(|(what, times)| *total.2.entry(what).or_default() += times);
+    }
+    Ok(total)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn every_life_keeps_the_promises_and_ends_ready() {
+    if let Some(seed) = number("PINTLE_SIMULATED_SEED") {
+        match live(seed, DAY * 200) {
+            Ok(life) => println!("seed {seed}: {:.1} node-years", life.node_years),
+            Err(broken) => panic!("seed {seed}: {broken}"),
+        }
+        return;
+    }
+    let node_years = number("PINTLE_SIMULATED_NODE_YEARS").unwrap_or(100);
+    match lives(node_years as f64, DAY * 200) {
+        Ok((lives, lived, visited)) => {
+            println!("{lives} lives, {lived:.0} node-years; visited:");
+            visited.iter().for_each(|(what, times)| println!("{times:>12} {what}"));
+        }
+        Err((seed, broken)) => panic!("seed {seed}: {broken}"),
+    }
+}

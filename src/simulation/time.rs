@@ -73,6 +73,12 @@ impl Timers {
         self.sleep_until(self.now().saturating_add(milliseconds))
     }
 
+    /// Wakes everything that sleeps, so that it looks at the world again.
+    pub(super) fn wake_all(&self) {
+        let wakers: Vec<Waker> = self.inner().waiting.iter().map(|Reverse(timer)| timer.waker.clone()).collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
     /// Jumps to the next timer and wakes its sleeper; false if nobody sleeps.
     fn advance(&self) -> bool {
         let next = {
@@ -168,11 +174,12 @@ impl Executor {
         self.tasks.retain(|(number, _)| !is_of(*number));
     }
 
-    /// Runs until a task ends, and says which and how; `None` if all wait for what never comes.
+    /// Runs until a task ends, and says which and how; `None` if all wait for what never comes. Calls `check` after each
+    /// poll.
     ///
     /// # Panics
     /// If a task does, other than by [`crash`].
-    pub(super) fn run(&mut self) -> Option<(usize, Ended)> {
+    pub(super) fn run(&mut self, mut check: impl FnMut(usize)) -> Option<(usize, Ended)> {
         loop {
             let mut progressed = false;
             for index in 0..self.tasks.len() {
@@ -184,13 +191,14 @@ impl Executor {
                 let waker = Waker::from(Arc::clone(&task.ready));
                 let polled =
                     catch_unwind(AssertUnwindSafe(|| task.future.as_mut().poll(&mut Context::from_waker(&waker))));
+                let number = *number;
+                check(number);
                 let ended = match polled {
                     Ok(Poll::Pending) => continue,
                     Ok(Poll::Ready(())) => Ended::Returned,
                     Err(panic) if panic.is::<Crash>() => Ended::Crashed,
                     Err(panic) => resume_unwind(panic),
                 };
-                let number = *number;
                 self.tasks.remove(index);
                 return Some((number, ended));
             }
@@ -221,9 +229,9 @@ mod tests {
                 }),
             );
         }
-        assert_eq!(executor.run(), Some((2, Ended::Returned)));
-        assert_eq!((executor.run(), timers.now()), (Some((1, Ended::Crashed)), 50_000));
+        assert_eq!(executor.run(|_| ()), Some((2, Ended::Returned)));
+        assert_eq!((executor.run(|_| ()), timers.now()), (Some((1, Ended::Crashed)), 50_000));
         executor.stop(|number| number == 3);
-        assert_eq!(executor.run(), None);
+        assert_eq!(executor.run(|_| ()), None);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use pintle::demo::control_plane::{self, ControlPlane};
 use pintle::keys::checks::Checks;
 use pintle_plugins_api::KeyBackend;
-use pintle_test_support::{Agent, AgentCommand, ScratchDirectory, eventually};
+use pintle_test_support::{Agent, AgentCommand, ScratchDirectory, eventually, without_installation};
 use serde_json::Value;
 
 use crate::token::Token;
@@ -157,13 +157,13 @@ fn a_key_moves_to_a_token_and_back_and_a_restart_remembers() {
     assert_eq!(node.backend_in_use(), "file");
     assert!(node.fail(&["migrate", "client", "--to", "nowhere"]).contains("nowhere"));
     assert!(node.fail(&["migrate", "nobody", "--to", "token"]).contains("client"));
-    let plan = node.succeed(&["migrate", "client", "--to", "token", "--dry-run"]);
+    let plan = without_installation(&node.succeed(&["migrate", "client", "--to", "token", "--dry-run"]));
     assert!(plan.contains("would be replaced") && plan.contains("file:worker-1_client_1"), "{plan}");
     assert_eq!(node.backend_in_use(), "file");
-    let done = node.succeed(&["migrate", "client", "--to", "token", "--wait"]);
+    let done = without_installation(&node.succeed(&["migrate", "client", "--to", "token", "--wait"]));
     assert!(done.contains("token:worker-1_client_2"), "{done}");
     assert_eq!(node.backend_in_use(), "token");
-    let keys = node.succeed(&["keys", "list"]);
+    let keys = without_installation(&node.succeed(&["keys", "list"]));
     assert!(keys.contains("worker-1_client_2   ecdsa-p256   in-use") && !keys.contains("client_1"), "{keys}");
     let pair = std::fs::read_to_string(node.scratch.join("pki/kubelet-client-current.pem")).expect("a pair");
     assert!(!pair.contains("PRIVATE KEY"));
