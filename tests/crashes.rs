@@ -225,13 +225,14 @@ fn c02_torn_files_are_survived() {
     agent.kill();
     assert_eq!(control_plane.requests_of("torn").len(), 3);
 
-    // Everything: only the bootstrap credential is left, and the key, whose request at the API server is found again.
+    // Everything: only the bootstrap credential is left. The keys of before may be anybody's, so they are left alone.
+    let left = node.keys();
     tear(&node.journal());
     node.pairs().iter().for_each(|pair| tear(pair));
     let mut agent = node.agent().start();
     assert_eq!(Some(wait_until_holding(&mut agent)), node.current().map(|pair| pair.serial));
-    assert_eq!(control_plane.requests_of("torn").len(), 3);
-    assert!(node.keys().len() <= 2, "{:?}", node.keys());
+    assert_eq!(control_plane.requests_of("torn").len(), 4);
+    assert!(left.iter().all(|key| node.keys().contains(key)), "{left:?} and now {:?}", node.keys());
 }
 
 /// Puts somebody else's private key into a pair.
@@ -276,6 +277,34 @@ fn c02_a_pair_with_somebody_elses_key_is_not_used() {
         line["event"] == "holding" && line["serial"] != first.serial && line["serial"] != second.serial
     });
     assert_eq!(control_plane.requests_of("exchanged").len(), 3);
+}
+
+/// As a kubelet does that rotates beside us: another file, and the link flipped.
+#[test]
+fn c46_a_pair_that_something_else_writes_is_named_and_held() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let node = enrolled(&control_plane, "beside");
+    let other = enrolled(&control_plane, "beside");
+    let own_keys = node.keys();
+    let mut agent = node.agent().start();
+    wait_until_holding(&mut agent);
+    let theirs = other.current().expect("a pair");
+    let (file, link) = (node.cert_dir().join("kubelet-client-by-kubelet.pem"), node.cert_dir().join("next"));
+    fs::copy(other.current_path(), &file).expect("copied");
+    std::os::unix::fs::symlink(&file, &link).expect("linked");
+    fs::rename(&link, node.current_path()).expect("flipped");
+    agent.wait_for_log("it is named", DEADLINE, |line| {
+        line["event"] == "credential_adopted" && line["serial"] == *theirs.serial
+    });
+    agent.wait_for_log("it is proven", DEADLINE, |line| {
+        line["event"] == "identity_proven" && line["serial"] == *theirs.serial
+    });
+    eventually("the key before is destroyed", DEADLINE, || {
+        own_keys.iter().all(|key| !node.keys().contains(key)).then_some(())
+    });
+    assert_eq!(node.current().expect("a pair"), theirs);
+    assert_eq!(node.run(&["rotate", "--wait"]).code, Some(0));
+    agent.process().assert_running();
 }
 
 #[test]

@@ -201,7 +201,7 @@ fn c27_pin_is_changed() {
 struct TpmNode {
     node: Node,
     swtpm: Swtpm,
-    _control_plane: Embedded,
+    control_plane: Embedded,
 }
 
 impl TpmNode {
@@ -210,7 +210,7 @@ impl TpmNode {
         let swtpm = Swtpm::new(node.scratch.join("tpm"));
         let control_plane = Embedded::signing_for(HOUR);
         node.bootstrap_with(&control_plane.bootstrap_kubeconfig());
-        let node = Self { node, swtpm, _control_plane: control_plane };
+        let node = Self { node, swtpm, control_plane };
         node.configure("");
         node
     }
@@ -288,6 +288,32 @@ fn c26_cleared_tpm_is_a_lost_key_and_enrols_again_only_when_that_is_allowed() {
     node.is_in_order(&mut agent);
 }
 
+/// C32: the candidate is lost with the key in use while its request waits for approval.
+#[test]
+fn c32_tpm_cleared_while_a_request_is_pending_enrols_with_another_key() {
+    let node = TpmNode::new();
+    node.configure("on-key-loss = \"enrol\"\n");
+    let (mut agent, serial) = node.enrol();
+    node.control_plane.change_faults(|faults| faults.hold_approvals = true);
+    node.node.rotate();
+    let pending = agent.wait_for("a request is pending", DEADLINE, |_| {
+        let status = node.node.status()?;
+        (status["state"] == "waiting-for-approval").then(|| status["request"].as_str().map(str::to_owned))?
+    });
+    node.swtpm.run("tpm2_clear", &["-c", "lockout"]);
+    node.control_plane.change_faults(|faults| faults.hold_approvals = false);
+    node.node.ready_after(&mut agent, &serial);
+    let log = agent.log();
+    let submitted: Vec<_> = log.iter().filter(|line| line["event"] == "request_submitted").collect();
+    let last = submitted.last().expect("a request");
+    assert_ne!(last["request"], pending.as_str(), "the lost key's certificate is of no use");
+    let generated: Vec<_> =
+        log.iter().filter(|line| line["event"] == "key_generated").map(|line| &line["key"]).collect();
+    assert_eq!(generated.len(), 3, "{generated:?}");
+    assert_ne!(generated[1], generated[2], "the lost candidate's id is not used again");
+    node.is_in_order(&mut agent);
+}
+
 #[test]
 fn slots_that_another_user_has_taken_are_waited_for() {
     let node = TpmNode::new();
@@ -322,8 +348,8 @@ fn migration_by_configuration_there_and_back() {
             let names: Vec<_> =
                 agent.log().iter().filter_map(|line| Some(line["event"].as_str()?.to_owned())).collect();
             let position = |name: &str| names.iter().position(|event| event == name).expect(name);
-            assert!(position("pair_published") < position("identity_proven"));
-            assert!(position("identity_proven") < position("keys_retired"));
+            assert!(position("identity_proven") < position("pair_published"));
+            assert!(position("pair_published") < position("keys_retired"));
         }
         before = Some(backend);
         agent.terminate(DEADLINE);
@@ -353,7 +379,7 @@ fn migration_by_command_there_and_back() {
         .map(String::as_str)
         .filter(|name| ["pair_published", "identity_proven", "keys_retired"].contains(name))
         .collect();
-    assert_eq!(order[2..5], ["pair_published", "identity_proven", "keys_retired"], "the old key goes last");
+    assert_eq!(order[2..5], ["identity_proven", "pair_published", "keys_retired"], "the old key goes last");
 }
 
 /// How many keys there are: in this backend, and in each of the other two.

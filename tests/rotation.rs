@@ -27,6 +27,65 @@ fn time(text: &serde_json::Value) -> SystemTime {
     time.expect("RFC 3339").into()
 }
 
+/// Waits until the status gives a reason that contains these words.
+#[track_caller]
+fn wait_for_reason(agent: &mut pintle_test_support::Agent, node: &Node, words: &str) {
+    agent.wait_for(&format!("status says: {words}"), DEADLINE, |_| {
+        let reason = node.status()["reason"].as_str()?.to_owned();
+        reason.contains(words).then_some(())
+    });
+}
+
+/// C31: kube-controller-manager comes back with an authority that kube-apiserver does not know; and with the right one.
+#[test]
+fn c31_what_the_api_server_refuses_is_not_published_and_the_held_key_lives() {
+    let control_plane = ControlPlane::start(Options::default());
+    let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "refused");
+    let kubeconfig = control_plane.bootstrap_kubeconfig(BootstrapCredential::SecretToken);
+    node.give_bootstrap(std::fs::read(kubeconfig).expect("readable"));
+    let mut agent = node.agent().start();
+    let first = eventually("the first pair", DEADLINE, || node.current());
+    let first_key = node.keys();
+    wait_until_ready(&mut agent, &node);
+
+    control_plane.sign_with_unknown_authority();
+    assert_eq!(node.run(&["rotate"]).code, Some(0));
+    wait_for_reason(&mut agent, &node, "the API server refuses what the signer issued");
+    let held_works = || {
+        assert_eq!(node.current().as_ref(), Some(&first), "the held pair stays current");
+        assert!(node.keys().contains(&first_key[0]), "its key lives");
+        let identity = control_plane.who_is_in(&node.kubeconfig()).expect("the API server knows the node");
+        assert_eq!(identity.certificate_sha256.as_ref(), Some(&first.sha256));
+    };
+    held_works();
+
+    // The candidate's key is lost as well: it is let go, and nothing else (A5).
+    for key in node.keys().iter().filter(|key| !first_key.contains(key)) {
+        std::fs::remove_file(key).expect("removed");
+    }
+    agent.wait_for_log("the lost candidate is let go", DEADLINE, |line| {
+        line["event"] == "failed" && line["reason"].as_str().is_some_and(|reason| reason.contains("key not found"))
+    });
+    held_works();
+
+    control_plane.sign_with_known_authority();
+    // A person who has fixed the signer need not wait for the back-off.
+    assert_eq!(node.run(&["rotate", "--wait"]).code, Some(0));
+    wait_until_ready(&mut agent, &node);
+    let second = node.current().expect("a pair");
+    assert_ne!(second, first);
+    assert!(!node.keys().contains(&first_key[0]) && node.keys().len() == 1, "{:?}", node.keys());
+    assert_eq!(
+        control_plane.who_is_in(&node.kubeconfig()).expect("known").certificate_sha256.as_ref(),
+        Some(&second.sha256)
+    );
+}
+
+#[track_caller]
+fn wait_until_ready(agent: &mut pintle_test_support::Agent, node: &Node) {
+    agent.wait_for("ready", DEADLINE, |_| (node.status()["state"] == "ready").then_some(()));
+}
+
 /// Counts the live requests of a node again and again until it is told to stop; the most that it saw.
 fn most_live_requests(node: &str, stop: &AtomicBool) -> usize {
     let prefix = format!("pintle-{node}-");

@@ -261,10 +261,10 @@ impl Event {
             }
             Self::PairPublished { path, serial } => format!("pair {path} is current, serial {serial}"),
             Self::IdentityProven { user, serial } if user.is_empty() => {
-                format!("reconnected: the API server accepts serial {serial}")
+                format!("the API server accepts serial {serial}")
             }
             Self::IdentityProven { user, serial } => {
-                format!("reconnected: the API server knows serial {serial} as {user}")
+                format!("the API server knows serial {serial} as {user}")
             }
             Self::KeysRetired { keys, pairs } => {
                 format!(

@@ -198,6 +198,24 @@ impl ControlPlane {
         self.wait_until_ready();
     }
 
+    /// The signer signs with an authority that the API server does not know, as after a restart with the wrong files.
+    pub fn sign_with_unknown_authority(&self) {
+        let unknown = Authority::new(&format!("unknown-ca-{}", self.next_number()), self.scratch.path());
+        self.restart_signer_with(&unknown);
+    }
+
+    /// The signer signs again with the authority that the API server knows.
+    pub fn sign_with_known_authority(&self) {
+        self.restart_signer_with(&self.authority());
+    }
+
+    fn restart_signer_with(&self, authority: &Authority) {
+        sign_with(authority, &self.scratch);
+        self.controller_manager.kill(); // it would notice the new files by itself, within a minute
+        self.controller_manager.start();
+        self.wait_until_ready();
+    }
+
     /// A kubeconfig that may do everything (group system:masters).
     #[must_use]
     pub fn admin_kubeconfig(&self) -> &Path {
