@@ -13,6 +13,7 @@ mod proxy;
 mod recovery;
 pub(crate) mod report;
 mod start;
+mod unfinished;
 
 use std::sync::Arc;
 
@@ -77,6 +78,8 @@ pub struct Agent {
     _pairs_lock: std::fs::File,
     probe: look_around::Probe,
     proxy: Option<crate::proxy::ProxyHandle>,
+    /// Why it is not known yet what is held: then nothing is done.
+    unfinished: Option<unfinished::Unfinished>,
 }
 
 /// Everything that an agent is started with.
@@ -106,6 +109,10 @@ impl Agent {
     /// Runs until it is told to stop.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut event = self.first_event();
+        tokio::select! {
+            asked = self.finish_recovery() => event = asked.unwrap_or(event),
+            _ = stop.wait_for(|stop| *stop) => return self.telemetry.emit(telemetry::Event::Stopped),
+        }
         loop {
             self.telemetry.alive();
             let started = now();
@@ -179,5 +186,6 @@ impl Agent {
             && !self.state.held_is_unproven()
             && self.state.retiring().is_empty()
             && self.state.back_off().is_none()
+            && self.probe.trouble().is_none()
     }
 }

@@ -8,8 +8,7 @@ use pintle_agent_core::rotation::{ApiFailure, Authority, Candidate, Observation,
 use pintle_agent_core::{Action, Credential, Event, KeyName, Phase};
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 
-use super::connection::check_key;
-use super::pair::write_pair;
+use super::pair::{check_or_restore_key, write_pair};
 use super::{Agent, now};
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE};
@@ -191,7 +190,7 @@ impl Agent {
 
     /// Whether the credential's key is in its backend; a key under its id that is not the one is a `Conflict`.
     async fn check_key_of(&self, credential: &Credential) -> Result<(), BackendError> {
-        if check_key(&self.keyring, credential.key(), credential.public_key()).await? {
+        if check_or_restore_key(&self.keyring, &self.pairs, &self.telemetry, credential).await? {
             return Ok(());
         }
         let detail = format!("key {} is not the one that the certificate is for", credential.key());
@@ -201,7 +200,9 @@ impl Agent {
     /// Writes the kubelet's kubeconfig where there is none.
     pub(super) fn ensure_kubeconfig(&self) -> Result<(), String> {
         let path = &self.config.kubeconfig;
-        if path.exists() || !self.config.owns_kubeconfig {
+        // What cannot be seen may well be there.
+        let is_missing = std::fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if !is_missing || !self.config.owns_kubeconfig {
             return Ok(());
         }
         // Without any of them, the API server's address is not known, and nothing could be written.
