@@ -7,7 +7,7 @@ use pintle_agent_core::issued::Leaf;
 use pintle_agent_core::rotation::{ApiFailure, Authority, PublishError};
 use pintle_agent_core::{Credential, Event, Phase};
 
-use super::pair::{check_or_restore_key, is_lost, leaf_key_of, read_hint, restore_key, write_pair};
+use super::pair::{check_or_restore_key, is_lost, leaf_key_of, read_hint, restore_key, write_hint, write_pair};
 use super::recovery::NotAdopted;
 use super::{Agent, now};
 use crate::config::BackendConfiguration;
@@ -163,6 +163,10 @@ impl Agent {
         });
         let Some((pair, public_key, leaf)) = known else {
             // Somebody removed or tore the pair, or the file system it was on is another (case C10).
+            if self.pairs.obstacle().is_some() {
+                let reason = "it is neither a link nor a regular file, and may be somebody's".to_owned();
+                return Err(trouble(reason, write_hint(&self.pairs)));
+            }
             return match write_pair(&self.keyring, &self.pairs, &self.telemetry, held).await {
                 Ok(()) => Ok(None),
                 Err(PublishError::Disk { detail, hint }) => Err(trouble(detail, hint)),

@@ -100,8 +100,7 @@ impl PairDirectory {
         let mut pairs = Vec::new();
         match &current {
             Some(file) => pairs.push(read(file.clone())),
-            None if self.files.symlink_metadata(&self.current()).is_ok() => pairs.push(read(self.current())),
-            None => {}
+            None => pairs.extend(self.broken_link().map(|error| Err(UnreadablePair { path: self.current(), error }))),
         }
         match self.pair_files() {
             Ok(files) => {
@@ -111,6 +110,20 @@ impl PairDirectory {
             Err(error) => pairs.push(Err(UnreadablePair { path: self.directory.clone(), error })),
         }
         pairs
+    }
+
+    /// Why the link to the current pair leads to no file, if there is one.
+    fn broken_link(&self) -> Option<io::Error> {
+        self.files.symlink_metadata(&self.current()).ok()?;
+        Some(match self.files.canonicalize(&self.current()).err()? {
+            error
+                if error.kind() == io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) =>
+            {
+                io::Error::new(error.kind(), "it is a link that leads nowhere")
+            }
+            error => error,
+        })
     }
 
     /// Whether this is the path of the current pair: of the link, or of the file that it leads to.
@@ -128,8 +141,10 @@ impl PairDirectory {
     fn refuse_obstacle(&self) -> io::Result<()> {
         match self.obstacle() {
             None => Ok(()),
-            Some(FileKind::Directory) => Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory")),
-            Some(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a link nor a regular file")),
+            Some(FileKind::Directory) => {
+                Err(io::Error::new(io::ErrorKind::IsADirectory, "a directory is in its place"))
+            }
+            Some(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a pipe, socket or device is in its place")),
         }
     }
 
@@ -326,7 +341,7 @@ mod tests {
         let (_directory, pairs) = directory();
         let pair = pairs.publish("one").expect("published");
         fs::remove_file(pairs.current()).expect("removed");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &pairs.current(), rustix::fs::Mode::RUSR).expect("a pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, pairs.current(), rustix::fs::Mode::RUSR).expect("a pipe");
         assert_eq!(pairs.obstacle(), Some(FileKind::Other));
         pairs.make_current(&pair).expect_err("in the way");
         pairs.publish("two").expect_err("in the way");
