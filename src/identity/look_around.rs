@@ -76,11 +76,11 @@ impl Agent {
         let Some(held) = self.state.held().cloned() else {
             return Event::Woke;
         };
-        if self.state.held_key_is_lost() {
-            return if self.held_key_is_back().await { Event::HeldKeyFound } else { Event::Woke };
-        }
         if let Some(event) = self.check_files().await {
             return event;
+        }
+        if self.state.held_key_is_lost() {
+            return if self.held_key_is_back().await { Event::HeldKeyFound } else { Event::Woke };
         }
         // Retiring can take long, where a device refuses to destroy a key.
         if !matches!(self.state.phase(), Phase::Holding | Phase::Retiring { .. })

@@ -71,8 +71,8 @@ impl Recovery<'_> {
         journalled: &State,
         told: &mut BTreeSet<(PathBuf, String)>,
     ) -> Result<Standing, StartError> {
-        let mut forbidden = None;
-        for (index, pair) in self.pairs.pairs().iter().enumerate() {
+        let (mut forbidden, mut is_newest) = (None, true);
+        for pair in &self.pairs.pairs() {
             let pair = match pair {
                 Ok(pair) => pair,
                 Err(unreadable) => {
@@ -101,11 +101,12 @@ impl Recovery<'_> {
                 }
             };
             if let Some(other) = node_name_of(&pair.content).filter(|name| *name != self.config.node.name) {
-                if index == 0 {
+                if is_newest {
                     return Err(renamed(&format!("system:node:{other}"), &self.template.common_name, self.config));
                 }
                 continue;
             }
+            is_newest = false;
             let found = match self.recognise(pair, journalled).await {
                 Some(found) => found,
                 None => match self.adopt(pair, &public_key, journalled).await {
