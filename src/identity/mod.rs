@@ -12,6 +12,7 @@ mod proxy;
 mod recovery;
 pub(crate) mod report;
 mod start;
+mod unfinished;
 
 use std::sync::Arc;
 
@@ -73,6 +74,8 @@ pub struct Agent {
     /// Held for as long as the agent lives, so that no other publishes into the same directory.
     _pairs_lock: Option<FileLock>,
     probe: look_around::Probe,
+    /// Why it is not known yet what is held: then nothing is done.
+    unfinished: Option<unfinished::Unfinished>,
 }
 
 /// Everything that an agent is started with.
@@ -102,6 +105,11 @@ impl Agent {
     /// Runs until it is told to stop.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut event = self.first_event();
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return self.telemetry.emit(telemetry::Event::Stopped),
+            asked = self.finish_recovery() => event = asked.unwrap_or(event),
+        }
         let _ = self.update_proxy().await;
         loop {
             self.telemetry.alive();
@@ -175,5 +183,6 @@ impl Agent {
             && !self.state.held_is_unproven()
             && self.state.retiring().is_empty()
             && self.state.back_off().is_none()
+            && self.probe.trouble().is_none()
     }
 }

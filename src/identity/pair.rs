@@ -1,15 +1,17 @@
 //! What a pair is made of, and whether its halves belong together.
 
+use std::io;
 use std::path::Path;
 
 use pintle_agent_core::Credential;
-use pintle_agent_core::issued::public_key_of;
+use pintle_agent_core::issued::{Leaf, public_key_of};
 use pintle_agent_core::pem_block::PemBlocks;
 use pintle_agent_core::rotation::PublishError;
-use pintle_plugins_api::{KeyReference, PublicKey};
+use pintle_plugins_api::{BackendError, BackendErrorKind, KeyReference, PublicKey};
 use zeroize::Zeroizing;
 
 use super::ports::Ports;
+use crate::keys::Keyring;
 use crate::store::PairDirectory;
 use crate::telemetry::{Event, Telemetry};
 use crate::world::Files;
@@ -27,11 +29,74 @@ pub(super) async fn write_pair(
     let content = pair_content(ports, credential).await?;
     let path = pairs.publish(&content).map_err(|error| PublishError::Disk {
         detail: format!("the pair {} cannot be written: {error}", pairs.current().display()),
-        hint: "make room on its file system, or make its directory writable".to_owned(),
+        hint: write_hint(pairs),
     })?;
     let (path, serial) = (path.display().to_string(), credential.serial().to_owned());
     telemetry.emit(Event::PairPublished { path, serial });
     Ok(())
+}
+
+/// What a person can do where the link to the current pair cannot be written.
+pub(super) fn write_hint(pairs: &PairDirectory) -> String {
+    let current = pairs.current();
+    match pairs.obstacle() {
+        Some(_) => format!("move it away: mv {0} {0}.old", current.display()),
+        None => "make room on its file system, or make its directory writable".to_owned(),
+    }
+}
+
+/// What a person can do about a pair that cannot be read.
+pub(super) fn read_hint(pairs: &PairDirectory, path: &Path, error: &io::Error) -> String {
+    let user = rustix::process::geteuid().as_raw();
+    match pairs.owner_of(path) {
+        _ if error.kind() != io::ErrorKind::PermissionDenied => "see whether its disk is broken".to_owned(),
+        Some(owner) if owner == user => format!("chmod u+r {}", path.display()),
+        Some(owner) => format!("run pintle as user {owner}, whom it belongs to, or: chown {user} {}", path.display()),
+        None => format!("let user {user} enter the directories on the way to {}", path.display()),
+    }
+}
+
+/// Whether the credential's key is in its backend. One that is gone from there, while a pair on disk holds it, is put back
+/// first (case C52).
+pub(super) async fn check_or_restore_key(
+    keyring: &Keyring,
+    pairs: &PairDirectory,
+    telemetry: &Telemetry,
+    credential: &Credential,
+) -> Result<bool, BackendError> {
+    match keyring.has(credential.key(), credential.public_key()).await {
+        Err(error) if is_lost(&error) && restore_key(keyring, pairs, telemetry, credential).await => Ok(true),
+        checked => checked,
+    }
+}
+
+/// Whether the backend is sure that the key is gone.
+pub(super) fn is_lost(error: &BackendError) -> bool {
+    matches!(error.kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost)
+}
+
+/// Stores the credential's private key in its backend again, from a pair on disk that holds it; whether that was possible.
+pub(super) async fn restore_key(
+    keyring: &Keyring,
+    pairs: &PairDirectory,
+    telemetry: &Telemetry,
+    credential: &Credential,
+) -> bool {
+    let is_its_own = |pair: &str| Leaf::of(pair).is_ok_and(|leaf| leaf.fingerprint == *credential.fingerprint());
+    for pair in pairs.pairs().into_iter().flatten().filter(|pair| is_its_own(&pair.content)) {
+        let Some(private_key) = private_key_of(&pair.content).filter(|_| leaf_key_of(&pair.content).is_ok()) else {
+            continue;
+        };
+        if keyring.import(credential.key(), private_key).await.is_ok() {
+            telemetry.emit(Event::DiskUnusable {
+                path: credential.key().to_string(),
+                reason: "its backend no longer had it".to_owned(),
+                instead: format!("it is stored again from {}, which holds it", pair.path.display()),
+            });
+            return true;
+        }
+    }
+    false
 }
 
 /// The pair as the kubelet has it: the chain, then whatever PEM names or holds the key.

@@ -10,7 +10,7 @@ use pintle_agent_core::{Action, Credential, Event, KeyName, Phase};
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use super::Agent;
-use super::pair::write_pair;
+use super::pair::{check_or_restore_key, write_pair};
 use super::proxy::StillSpeaks;
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE};
@@ -208,7 +208,7 @@ impl Agent {
 
     /// Whether the credential's key is in its backend; a key under its id that is not the one is a `Conflict`.
     async fn check_key_of(&self, credential: &Credential) -> Result<(), BackendError> {
-        if self.ports.keyring.has(credential.key(), credential.public_key()).await? {
+        if check_or_restore_key(&self.ports.keyring, &self.pairs, &self.telemetry, credential).await? {
             return Ok(());
         }
         let detail = format!("key {} is not the one that the certificate is for", credential.key());
@@ -218,7 +218,9 @@ impl Agent {
     /// Writes the kubelet's kubeconfig where there is none.
     pub(super) fn ensure_kubeconfig(&self) -> Result<(), String> {
         let path = &self.config.kubeconfig;
-        if self.ports.files.exists(path) || !self.config.owns_kubeconfig {
+        // What cannot be seen may well be there.
+        let missing = self.ports.files.metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if !missing || !self.config.owns_kubeconfig {
             return Ok(());
         }
         // Without any of them, the API server's address is not known, and nothing could be written.

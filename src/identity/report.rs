@@ -108,7 +108,7 @@ impl Agent {
     }
 
     /// Tells which backends do not answer, and which do again.
-    fn report_backends(&mut self) {
+    pub(super) fn report_backends(&mut self) {
         for (name, error) in self.ports.keyring.health() {
             let down = self.reporter.down.contains(name);
             match error {
@@ -152,7 +152,8 @@ impl Agent {
     }
 
     fn report_holding(&mut self, rotation_off: bool) {
-        let Some(held) = self.state.held() else {
+        // It is not yet what others read.
+        let Some(held) = self.state.held().filter(|_| self.probe.trouble().is_none()) else {
             return;
         };
         let known = Known::Holding(*held.fingerprint());
@@ -210,6 +211,13 @@ impl Agent {
         if status.state == telemetry::State::RotationOff {
             "rotation is off: the certificate is not renewed before it expires".clone_into(&mut status.reason);
             "run with --rotate-certificates=true".clone_into(&mut status.hint);
+        }
+        if let Some(trouble) = self.probe.trouble()
+            && matches!(status.state, telemetry::State::Ready | telemetry::State::RotationOff)
+        {
+            status.state = telemetry::State::Failing;
+            status.reason = format!("{} cannot be used: {}", trouble.path, trouble.reason);
+            status.hint.clone_from(&trouble.hint);
         }
         if let Some(reason) = &self.reporter.unsaved {
             status.state = telemetry::State::Failing;

@@ -1,5 +1,6 @@
 //! Starting an agent: what it finds, and what only a person can mend.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -7,8 +8,10 @@ use std::sync::Arc;
 
 use pintle_agent_core::State;
 use pintle_agent_core::pem_block::PemBlocks;
+use pintle_agent_core::rotation::Found;
 
-use super::recovery::Recovery;
+use super::recovery::{Recovery, Standing};
+use super::unfinished::Unfinished;
 use super::{Agent, Parts};
 use crate::config::IdentityConfig;
 use crate::consumers::kubeconfig;
@@ -73,7 +76,12 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         telemetry: &telemetry,
         pairs: &pairs,
     };
-    let found = recovery.find_held(&journalled).await?;
+    let mut told = BTreeSet::new();
+    let standing = recovery.find_held(&journalled, &mut told).await?;
+    let (found, unfinished) = match standing {
+        Standing::Found(found) => (found, None),
+        Standing::Unknown(missing) => (Found::AsJournalled, Some(Unfinished::new(missing, told))),
+    };
     let state = State::recovered(Some(journalled), installation, found, ports.clock.now(), &policy);
     if config.owns_kubeconfig
         && let Some(reason) = kubeconfig::staleness(files.as_ref(), &config.kubeconfig, &pairs.current())
@@ -81,7 +89,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         telemetry.emit(Event::KubeconfigStale { path: config.kubeconfig.display().to_string(), reason });
     }
 
-    Ok(Agent {
+    let mut agent = Agent {
         reporter: super::report::Reporter::default(),
         probe: super::look_around::Probe::default(),
         config,
@@ -96,7 +104,11 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         installed,
         state,
         _pairs_lock: pairs_lock,
-    })
+        unfinished,
+    };
+    // Before anybody is told that all is well (case C39).
+    agent.check_files().await;
+    Ok(agent)
 }
 
 /// Locks the directory of pairs: agents with state directories of their own would still prune each other's pairs.

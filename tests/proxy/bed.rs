@@ -22,8 +22,8 @@ use pintle::consumers::kubeconfig::Kubeconfig;
 use pintle::kubernetes;
 use pintle::proxy::{Activated, Endpoints, Generation, Proxy, ProxyHandle, Upstream};
 use pintle::telemetry::{Log, Statistics, Telemetry};
-use pintle::world::{SystemFiles, User};
 use pintle::world::clock::now;
+use pintle::world::{SystemFiles, User};
 use pintle_agent_core::Template;
 use pintle_plugins_api::PublicKey;
 use rcgen::{
