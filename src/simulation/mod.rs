@@ -198,14 +198,14 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn every_life_keeps_the_promises_and_ends_ready() {
     if let Some(seed) = number("PINTLE_SIMULATED_SEED") {
-        match live(seed, DAY * 200) {
+        match live(seed, DAY * 60) {
             Ok(life) => println!("seed {seed}: {:.1} node-years", life.node_years),
             Err(broken) => panic!("seed {seed}: {broken}"),
         }
         return;
     }
-    let node_years = number("PINTLE_SIMULATED_NODE_YEARS").unwrap_or(100);
-    match lives(node_years as f64, DAY * 200) {
+    let node_years = number("PINTLE_SIMULATED_NODE_YEARS").unwrap_or(4);
+    match lives(node_years as f64, DAY * 60) {
         Ok((lives, lived, visited)) => {
             println!("{lives} lives, {lived:.0} node-years; visited:");
             visited.iter().for_each(|(what, times)| println!("{times:>12} {what}"));

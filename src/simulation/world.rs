@@ -52,7 +52,7 @@ pub(super) struct Inner {
     pub(super) nodes: Vec<Surroundings>,
     /// Whether anything goes wrong at all.
     pub(super) hostile: bool,
-    /// Until when every node looks around every ten seconds, as it does in fact; nothing happens in between otherwise.
+    /// Until when every node looks around every ten seconds, as it does in fact.
     lively_until: u64,
     /// How often everything was seen.
     pub(super) visited: BTreeMap<String, u64>,
@@ -116,9 +116,9 @@ impl World {
         UnixTime::from_milliseconds(self.true_time().as_milliseconds() + off)
     }
 
-    /// Something has changed: for an hour everybody looks around as often as ever.
+    /// Something has changed: for a while everybody looks around as often as ever.
     pub(super) fn stir(&self) {
-        self.lock().lively_until = self.timers.now() + 3_600_000;
+        self.lock().lively_until = self.timers.now() + 900_000;
         self.timers.wake_all();
     }
 
