@@ -12,6 +12,7 @@ mod proxy;
 mod recovery;
 pub(crate) mod report;
 mod start;
+mod start_error;
 mod unfinished;
 
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::world::clock::has_stepped;
 use crate::world::files::FileLock;
 use ports::Ports;
 
-pub use start::StartError;
+pub use start_error::StartError;
 
 /// What an operator may ask of a running agent.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use pintle_plugins_api::{BackendError, BackendErrorKind, PublicKey};
 
 use super::pair::{check_or_restore_key, is_lost, leaf_key_of, private_key_of, read_hint, write_pair};
 use super::ports::Ports;
-use super::start::{StartError, renamed};
+use super::start_error::{StartError, renamed};
 use crate::config::{FILE_BACKEND, IdentityConfig};
 use crate::keys::CALL_DEADLINE;
 use crate::store::pair::UnreadablePair;

@@ -1,7 +1,6 @@
 //! Starting an agent: what it finds, and what only a person can mend.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use pintle_agent_core::pem_block::PemBlocks;
 use pintle_agent_core::rotation::Found;
 
 use super::recovery::{Recovery, Standing};
+use super::start_error::{StartError, renamed};
 use super::unfinished::Unfinished;
 use super::{Agent, Parts};
 use crate::config::IdentityConfig;
@@ -20,23 +20,6 @@ use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
 use crate::world::files::{FileLock, LONGEST_FILE};
 use crate::world::{Files, random};
-
-/// Why an agent cannot start: only a person can mend it.
-#[derive(Debug)]
-pub struct StartError {
-    /// What is wrong, and where.
-    pub detail: String,
-    /// What to do about it.
-    pub hint: String,
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.detail)
-    }
-}
-
-impl std::error::Error for StartError {}
 
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     let Parts { config, ports, telemetry, commands, installed } = parts;
@@ -160,19 +143,5 @@ fn read_journal(
             detail: format!("the journal {path} cannot be used: {error}"),
             hint: error.hint().to_owned(),
         }),
-    }
-}
-
-/// The node's name is not the one in the credential (case C12).
-pub(super) fn renamed(found: &str, wanted: &str, config: &IdentityConfig) -> StartError {
-    let name = found.strip_prefix("system:node:").unwrap_or(found);
-    StartError {
-        detail: format!("the credential on this machine is of {found}, and this node is now {wanted}"),
-        hint: format!(
-            "to keep the old name: --node-name {name}; to enrol as the new one: mv {pki} {pki}.old && mv {state} \
-             {state}.old, and start with --bootstrap-kubeconfig",
-            pki = config.cert_dir.display(),
-            state = config.node.state_dir.display()
-        ),
     }
 }
