@@ -63,6 +63,11 @@ fn apply_event(state: &mut State, event: Event, now: UnixTime, policy: &Policy) 
             // is what somebody wants to be rid of.
             state.rotation_requested = true;
             end_back_off(state, now);
+            // What the API server has refused is not tried again by a person who has just fixed the signer.
+            if let Phase::Proving { next, refusals: 1.., .. } = &state.phase {
+                let next = Candidate { attempt: next.attempt.saturating_add(1), ..next.clone() };
+                state.enter(Phase::Requesting { next });
+            }
         }
         // What has changed is in the policy; whatever is being waited out may be mended by it.
         (Event::PolicyChanged | Event::TemplateChanged | Event::AddressesMissing, _) => end_back_off(state, now),

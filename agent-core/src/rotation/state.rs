@@ -355,7 +355,8 @@ impl State {
     /// Holds `issued`, which is published now. Where it is not proven, what was in use before is kept.
     pub(super) fn install(&mut self, next: &Candidate, issued: Credential, proven: bool, now: UnixTime) {
         self.drop_previous();
-        let usable = self.held_can_be_restored(now);
+        // Also with a key that is lost: the device may be restored before the new certificate is proven.
+        let unexpired = self.held.as_ref().is_some_and(|held| !held.has_expired(now));
         let (template, refused) = (self.held_template.take(), self.held_refused);
         let rotation_requested = self.rotation_requested;
         let old = self.held.replace(issued.installed(now));
@@ -368,7 +369,7 @@ impl State {
         match old {
             // A certificate that was published and adopted from disk before the journal knew of it has the same key.
             Some(old) if *old.key() == key => {}
-            Some(credential) if !proven && usable => {
+            Some(credential) if !proven && unexpired => {
                 self.previous = Some(Previous { credential, template, refused, rotation_requested });
             }
             Some(old) => self.retire_key(old.key().clone()),
@@ -433,17 +434,18 @@ impl State {
         self.retiring.retain(|retiring| *retiring != key);
         let candidate = self.phase.next_key().cloned();
         let earlier = self.previous.take();
-        let usable = self.held_is_good(now);
+        let unexpired = self.held.as_ref().is_some_and(|held| !held.has_expired(now));
+        let refused = self.held_refused;
         let old = self.held.replace(credential);
         let template = std::mem::replace(&mut self.held_template, policy.template.clone());
         (self.held_refused, self.held_key_lost) = (false, false);
         self.enter(Phase::RETIRING);
         let old_key = old.as_ref().map(|old| old.key().clone());
-        if usable
+        if unexpired
             && let Some(credential) = old
             && *credential.key() != key
         {
-            self.previous = Some(Previous { credential, template, refused: false, rotation_requested: false });
+            self.previous = Some(Previous { credential, template, refused, rotation_requested: false });
         }
         let earlier = earlier.map(|earlier| earlier.credential.key().clone());
         for key in old_key.into_iter().chain(earlier).chain(candidate) {

@@ -92,7 +92,9 @@ impl World {
             12 | 13 => {
                 let other = usize::from(self.policy.backend == BACKENDS[0]);
                 // Not to where nothing has worked for weeks.
-                if self.broken[other].is_none_or(|(_, until)| until.since(self.now) < DAY) {
+                let broken_until = self.broken[other].map_or(self.now, |(_, until)| until);
+                if broken_until.since(self.now) < DAY {
+                    end = broken_until;
                     BACKENDS[other].clone_into(&mut self.policy.backend);
                     event = Some(Event::PolicyChanged);
                 }

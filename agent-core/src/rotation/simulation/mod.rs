@@ -25,7 +25,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Undisturbed for this long, no wait after a failure can still be in the way.
 const RECOVERY: Duration = Duration::from_secs(4 * 3600);
 /// A life that takes more steps than this for each rotation has come to a standstill.
-const STEPS_OF_A_ROTATION: u64 = 600;
+const STEPS_OF_A_ROTATION: u64 = 1000;
 
 pub(crate) fn policy() -> Policy {
     Policy {

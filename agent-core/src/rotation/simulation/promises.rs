@@ -6,7 +6,7 @@ use super::world::World;
 use super::*;
 
 /// As many requests are made within an hour at most, whatever fails and whatever is asked for.
-const REQUESTS_PER_HOUR: usize = 40;
+const REQUESTS_PER_HOUR: usize = 60;
 
 /// What is promised, by the name under which a mutation of the steps must be caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -183,6 +183,18 @@ impl World {
             self.unwanted = state.held.as_ref().map(|held| *held.fingerprint());
         }
         // An answer that a crash has lost is not known.
+        if *event == Event::Proven
+            && let Phase::Proving { issued: proven, .. } = &state.phase
+        {
+            self.proven = Some(*proven.fingerprint());
+        }
+        if let (Event::Proven, Phase::Retiring { .. }, Some((published, public_key))) =
+            (event, &state.phase, &self.published)
+            && state.held.as_ref().is_some_and(|held| held.fingerprint() == published.fingerprint())
+        {
+            self.proven = Some(*published.fingerprint());
+            self.last_proven = Some((published.clone(), public_key.clone()));
+        }
         if let Event::ApiFailed { authority: Authority::Issued, failure: ApiFailure::Unauthorized(_) } = event
             && let Phase::Proving { issued, .. } = &state.phase
         {
@@ -453,12 +465,6 @@ impl World {
         if !self.takes(credential) {
             let failure = ApiFailure::Unauthorized("401".to_owned());
             return Event::ApiFailed { authority: Authority::Issued, failure };
-        }
-        self.proven = Some(*credential.fingerprint());
-        if let Some((published, public_key)) = &self.published
-            && published.fingerprint() == credential.fingerprint()
-        {
-            self.last_proven = Some((published.clone(), public_key.clone()));
         }
         Event::Proven
     }

@@ -43,6 +43,18 @@ fn what_the_api_server_refuses_is_not_published_and_costs_no_key() {
 }
 
 #[test]
+fn a_person_who_has_fixed_the_signer_gets_another_certificate_at_once() {
+    let (state, action) = now(in_phase(phases()[PROVING].clone()), unauthorized());
+    back_off(&action);
+    let (_, action) = now(state, Event::RotationRequested);
+    assert_eq!(action, Action::Submit { next: candidate(2, 2), authority: Authority::Held });
+    let (state, action, _) = refused_for_good(in_phase(phases()[PROVING].clone()), NOW);
+    back_off(&action);
+    let (_, action) = now(state, Event::RotationRequested);
+    assert_eq!(action, Action::Submit { next: candidate(2, 2), authority: Authority::Held });
+}
+
+#[test]
 fn without_a_good_credential_a_refused_one_is_not_published_either() {
     for held in [None, Some(credential(1))] {
         let before = State { held, held_refused: true, ..in_phase(phases()[PROVING].clone()) };
