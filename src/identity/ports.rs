@@ -1,6 +1,7 @@
 //! The ports through which an identity's life reaches the world. Behind them are the clock, the disk, the API server and
 //! the devices of this machine, or those of a simulation.
 
+use std::io;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -21,6 +22,8 @@ pub struct Ports {
     pub api: Arc<dyn ApiServer>,
     /// The backends.
     pub keyring: Keyring,
+    /// Eight random hexadecimal digits, by which an installation tells its keys from those of others.
+    pub installation: Arc<dyn Fn() -> io::Result<String> + Send + Sync>,
     /// The credential proxy, if there is one.
     pub proxy: Option<Arc<dyn LocalProxy>>,
 }

@@ -18,8 +18,8 @@ use crate::consumers::kubeconfig;
 use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
+use crate::world::Files;
 use crate::world::files::{FileLock, LONGEST_FILE};
-use crate::world::{Files, random};
 
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     let Parts { config, ports, telemetry, commands, installed } = parts;
@@ -44,7 +44,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
     let pairs_lock = lock(files.as_ref(), &config.cert_dir)?;
     let journalled = journalled.unwrap_or_default();
     let installation = match journalled.installation() {
-        "" => random::installation().map_err(|_| StartError {
+        "" => (ports.installation)().map_err(|_| StartError {
             detail: "the system gives no random numbers".to_owned(),
             hint: "check that this process may use getrandom(2)".to_owned(),
         })?,

@@ -76,6 +76,12 @@ impl Keyring {
         Ok(Self { backends: Arc::new(started) })
     }
 
+    /// A keyring of backends without threads, for a simulation.
+    #[cfg(test)]
+    pub(crate) fn simulated(backends: impl IntoIterator<Item = (String, BackendThread)>) -> Self {
+        Self { backends: Arc::new(backends.into_iter().collect()) }
+    }
+
     /// The names of the backends.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.backends.keys().map(String::as_str)

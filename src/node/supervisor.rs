@@ -1,5 +1,6 @@
 //! Keeps one identity running, whatever becomes of it: a fault in one never ends another.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pintle_agent_core::{Policy, State};
@@ -16,7 +17,7 @@ use crate::keys::Keyring;
 use crate::kubernetes::port::ApiServer;
 use crate::proxy::Activated;
 use crate::telemetry::{self, Event, IdentityStatus, Telemetry};
-use crate::world::{SystemClock, SystemFiles};
+use crate::world::{SystemClock, SystemFiles, random};
 
 /// How many commands may wait for an identity.
 const COMMANDS: usize = 8;
@@ -165,6 +166,7 @@ impl Supervisor {
                 files: Arc::new(SystemFiles),
                 api: Arc::clone(&connections) as Arc<dyn ApiServer>,
                 keyring: keyring.clone(),
+                installation: Arc::new(|| random::installation().map_err(io::Error::other)),
                 proxy: None,
             };
             if let Some(activated) = proxy {
