@@ -1,6 +1,6 @@
 //! The API server as an identity's rotation sees it: what it is asked, as whom, and what can come back.
 //!
-//! [`Api`](super::Api) is the real one; the simulation has another.
+//! [`Api`] is the real one.
 
 use std::sync::Arc;
 
