@@ -329,6 +329,45 @@ fn slots_that_another_user_has_taken_are_waited_for() {
     node.is_in_order(&mut agent);
 }
 
+/// C33: the nodes of two clusters have equal names and share a token; and one of them is installed anew.
+#[test]
+fn c33_equal_node_names_on_one_token_do_not_touch_each_others_keys() {
+    let node = TokenNode::new(None);
+    let (mut agent, serial) = node.enrol();
+    let key = certified_key(&node.node.pair());
+    let other_cluster = Embedded::signing_for(HOUR);
+    let mut other = Node::new("node");
+    other.set_environment(node.token.environment());
+    other.configure("device", "", &[("device", &node.token.table())]);
+    other.bootstrap_with(&other_cluster.bootstrap_kubeconfig());
+    let mut other_agent = other.start();
+    let first = other.ready_after(&mut other_agent, "");
+    assert_ne!(certified_key(&other.pair()), key, "it has a key of its own");
+    other.rotate();
+    other.ready_after(&mut other_agent, &first);
+    assert_eq!(node.token.keys().len(), 2, "its own old key is gone, and nothing else");
+
+    // Another state directory over the same pairs: the key in use is used, and never destroyed.
+    other_agent.terminate(DEADLINE);
+    let second = certified_key(&other.pair());
+    std::fs::remove_dir_all(other.scratch.join("state")).expect("removed");
+    let mut other_agent = other.start();
+    let adopted = other.ready_after(&mut other_agent, "");
+    assert_eq!(certified_key(&other.pair()), second);
+    other.rotate();
+    other.ready_after(&mut other_agent, &adopted);
+    assert_eq!(node.token.keys().len(), 3, "what an earlier installation made is a person's to destroy");
+    let (success, text) = other.pintle(&["keys", "list"]);
+    assert!(success && text.matches("unknown").count() >= 2, "{text}");
+
+    // The first one's key is still there, and it is the one in use.
+    agent.terminate(DEADLINE);
+    let mut agent = node.node.start();
+    assert_eq!(node.node.ready_after(&mut agent, ""), serial);
+    node.node.rotate();
+    node.node.ready_after(&mut agent, &serial);
+}
+
 /// From the file to the token, to the TPM and back, by changing the configuration: the old key goes last.
 #[test]
 fn migration_by_configuration_there_and_back() {
