@@ -12,6 +12,8 @@ pub mod kubernetes;
 pub mod node;
 pub mod parse_error;
 pub mod proxy;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod telemetry;
 pub mod world;

@@ -1,5 +1,8 @@
 //! The arrows between the crates, and what the core must never see.
 
+#[path = "architecture/rooms.rs"]
+mod rooms;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -354,8 +354,7 @@ fn parse_chain(text: &str) -> Result<Vec<Vec<u8>>, Rejection> {
 }
 
 fn encode_pem(der: &[u8]) -> String {
-    let configuration = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), configuration)
+    crate::pem_block::encode("CERTIFICATE", der).as_str().to_owned()
 }
 
 fn check_subject(leaf: &X509Certificate<'_>, requested: &Template) -> Result<(), Rejection> {

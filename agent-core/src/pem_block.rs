@@ -29,6 +29,34 @@ pub struct PemBlock {
     pub content: Zeroizing<Vec<u8>>,
 }
 
+impl PemBlock {
+    /// The block as PEM, without whatever stood around it.
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        encode(&self.label, &self.content)
+    }
+}
+
+/// This content as a PEM block, in lines of 64 characters (RFC 7468). It may be a private key, so no copy of it is left
+/// behind.
+pub fn encode(label: &str, content: &[u8]) -> Zeroizing<String> {
+    let encoded = Zeroizing::new(BASE64.encode(content));
+    let lines = encoded.len() + encoded.len() / 64 + 1;
+    let mut pem = Zeroizing::new(String::with_capacity(lines + 2 * label.len() + 32));
+    pem.push_str("-----BEGIN ");
+    pem.push_str(label);
+    pem.push_str("-----\n");
+    for (index, character) in encoded.char_indices() {
+        pem.push(character);
+        if index % 64 == 63 || index + 1 == encoded.len() {
+            pem.push('\n');
+        }
+    }
+    pem.push_str("-----END ");
+    pem.push_str(label);
+    pem.push_str("-----\n");
+    pem
+}
+
 /// The blocks of a text.
 pub struct PemBlocks {
     /// Those that can be decoded, in their order.
@@ -221,6 +249,20 @@ mod tests {
         }
         assert_eq!(found(&PLAIN.repeat(2)).len(), 2);
         assert_eq!(found("-----BEGIN X-----\n-----END X-----\n"), [("X".to_owned(), Vec::new())]);
+    }
+
+    #[test]
+    fn what_is_encoded_is_as_others_encode_it_and_is_not_copied() {
+        for length in [0, 1, 47, 48, 49, 96, 1000] {
+            let content: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+            let configuration = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+            let expected = pem::encode_config(&pem::Pem::new("X Y", content.as_slice()), configuration);
+            let encoded = encode("X Y", &content);
+            assert_eq!(*encoded, expected, "{length}");
+            // 32 bytes for the frame's dashes and words, and one more line break: it did not grow.
+            assert!(encoded.capacity() <= encoded.len() + 32, "{length}");
+            assert_eq!(*PemBlocks::of(&*encoded).blocks[0].to_pem(), expected, "{length}");
+        }
     }
 
     #[test]

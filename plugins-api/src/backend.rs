@@ -63,6 +63,11 @@ pub trait KeyBackend: Send {
     fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
         Ok(Vec::new())
     }
+
+    /// An optional ability: taking over keys that were made elsewhere. `None` from a backend that does not.
+    fn importer(&mut self) -> Option<&mut dyn KeyImport> {
+        None
+    }
 }
 
 /// Something that a device can run out of.

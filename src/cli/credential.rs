@@ -55,28 +55,31 @@ impl Arguments {
         let config = Config::load(&self.flags)?;
         let config = config.identity(self.identity.as_deref())?;
         let current = config.pairs().current();
-        let pair = match std::fs::read_to_string(&current) {
-            Ok(pair) => Zeroizing::new(pair),
-            Err(error) => {
-                let detail = format!("there is no pair to use: {}: {error}", current.display());
-                return Err(CliError::new(Exit::Usage, detail, "pintle run gets one; read it as its owner"));
-            }
-        };
+        let pair = config.pairs().read_current().map_err(|error| {
+            let current = current.display();
+            let (detail, hint) = match error.kind() {
+                std::io::ErrorKind::NotFound => (format!("there is no pair {current}"), "pintle run gets one"),
+                _ => (
+                    format!("the pair {current} cannot be read: {error}"),
+                    "run it as the user whom the pair belongs to",
+                ),
+            };
+            CliError::new(Exit::Usage, detail, hint)
+        })?;
         let unusable = |detail: String| {
             CliError::new(Exit::Problem, format!("{}: {detail}", current.display()), "see pintle status")
         };
-        if let Some(line) = PemBlocks::of(&*pair).damaged {
-            return Err(unusable(format!("the PEM block that begins in line {line} is damaged")));
-        }
-        let parts = Parts::of(&pair).ok_or_else(|| {
-            CliError::new(
+        let blocks = PemBlocks::of(&*pair);
+        let parts = Parts::of(&blocks).ok_or_else(|| match blocks.damaged {
+            Some(line) => unusable(format!("the PEM block that begins in line {line} is damaged")),
+            None => CliError::new(
                 Exit::Problem,
                 format!(
                     "{} holds no private key: it is in a device, which no exec plugin can hand out",
                     current.display()
                 ),
                 "use the credential proxy: pintle kubeconfig --for proxy",
-            )
+            ),
         })?;
         let leaf = Leaf::of(&pair).map_err(|rejection| unusable(rejection.to_string()))?;
         let now = clock::now();
@@ -118,7 +121,7 @@ fn version(info: Option<&str>) -> Result<&'static str, CliError> {
     })
 }
 
-/// The halves of a pair.
+/// The halves of a pair, without what stands around them.
 struct Parts {
     chain: String,
     key: Zeroizing<String>,
@@ -126,16 +129,10 @@ struct Parts {
 
 impl Parts {
     /// `None` if the pair does not hold its key.
-    fn of(pair: &str) -> Option<Self> {
-        let begin = pair.match_indices("-----BEGIN ").map(|(place, _)| place);
-        let key = begin.into_iter().find(|place| {
-            let label = pair[*place..].trim_start_matches("-----BEGIN ").split("-----").next().unwrap_or_default();
-            matches!(label, "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY")
-        })?;
-        let end = pair[key..].find("-----END ").and_then(|end| Some(key + end + pair[key + end..].find('\n')? + 1));
-        let end = end.unwrap_or(pair.len());
-        let chain = format!("{}{}", &pair[..key], &pair[end..]);
-        Some(Self { chain, key: Zeroizing::new(pair[key..end].to_owned()) })
+    fn of(pair: &PemBlocks) -> Option<Self> {
+        let key = pair.private_key()?.to_pem();
+        let certificates = pair.blocks.iter().filter(|block| block.label == "CERTIFICATE");
+        Some(Self { chain: certificates.map(|block| block.to_pem().to_string()).collect(), key })
     }
 }
 
@@ -148,12 +145,17 @@ mod tests {
 
     #[test]
     fn a_pair_is_taken_apart_wherever_its_key_stands() {
-        for pair in [format!("{CERTIFICATE}{CERTIFICATE}{KEY}"), format!("{KEY}{CERTIFICATE}{CERTIFICATE}")] {
-            let parts = Parts::of(&pair).expect("a key");
+        for pair in [
+            format!("{CERTIFICATE}{CERTIFICATE}{KEY}"),
+            format!("{KEY}{CERTIFICATE}{CERTIFICATE}"),
+            format!("of worker-1\n{CERTIFICATE}more\n{CERTIFICATE}{KEY}-----BEGIN CERTIFICATE-----\nAA"),
+        ] {
+            let parts = Parts::of(&PemBlocks::of(&pair)).expect("a key");
             assert_eq!((parts.chain, parts.key.as_str()), (format!("{CERTIFICATE}{CERTIFICATE}"), KEY));
         }
-        assert!(Parts::of(CERTIFICATE).is_none());
-        assert!(Parts::of(&format!("{CERTIFICATE}{}", KEY.replace("PRIVATE", "TSS2 PRIVATE"))).is_none());
+        assert!(Parts::of(&PemBlocks::of(CERTIFICATE)).is_none());
+        let in_a_device = format!("{CERTIFICATE}{}", KEY.replace("PRIVATE", "TSS2 PRIVATE"));
+        assert!(Parts::of(&PemBlocks::of(&in_a_device)).is_none());
     }
 
     #[test]

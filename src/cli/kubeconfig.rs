@@ -44,7 +44,9 @@ impl Arguments {
         let config = config.identity(self.identity.as_deref())?;
         let consumer = self.consumer.unwrap_or(if config.proxy.is_some() { Consumer::Proxy } else { Consumer::File });
         let mut kubeconfig = match &self.write {
-            Some(path) if path.exists() => Kubeconfig::read_or_new(path).map_err(|error| unusable(path, &error))?,
+            Some(path) if path.exists() => {
+                Kubeconfig::read_or_new(&SystemFiles, path).map_err(|error| unusable(path, &error))?
+            }
             _ => of_cluster(config)?,
         };
         if consumer != Consumer::Proxy && kubeconfig.is_of_proxy(&proxy_files(config)) {
@@ -68,7 +70,7 @@ impl Arguments {
         };
         let owner = config.proxy.as_ref().filter(|_| consumer == Consumer::Proxy).map(|proxy| proxy.configuration.user);
         let owner = owner.filter(|user| *user != User { uid: 0, gid: 0 });
-        match kubeconfig.write(path, owner) {
+        match kubeconfig.write(&SystemFiles, path, owner) {
             Ok(true) => print(&format!("written: {}\n", path.display()))?,
             Ok(false) => print(&format!("as it should be already: {}\n", path.display()))?,
             Err(error) => {
@@ -102,7 +104,7 @@ fn of_cluster(config: &IdentityConfig) -> Result<Kubeconfig, CliError> {
     let sources = [&config.kubeconfig].into_iter().chain(&config.bootstrap_kubeconfig).chain([&kept]);
     let files = proxy_files(config);
     for path in sources.clone().filter(|path| path.exists()) {
-        let mut found = Kubeconfig::for_cluster_of(path).map_err(|error| unusable(path, &error))?;
+        let mut found = Kubeconfig::for_cluster_of(&SystemFiles, path).map_err(|error| unusable(path, &error))?;
         // It was the proxy's client's once.
         if !found.is_of_proxy(&files) {
             return Ok(found);

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use pintle_agent_core::issued::Leaf;
+use zeroize::Zeroizing;
 
 use super::{CliError, Exit};
 use crate::config::{Config, ConfigError, Flags};
-use crate::store::pair::installed_at;
+use crate::store::pair::{installed_at, text_of};
 use crate::world::clock;
 
 /// The arguments of `pintle needs-renewal`.
@@ -36,8 +37,8 @@ impl Arguments {
                 config.identity(self.identity.as_deref()).map_err(unknown)?.pairs().current()
             }
         };
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
+        let text = match std::fs::read(&path).map(Zeroizing::new) {
+            Ok(content) => text_of(&content),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let detail = format!("there is no certificate {}", path.display());
                 return Err(CliError::new(Exit::Usage, detail, "pintle run gets one"));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use pintle_plugins_api::KeyAlgorithm;
 use serde::Deserialize;
 
-use super::identity::{DEFAULT_IDENTITY, IdentityTable};
+use super::identity::{DEFAULT_IDENTITY, IdentityTable, OnKeyLoss};
 use super::proxy::ProxyTable;
 use super::{ConfigError, suggestion};
 use crate::parse_error;
@@ -35,17 +35,6 @@ pub struct FileConfiguration {
     pub(super) identity: Vec<IdentityTable>,
     #[serde(default)]
     pub(super) backends: BTreeMap<String, BackendConfiguration>,
-}
-
-/// What to do when the backend has lost the key in use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum OnKeyLoss {
-    /// Wait for a person.
-    #[default]
-    Wait,
-    /// Enrol again with the bootstrap credential, with a new key in the same backend.
-    Enrol,
 }
 
 /// A backend's table, `[backends.NAME]`.
@@ -219,7 +208,7 @@ impl FileConfiguration {
 
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
-            let hint = match suggestion::for_unknown_key(text) {
+            let hint = match suggestion::for_unknown_key::<Self, IdentityTable, ProxyTable>(text) {
                 Some(meant) => format!("did you mean {meant}? docs/operators.md lists the keys"),
                 None => "docs/operators.md lists the keys; check the file with pintle config check".to_owned(),
             };

@@ -8,7 +8,6 @@ use pintle_agent_core::{Policy, Template};
 use pintle_plugins_api::KeyAlgorithm;
 use serde::Deserialize;
 
-use super::file::OnKeyLoss;
 use super::proxy::{ProxySettings, ProxyTable};
 use super::{ConfigError, FILE_BACKEND, Flags, NodeConfig, absolute};
 use crate::store::{PairDirectory, shared};
@@ -29,6 +28,17 @@ pub enum IdentityKind {
     /// `kubernetes.io/kube-apiserver-client-kubelet`: the node as a client of the API server.
     #[default]
     KubeletClient,
+}
+
+/// What to do when the backend has lost the key in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum OnKeyLoss {
+    /// Wait for a person.
+    #[default]
+    Wait,
+    /// Enrol again with the bootstrap credential, with a new key in the same backend.
+    Enrol,
 }
 
 impl IdentityKind {

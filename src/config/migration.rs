@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{Config, ConfigError, IdentityConfig};
 use crate::parse_error;
 use crate::store::durable;
-use crate::world::SystemFiles;
+use crate::world::files::LONGEST_FILE;
+use crate::world::{Files, SystemFiles};
 
 /// What stands in the file.
 #[derive(Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub(crate) fn followed(config: &Config) -> Config {
 pub(super) fn follow(config: &mut IdentityConfig) -> Result<(), ConfigError> {
     let path = config.migration();
     // A user who may not read it may not run the agent either.
-    let Ok(content) = std::fs::read(&path) else {
+    let Ok(content) = SystemFiles.read(&path, LONGEST_FILE) else {
         return Ok(());
     };
     let migration: Migration = serde_json::from_slice(&content).map_err(|error| {
@@ -53,17 +54,17 @@ pub(super) fn follow(config: &mut IdentityConfig) -> Result<(), ConfigError> {
 ///
 /// # Errors
 /// Whatever the file system says.
-pub fn save(config: &IdentityConfig, backend: &str) -> io::Result<()> {
+pub fn save(files: &dyn Files, config: &IdentityConfig, backend: &str) -> io::Result<()> {
     let path = config.migration();
     if backend == config.configured_backend {
-        return remove(&path);
+        return remove(files, &path);
     }
     let migration = Migration { configured: config.configured_backend.clone(), backend: backend.to_owned() };
-    durable::replace(&SystemFiles, &path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
+    durable::replace(files, &path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
+fn remove(files: &dyn Files, path: &Path) -> io::Result<()> {
+    match files.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -90,11 +91,11 @@ mod tests {
             Config::load(&flags).expect("valid").identities.remove(0)
         };
         let config = load("file");
-        save(&config, "one").expect("saved");
+        save(&SystemFiles, &config, "one").expect("saved");
         let moved = load("file");
         assert_eq!((moved.backend.as_str(), moved.configured_backend.as_str()), ("one", "file"));
         assert_eq!(load("two").backend, "two");
-        save(&moved, "file").expect("saved");
+        save(&SystemFiles, &moved, "file").expect("saved");
         assert_eq!(load("file").backend, "file");
     }
 }

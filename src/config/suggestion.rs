@@ -3,21 +3,23 @@
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
 
-use super::file::FileConfiguration;
-use super::identity::IdentityTable;
-use super::proxy::ProxyTable;
-
 /// How alike two keys must be for one to be meant by the other, from 0 to 1.
 const ALIKE: f64 = 0.8;
 
-/// The known key that the first unknown one in this text resembles.
-pub(super) fn for_unknown_key(text: &str) -> Option<&'static str> {
+/// The known key that the first unknown one in this text resembles. `File`, `Identity` and `Proxy` are what the file, a
+/// table `[[identity]]` and a table `[proxy]` are read into.
+pub(super) fn for_unknown_key<'de, File, Identity, Proxy>(text: &str) -> Option<&'static str>
+where
+    File: Deserialize<'de>,
+    Identity: Deserialize<'de>,
+    Proxy: Deserialize<'de>,
+{
     let table: toml::Table = text.parse().ok()?;
     let identities = || table.get("identity").and_then(toml::Value::as_array).into_iter().flatten();
     let proxies = table.get("proxy").into_iter().chain(identities().filter_map(|identity| identity.get("proxy")));
-    None.or_else(|| in_table(&table, keys_of::<FileConfiguration>()))
-        .or_else(|| identities().find_map(|table| in_table(table.as_table()?, keys_of::<IdentityTable>())))
-        .or_else(|| proxies.into_iter().find_map(|table| in_table(table.as_table()?, keys_of::<ProxyTable>())))
+    None.or_else(|| in_table(&table, keys_of::<File>()))
+        .or_else(|| identities().find_map(|table| in_table(table.as_table()?, keys_of::<Identity>())))
+        .or_else(|| proxies.into_iter().find_map(|table| in_table(table.as_table()?, keys_of::<Proxy>())))
 }
 
 fn in_table(table: &toml::Table, known: &'static [&'static str]) -> Option<&'static str> {
@@ -63,6 +65,9 @@ impl<'de> Deserializer<'de> for KeysOnly<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::file::FileConfiguration;
+    use super::super::identity::IdentityTable;
+    use super::super::proxy::ProxyTable;
     use super::*;
 
     #[test]
@@ -77,7 +82,7 @@ mod tests {
             ("zzz = 1", None),
             ("keep-pairs = 3", None),
         ] {
-            assert_eq!(for_unknown_key(text), meant, "{text}");
+            assert_eq!(for_unknown_key::<FileConfiguration, IdentityTable, ProxyTable>(text), meant, "{text}");
         }
     }
 }

@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 use crate::kubernetes::kubeconfig::{KubeconfigFile, SecretsOfCluster};
 use crate::proxy::{ClientFiles, LocalServer};
 use crate::store::shared;
-use crate::world::{SystemFiles, User};
+use crate::world::files::FileKind;
+use crate::world::{Files, User};
 
 /// The names that the kubelet gives to the entries of a kubeconfig that it writes after its bootstrap.
 const CLUSTER: &str = "default-cluster";
@@ -63,11 +64,11 @@ impl Kubeconfig {
     ///
     /// # Errors
     /// Those of [`KubeconfigFile::read`].
-    pub fn read_or_new(path: &Path) -> io::Result<Self> {
-        match std::fs::metadata(path) {
-            Ok(found) if found.is_file() && found.len() == 0 => Ok(Self::new()),
+    pub fn read_or_new(files: &dyn Files, path: &Path) -> io::Result<Self> {
+        match files.metadata(path) {
+            Ok(found) if found.kind == FileKind::File && found.size == 0 => Ok(Self::new()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::new()),
-            _ => KubeconfigFile::read(path).map(Self::from),
+            _ => KubeconfigFile::read_on(files, path).map(Self::from),
         }
     }
 
@@ -76,8 +77,8 @@ impl Kubeconfig {
     ///
     /// # Errors
     /// Those of [`KubeconfigFile::read`], also if there is no such file.
-    pub fn for_cluster_of(path: &Path) -> io::Result<Self> {
-        let file = KubeconfigFile::read(path)?;
+    pub fn for_cluster_of(files: &dyn Files, path: &Path) -> io::Result<Self> {
+        let file = KubeconfigFile::read_on(files, path)?;
         let SecretsOfCluster { server, authority } = file.secrets_of_cluster()?;
         let mut other = Self::from(file);
         let mut new = Self::new();
@@ -193,15 +194,13 @@ impl Kubeconfig {
     ///
     /// # Errors
     /// Whatever the file system says; the file is then as it was.
-    pub fn write(&self, path: &Path, owner: Option<User>) -> io::Result<bool> {
-        let same = KubeconfigFile::read(path).is_ok_and(|there| Self::from(there) == *self);
-        let owned = |owner: User| {
-            std::fs::metadata(path).is_ok_and(|there| std::os::unix::fs::MetadataExt::uid(&there) == owner.uid)
-        };
+    pub fn write(&self, files: &dyn Files, path: &Path, owner: Option<User>) -> io::Result<bool> {
+        let same = KubeconfigFile::read_on(files, path).is_ok_and(|there| Self::from(there) == *self);
+        let owned = |owner: User| files.metadata(path).is_ok_and(|there| there.uid == owner.uid);
         if same && owner.is_none_or(owned) {
             return Ok(false);
         }
-        shared::replace(&SystemFiles, path, self.to_yaml()?.as_bytes(), owner)?;
+        shared::replace(files, path, self.to_yaml()?.as_bytes(), owner)?;
         Ok(true)
     }
 }
@@ -235,8 +234,8 @@ impl Default for Kubeconfig {
 }
 
 /// Why the kubeconfig in this file does not follow the rotations of `pair`, if so; one that is not there does not matter.
-pub fn staleness(path: &Path, pair: &Path) -> Option<String> {
-    match KubeconfigFile::read(path) {
+pub fn staleness(files: &dyn Files, path: &Path, pair: &Path) -> Option<String> {
+    match KubeconfigFile::read_on(files, path) {
         Ok(file) => Kubeconfig::from(file).staleness(path, pair),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => Some(format!("it cannot be used: {error}")),
@@ -266,6 +265,7 @@ fn text(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::SystemFiles;
 
     const BOOTSTRAP: &str = "
 apiVersion: v1
@@ -310,26 +310,29 @@ users:
         let directory = tempfile::tempdir().expect("a directory");
         let (bootstrap, path) = (directory.path().join("bootstrap"), directory.path().join("etc/kubeconfig"));
         std::fs::write(&bootstrap, BOOTSTRAP).expect("written");
-        let mut kubeconfig = Kubeconfig::for_cluster_of(&bootstrap).expect("a kubeconfig");
+        let mut kubeconfig = Kubeconfig::for_cluster_of(&SystemFiles, &bootstrap).expect("a kubeconfig");
         kubeconfig.use_files(pair(), pair()).expect("text");
-        assert!(kubeconfig.write(&path, None).expect("written"));
+        assert!(kubeconfig.write(&SystemFiles, &path, None).expect("written"));
         let text = std::fs::read_to_string(&path).expect("readable");
         for kept in ["http://p:3128", "tls-server-name: api", "client-key: /pki/current.pem"] {
             assert!(text.contains(kept), "{kept} in {text}");
         }
         assert!(text.contains(&directory.path().join("ca.crt").display().to_string()));
         assert!(!text.contains("abcdef"));
-        assert_eq!(staleness(&path, pair()), None);
-        assert!(staleness(&path, Path::new("/other.pem")).is_some());
+        assert_eq!(staleness(&SystemFiles, &path, pair()), None);
+        assert!(staleness(&SystemFiles, &path, Path::new("/other.pem")).is_some());
 
         // Kept apart, and taken from there when the bootstrap kubeconfig is gone (case C23).
         let kept = directory.path().join("state/cluster.kubeconfig");
-        Kubeconfig::for_cluster_of(&bootstrap).expect("a kubeconfig").write(&kept, None).expect("written");
+        Kubeconfig::for_cluster_of(&SystemFiles, &bootstrap)
+            .expect("a kubeconfig")
+            .write(&SystemFiles, &kept, None)
+            .expect("written");
         assert!(!std::fs::read_to_string(&kept).expect("readable").contains("abcdef"));
-        let mut again = Kubeconfig::for_cluster_of(&kept).expect("a kubeconfig");
+        let mut again = Kubeconfig::for_cluster_of(&SystemFiles, &kept).expect("a kubeconfig");
         again.use_files(pair(), pair()).expect("text");
         assert_eq!(again, kubeconfig);
-        assert!(!again.write(&path, None).expect("the same"));
+        assert!(!again.write(&SystemFiles, &path, None).expect("the same"));
     }
 
     #[test]
@@ -337,14 +340,14 @@ users:
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("kubeconfig");
         std::fs::write(&path, EXISTING).expect("written");
-        assert!(staleness(&path, pair()).is_some_and(|reason| reason.contains("itself")));
-        let mut kubeconfig = Kubeconfig::read_or_new(&path).expect("a kubeconfig");
+        assert!(staleness(&SystemFiles, &path, pair()).is_some_and(|reason| reason.contains("itself")));
+        let mut kubeconfig = Kubeconfig::read_or_new(&SystemFiles, &path).expect("a kubeconfig");
         kubeconfig.use_files(pair(), pair()).expect("text");
-        assert!(kubeconfig.write(&path, None).expect("written"));
-        assert_eq!(staleness(&path, pair()), None);
-        assert!(staleness(directory.path(), pair()).is_some());
+        assert!(kubeconfig.write(&SystemFiles, &path, None).expect("written"));
+        assert_eq!(staleness(&SystemFiles, &path, pair()), None);
+        assert!(staleness(&SystemFiles, directory.path(), pair()).is_some());
         std::fs::write(&path, "").expect("torn");
-        assert!(staleness(&path, pair()).is_some());
+        assert!(staleness(&SystemFiles, &path, pair()).is_some());
     }
 
     #[test]

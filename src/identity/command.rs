@@ -25,11 +25,11 @@ impl Agent {
     /// Has new keys made in `to`. What is in use stays in use until its successor is proven.
     async fn migrate(&mut self, to: &str, dry_run: bool) -> Result<Migration, BackendError> {
         // A device that does not answer would only keep the rotation waiting.
-        self.keyring.backend(to)?.call(CALL_DEADLINE, |backend| backend.list()).await?;
+        self.ports.keyring.backend(to)?.call(CALL_DEADLINE, |backend| backend.list()).await?;
         let from = self.state.held().map(|held| held.key().clone());
         let moves = from.as_ref().is_none_or(|key| key.backend != to);
         if !dry_run {
-            config::migration::save(&self.config, to).map_err(|error| {
+            config::migration::save(self.ports.files.as_ref(), &self.config, to).map_err(|error| {
                 let detail = format!("the migration cannot be written down: {error}");
                 BackendError::new(BackendErrorKind::Unavailable, detail)
                     .with_hint(format!("make room in {}", self.config.node.state_dir.display()))

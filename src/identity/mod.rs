@@ -1,34 +1,35 @@
 //! The driver of the rotation: step, save the journal, perform the action, and step again with what came of it.
 //!
-//! Async begins here. The world is reached through [`crate::world::clock`] (time), [`crate::store`] (disk),
-//! [`crate::keys::Keyring`] (backends) and `connection::Connections` (the API server), and through nothing else.
+//! Async begins here. The world is reached through [`ports::Ports`], and through nothing else.
 
 mod changes;
 mod command;
-mod connection;
 mod look_around;
 mod pair;
 mod perform;
+pub mod ports;
 mod proxy;
 mod recovery;
 pub(crate) mod report;
 mod start;
+mod start_error;
+mod unfinished;
 
 use std::sync::Arc;
 
 use pintle_agent_core::rotation::Waiting;
-use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, step};
+use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, UnixTime, step};
 use pintle_plugins_api::{BackendError, KeyAlgorithm};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::IdentityConfig;
-use crate::keys::Keyring;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{self, Telemetry};
-use crate::world::clock::{self, Clock, now};
-use connection::Connections;
+use crate::world::clock::has_stepped;
+use crate::world::files::FileLock;
+use ports::Ports;
 
-pub use start::StartError;
+pub use start_error::StartError;
 
 /// What an operator may ask of a running agent.
 #[derive(Debug)]
@@ -63,28 +64,27 @@ pub struct Agent {
     policy: Policy,
     template: Template,
     authorities: Option<Vec<Vec<u8>>>,
-    clock: Clock,
     journal: Journal,
     pairs: PairDirectory,
-    keyring: Keyring,
-    connections: Connections,
+    ports: Ports,
     telemetry: Arc<Telemetry>,
     commands: mpsc::Receiver<Command>,
     installed: watch::Sender<bool>,
     state: State,
     reporter: report::Reporter,
     /// Held for as long as the agent lives, so that no other publishes into the same directory.
-    _pairs_lock: std::fs::File,
+    _pairs_lock: Option<FileLock>,
     probe: look_around::Probe,
-    proxy: Option<crate::proxy::ProxyHandle>,
+    /// Why it is not known yet what is held: then nothing is done.
+    unfinished: Option<unfinished::Unfinished>,
 }
 
 /// Everything that an agent is started with.
 pub struct Parts {
     /// What to do.
     pub config: IdentityConfig,
-    /// The backends.
-    pub keyring: Keyring,
+    /// The world.
+    pub ports: Ports,
     /// Where events go.
     pub telemetry: Arc<Telemetry>,
     /// What operators ask for.
@@ -106,24 +106,35 @@ impl Agent {
     /// Runs until it is told to stop.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut event = self.first_event();
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return self.telemetry.emit(telemetry::Event::Stopped),
+            asked = self.finish_recovery() => event = asked.unwrap_or(event),
+        }
+        let _ = self.update_proxy().await;
         loop {
             self.telemetry.alive();
-            let started = now();
+            let started = self.now();
             let speaks_as = self.state.trusted().map(|credential| *credential.fingerprint());
             let (next, action) = step(std::mem::take(&mut self.state), event, started, &self.policy);
             self.report(next, &action);
             if self.state.trusted().map(|credential| *credential.fingerprint()) != speaks_as {
                 // New connections speak as it from now on, and not only once something else happens.
-                self.update_proxy().await;
+                let _ = self.update_proxy().await;
             }
             event = tokio::select! {
-                event = self.act(action) => event,
+                biased;
                 _ = stop.wait_for(|stop| *stop) => break,
+                event = self.act(action) => event,
             };
         }
         // The state may be ahead of the journal if the disk is full; one more try costs nothing.
         let _ = self.journal.save(&self.state);
         self.telemetry.emit(telemetry::Event::Stopped);
+    }
+
+    fn now(&self) -> UnixTime {
+        self.ports.clock.now()
     }
 
     /// Saves the journal, then performs the action. Both end early when there is something else to look at.
@@ -135,7 +146,7 @@ impl Agent {
         self.installed.send_replace(is_saved && self.is_installed(&action));
         if !is_saved && !waits {
             // Nothing is done that is not written down first; what is known stays in memory meanwhile (case C29).
-            return self.pause(Some(now() + Policy::LOCAL_RETRY)).await;
+            return self.pause(None).await;
         }
         match action {
             Action::Wait { until, .. } => self.pause(until).await,
@@ -144,23 +155,17 @@ impl Agent {
     }
 
     /// Waits for a time, a command, a step of the clock, or a refusal of the certificate in use.
-    async fn pause(&mut self, until: Option<pintle_agent_core::UnixTime>) -> Event {
-        // The watchdog wants to hear from us, and things on this machine are looked at again, at each hop.
-        let hop = now() + Policy::LOCAL_RETRY;
-        let wake = until.map_or(hop, |until| until.min(hop));
-        let (before, started) = (now(), std::time::Instant::now());
+    async fn pause(&mut self, until: Option<UnixTime>) -> Event {
+        // The clock wakes us every few seconds: the watchdog wants to hear from us, and what is on this machine is looked
+        // at again.
+        let clock = Arc::clone(&self.ports.clock);
+        let (before, started) = (clock.now(), clock.monotonic());
         let event = tokio::select! {
-            command = self.commands.recv() => match command {
-                Some(command) => self.handle_command(command).await,
-                // Nobody can ask any more.
-                None => {
-                    self.clock.sleep_until(Some(wake)).await;
-                    Event::Woke
-                }
-            },
-            () = self.clock.sleep_until(Some(wake)) => Event::Woke,
+            biased;
+            Some(command) = self.commands.recv() => self.handle_command(command).await,
+            () = clock.sleep_until(until) => Event::Woke,
         };
-        if clock::stepped(started, before, now()) {
+        if has_stepped(clock.monotonic() - started, before, clock.now()) {
             self.telemetry.emit(telemetry::Event::ClockStepped);
         }
         if event == Event::Woke { self.observe_environment().await } else { event }
@@ -169,7 +174,7 @@ impl Agent {
     /// Whether what the configuration asks for is installed and nothing is left to do, so that a device may be unplugged:
     /// a good certificate whose key is where new keys are made, no rotation under way, and no old key left anywhere.
     fn is_installed(&self, action: &Action) -> bool {
-        let held = self.state.held().filter(|held| !held.has_expired(now()));
+        let held = self.state.held().filter(|held| !held.has_expired(self.now()));
         // With rotation off, a key stays where it is until its certificate expires, whatever the backend is now.
         let in_place = held.is_some_and(|held| held.key().backend == self.policy.backend || !self.policy.rotate);
         let idle = *self.state.phase() == Phase::Holding
@@ -179,5 +184,6 @@ impl Agent {
             && !self.state.held_is_unproven()
             && self.state.retiring().is_empty()
             && self.state.back_off().is_none()
+            && self.probe.trouble().is_none()
     }
 }

@@ -1,5 +1,6 @@
 //! Performing the actions, each of which may be repeated without harm.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pintle_agent_core::issued::accept;
@@ -8,15 +9,18 @@ use pintle_agent_core::rotation::{ApiFailure, Authority, Candidate, Observation,
 use pintle_agent_core::{Action, Credential, Event, KeyName, Phase};
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 
-use super::connection::check_key;
-use super::pair::write_pair;
-use super::{Agent, now};
+use super::Agent;
+use super::pair::{check_or_restore_key, write_pair};
+use super::proxy::StillSpeaks;
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE};
-use crate::kubernetes::Api;
 use crate::kubernetes::api::Watched;
+use crate::kubernetes::port::{ApiClient, Caller};
 use crate::kubernetes::requests::{Outcome, Standing};
 use crate::telemetry;
+
+/// A watch is given up after this time and the request looked at anew: its connection does not survive a suspend.
+const WATCH_LIMIT: Duration = Duration::from_secs(300);
 
 impl Agent {
     pub(super) async fn perform(&mut self, action: Action) -> Event {
@@ -24,7 +28,7 @@ impl Agent {
             Action::Wait { .. } => Event::Woke,
             Action::Generate { key, algorithm } => {
                 let id = key.id.clone();
-                let generated = match self.keyring.backend(&key.backend) {
+                let generated = match self.ports.keyring.backend(&key.backend) {
                     Ok(backend) => {
                         backend.call(GENERATE_DEADLINE, move |backend| backend.generate(&id, algorithm)).await
                     }
@@ -89,7 +93,7 @@ impl Agent {
 
     async fn certification_request(&self, next: &Candidate) -> Result<String, Refusal> {
         let (template, public_key, id) = (next.template.clone(), next.public_key.clone(), next.key.id.clone());
-        let backend = self.keyring.backend(&next.key.backend).map_err(Refusal::Backend)?;
+        let backend = self.ports.keyring.backend(&next.key.backend).map_err(Refusal::Backend)?;
         let request = backend.call(CALL_DEADLINE, move |backend| {
             let backend = std::cell::RefCell::new(backend);
             template
@@ -117,7 +121,7 @@ impl Agent {
                 self.reread_authorities();
                 let authorities = self.authorities.as_deref();
                 let key = next.key.clone();
-                let accepted = accept(&chain, &next.template, key, &next.public_key, authorities, now());
+                let accepted = accept(&chain, &next.template, key, &next.public_key, authorities, self.now());
                 if let Ok(issued) = &accepted {
                     self.telemetry.emit(telemetry::Event::CertificateIssued {
                         request: request.name.clone(),
@@ -139,23 +143,35 @@ impl Agent {
                     // So that the status says it before the wait begins.
                     return Event::Observed(Observation::Pending);
                 }
-                return self.watch(&api, request, &resource_version, authority).await;
+                return self.watch(api.as_ref(), request, &resource_version, authority).await;
             }
         };
         Event::Observed(observation)
     }
 
     /// Watches a pending request, as long as nothing else happens.
-    async fn watch(&mut self, api: &Api, request: &SubmittedRequest, version: &str, authority: Authority) -> Event {
-        let watched = tokio::select! {
-            watched = api.watch(request, version) => watched,
-            // The connection does not survive a suspend; and the watchdog wants to hear from us.
-            () = self.clock.sleep_until(Some(now() + Duration::from_secs(60))) => return Event::Woke,
-            command = self.commands.recv() => {
-                return match command {
-                    Some(command) => self.handle_command(command).await,
-                    None => Event::Woke,
-                };
+    async fn watch(
+        &mut self,
+        api: &dyn ApiClient,
+        request: &SubmittedRequest,
+        version: &str,
+        authority: Authority,
+    ) -> Event {
+        let clock = Arc::clone(&self.ports.clock);
+        let started = clock.monotonic();
+        let mut watch = api.watch(request, version);
+        let watched = loop {
+            tokio::select! {
+                biased;
+                watched = &mut watch => break watched,
+                Some(command) = self.commands.recv() => return self.handle_command(command).await,
+                () = clock.sleep_until(None) => {}
+            }
+            // A request can be pending for days, while which everything else is looked at as ever.
+            self.telemetry.alive();
+            let event = self.observe_environment().await;
+            if event != Event::Woke || clock.monotonic() - started > WATCH_LIMIT {
+                return event;
             }
         };
         match watched {
@@ -163,7 +179,8 @@ impl Agent {
             Ok(Watched::Changed) => Event::Observed(Observation::Pending),
             // May get, may not watch, or not from the object's version: then it is looked at every few seconds.
             Ok(Watched::Expired) | Err(ApiFailure::Forbidden(_)) => {
-                self.clock.sleep_until(Some(now() + Duration::from_secs(5))).await;
+                let clock = Arc::clone(&self.ports.clock);
+                clock.sleep_until(Some(clock.now() + Duration::from_secs(5))).await;
                 Event::Observed(Observation::Pending)
             }
             Err(failure) => self.api_failed(authority, failure).await,
@@ -175,7 +192,7 @@ impl Agent {
         if let Err(error) = self.check_key_of(credential).await {
             return failed(error);
         }
-        if let Err(error) = write_pair(&self.keyring, &self.pairs, &self.telemetry, credential).await {
+        if let Err(error) = write_pair(&self.ports, &self.pairs, &self.telemetry, credential).await {
             return Event::PublishFailed(error);
         }
         if let Err(detail) = self.ensure_kubeconfig() {
@@ -185,13 +202,13 @@ impl Agent {
         if let Phase::Publishing { .. } = self.state.phase() {
             self.reporter.rotations += 1;
         }
-        self.connections.close_bootstrap();
+        self.ports.api.keep_only(&Caller::Certificate(credential.clone()));
         Event::Published
     }
 
     /// Whether the credential's key is in its backend; a key under its id that is not the one is a `Conflict`.
     async fn check_key_of(&self, credential: &Credential) -> Result<(), BackendError> {
-        if check_key(&self.keyring, credential.key(), credential.public_key()).await? {
+        if check_or_restore_key(&self.ports.keyring, &self.pairs, &self.telemetry, credential).await? {
             return Ok(());
         }
         let detail = format!("key {} is not the one that the certificate is for", credential.key());
@@ -201,18 +218,22 @@ impl Agent {
     /// Writes the kubelet's kubeconfig where there is none.
     pub(super) fn ensure_kubeconfig(&self) -> Result<(), String> {
         let path = &self.config.kubeconfig;
-        if path.exists() || !self.config.owns_kubeconfig {
+        // What cannot be seen may well be there.
+        let missing = self.ports.files.metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if !missing || !self.config.owns_kubeconfig {
             return Ok(());
         }
         // Without any of them, the API server's address is not known, and nothing could be written.
         let kept = self.config.cluster_kubeconfig();
-        let Some(cluster) = self.config.bootstrap_kubeconfig.iter().chain([&kept]).find(|path| path.exists()) else {
+        let Some(cluster) =
+            self.config.bootstrap_kubeconfig.iter().chain([&kept]).find(|path| self.ports.files.exists(path))
+        else {
             return Ok(());
         };
-        let pair = self.pairs.current();
-        let written = Kubeconfig::for_cluster_of(cluster).and_then(|mut kubeconfig| {
+        let (pair, files) = (self.pairs.current(), self.ports.files.as_ref());
+        let written = Kubeconfig::for_cluster_of(files, cluster).and_then(|mut kubeconfig| {
             kubeconfig.use_files(&pair, &pair)?;
-            kubeconfig.write(path, None)
+            kubeconfig.write(files, path, None)
         });
         written.map_err(|error| format!("the kubeconfig {} cannot be written: {error}", path.display()))?;
         self.telemetry.emit(telemetry::Event::KubeconfigWritten { path: path.display().to_string() });
@@ -220,25 +241,24 @@ impl Agent {
     }
 
     async fn prove(&mut self, credential: &Credential) -> Event {
-        let proof = async {
-            let api = self.connections.fresh(&self.config, &self.keyring, credential).await?;
-            let user = api.who_am_i().await?;
-            Ok((api, user))
-        };
+        let caller = Caller::Certificate(credential.clone());
+        // A new connection: an API server verifies the certificate when one is made.
+        self.ports.api.forget(&caller);
+        let proof = async { self.ports.api.connect(&caller).await?.who_am_i().await };
         let failure = match proof.await {
-            Ok((api, user)) => {
+            Ok(user) => {
                 let serial = credential.serial().to_owned();
                 self.telemetry.emit(telemetry::Event::IdentityProven { user: user.unwrap_or_default(), serial });
-                self.connections.keep(credential, api);
-                self.probe.done();
+                self.probe.done(self.ports.clock.monotonic());
                 return Event::Proven;
             }
             Err(failure) => failure,
         };
+        self.ports.api.forget(&caller);
         // A handshake that the key did not sign looks like a server that cannot be reached.
         if !matches!(failure, ApiFailure::Unauthorized(_)) {
             let signed = match self.check_key_of(credential).await {
-                Ok(()) => self.keyring.try_key(credential.key()).await,
+                Ok(()) => self.ports.keyring.try_key(credential.key()).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = signed {
@@ -250,12 +270,14 @@ impl Agent {
 
     async fn retire(&mut self, keys: Vec<KeyName>) -> Event {
         // A key is destroyed when its last connection has ended; the proxy sees to it that this comes.
-        if let Some(event) = self.await_last_connections().await {
-            return event;
+        match self.await_last_connections().await {
+            Ok(()) => {}
+            Err(StillSpeaks::Meanwhile(event)) => return event,
+            Err(StillSpeaks::AsAnother(error)) => return Event::Retired { destroyed: Vec::new(), failed: vec![error] },
         }
         let (mut destroyed, mut failed) = (Vec::new(), Vec::new());
         for key in keys {
-            match self.keyring.delete(&key).await {
+            match self.ports.keyring.delete(&key).await {
                 Ok(()) => destroyed.push(key),
                 Err(BackendError { kind, detail, hint }) => {
                     let detail = format!("the old key {key} cannot be destroyed: {detail}");
@@ -279,15 +301,19 @@ impl Agent {
         Event::Retired { destroyed, failed }
     }
 
-    pub(super) async fn api(&mut self, authority: Authority) -> Result<std::sync::Arc<Api>, ApiFailure> {
+    pub(super) async fn api(&self, authority: Authority) -> Result<Arc<dyn ApiClient>, ApiFailure> {
+        self.ports.api.connect(&self.caller(authority)).await
+    }
+
+    fn caller(&self, authority: Authority) -> Caller {
         match (authority, self.state.held()) {
-            (Authority::Held, Some(held)) => self.connections.held(&self.config, &self.keyring, held).await,
-            _ => self.connections.bootstrap(&self.config).await,
+            (Authority::Held, Some(held)) => Caller::Certificate(held.clone()),
+            _ => Caller::Bootstrap,
         }
     }
 
     async fn api_failed(&mut self, authority: Authority, failure: ApiFailure) -> Event {
-        self.connections.forget(&self.config, authority);
+        self.ports.api.forget(&self.caller(authority));
         // A handshake that the key did not sign looks like a server that cannot be reached.
         if authority == Authority::Held && self.held_key_is_lost().await {
             return Event::HeldRefused { key_lost: true };

@@ -8,7 +8,7 @@ use pintle_agent_core::rotation::{Authority, Waiting};
 use pintle_agent_core::{Action, Phase, State, UnixTime};
 use pintle_plugins_api::PublicKey;
 
-use super::{Agent, now};
+use super::Agent;
 use crate::config::IdentityConfig;
 use crate::telemetry::{self, Event, IdentityStatus, KeyStatus};
 
@@ -88,7 +88,7 @@ impl Agent {
         let Some(held) = self.state.held() else {
             return "there is none".to_owned();
         };
-        let current = now();
+        let current = self.now();
         if held.has_expired(current) {
             format!("the one in use expired at {}", held.not_after())
         } else if self.state.held_key_is_lost() {
@@ -100,7 +100,7 @@ impl Agent {
         } else if held.key().backend != self.policy.backend {
             format!("its key moves from {} to {}", held.key().backend, self.policy.backend)
         } else {
-            match now() >= Window::of(held).deadline {
+            match self.now() >= Window::of(held).deadline {
                 true => format!("the one in use expires at {}", held.not_after()),
                 false => "the configuration asks for another".to_owned(),
             }
@@ -108,8 +108,8 @@ impl Agent {
     }
 
     /// Tells which backends do not answer, and which do again.
-    fn report_backends(&mut self) {
-        for (name, error) in self.keyring.health() {
+    pub(super) fn report_backends(&mut self) {
+        for (name, error) in self.ports.keyring.health() {
             let down = self.reporter.down.contains(name);
             match error {
                 Some(error) if !down => {
@@ -152,7 +152,8 @@ impl Agent {
     }
 
     fn report_holding(&mut self, rotation_off: bool) {
-        let Some(held) = self.state.held() else {
+        // It is not yet what others read.
+        let Some(held) = self.state.held().filter(|_| self.probe.trouble().is_none()) else {
             return;
         };
         let known = Known::Holding(*held.fingerprint());
@@ -175,7 +176,7 @@ impl Agent {
 
     fn status(&self, action: &Action) -> IdentityStatus {
         let mut status = status_of(&self.state, &self.config);
-        let good = self.state.held().is_some_and(|held| !held.has_expired(now()));
+        let good = self.state.held().is_some_and(|held| !held.has_expired(self.now()));
         let back_off = self.state.back_off();
         status.state = match (self.state.phase(), action) {
             (_, Action::Wait { waiting: Waiting::KeyLost, .. }) => telemetry::State::KeyLost,
@@ -210,6 +211,13 @@ impl Agent {
         if status.state == telemetry::State::RotationOff {
             "rotation is off: the certificate is not renewed before it expires".clone_into(&mut status.reason);
             "run with --rotate-certificates=true".clone_into(&mut status.hint);
+        }
+        if let Some(trouble) = self.probe.trouble()
+            && matches!(status.state, telemetry::State::Ready | telemetry::State::RotationOff)
+        {
+            status.state = telemetry::State::Failing;
+            status.reason = format!("{} cannot be used: {}", trouble.path, trouble.reason);
+            status.hint.clone_from(&trouble.hint);
         }
         if let Some(reason) = &self.reporter.unsaved {
             status.state = telemetry::State::Failing;

@@ -1,47 +1,31 @@
 //! Starting an agent: what it finds, and what only a person can mend.
 
-use std::fmt;
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use pintle_agent_core::State;
 use pintle_agent_core::pem_block::PemBlocks;
-use zeroize::Zeroizing;
+use pintle_agent_core::rotation::Found;
 
-use super::connection::Connections;
-use super::recovery::Recovery;
+use super::recovery::{Recovery, Standing};
+use super::start_error::{StartError, renamed};
+use super::unfinished::Unfinished;
 use super::{Agent, Parts};
 use crate::config::IdentityConfig;
 use crate::consumers::kubeconfig;
 use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
 use crate::telemetry::{Event, Telemetry};
-use crate::world::clock::{Clock, now};
-use crate::world::{Files, SystemFiles, random};
-
-/// Why an agent cannot start: only a person can mend it.
-#[derive(Debug)]
-pub struct StartError {
-    /// What is wrong, and where.
-    pub detail: String,
-    /// What to do about it.
-    pub hint: String,
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.detail)
-    }
-}
-
-impl std::error::Error for StartError {}
+use crate::world::Files;
+use crate::world::files::{FileLock, LONGEST_FILE};
 
 pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
-    let Parts { config, keyring, telemetry, commands, installed } = parts;
-    let files: Arc<dyn Files> = Arc::new(SystemFiles);
+    let Parts { config, ports, telemetry, commands, installed } = parts;
+    let files = Arc::clone(&ports.files);
     let template = config.template();
-    let authorities = config.client_ca_file.as_ref().map(read_authorities).transpose()?;
+    let authorities = config.client_ca_file.as_ref().map(|path| read_authorities(files.as_ref(), path)).transpose()?;
     let journal = Journal::on(Arc::clone(&files), config.journal(), template.clone());
     let pairs = PairDirectory::on(Arc::clone(&files), config.cert_dir.clone(), config.pair_prefix());
     telemetry.emit(Event::Started {
@@ -57,10 +41,10 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
             hint: "make it a directory that pintle may write to, or name another with --cert-dir".to_owned(),
         });
     }
-    let pairs_lock = lock(&config.cert_dir)?;
+    let pairs_lock = lock(files.as_ref(), &config.cert_dir)?;
     let journalled = journalled.unwrap_or_default();
     let installation = match journalled.installation() {
-        "" => random::installation().map_err(|_| StartError {
+        "" => (ports.installation)().map_err(|_| StartError {
             detail: "the system gives no random numbers".to_owned(),
             hint: "check that this process may use getrandom(2)".to_owned(),
         })?,
@@ -71,21 +55,24 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         config: &config,
         policy: &policy,
         template: &template,
-        keyring: &keyring,
+        ports: &ports,
         telemetry: &telemetry,
         pairs: &pairs,
     };
-    let found = recovery.find_held(&journalled).await?;
-    let state = State::recovered(Some(journalled), installation, found, now(), &policy);
+    let mut told = BTreeSet::new();
+    let standing = recovery.find_held(&journalled, &mut told).await?;
+    let (found, unfinished) = match standing {
+        Standing::Found(found) => (found, None),
+        Standing::Unknown(missing) => (Found::AsJournalled, Some(Unfinished::new(missing, told))),
+    };
+    let state = State::recovered(Some(journalled), installation, found, ports.clock.now(), &policy);
     if config.owns_kubeconfig
-        && let Some(reason) = kubeconfig::staleness(&config.kubeconfig, &pairs.current())
+        && let Some(reason) = kubeconfig::staleness(files.as_ref(), &config.kubeconfig, &pairs.current())
     {
         telemetry.emit(Event::KubeconfigStale { path: config.kubeconfig.display().to_string(), reason });
     }
 
-    Ok(Agent {
-        clock: Clock::new(),
-        connections: Connections::default(),
+    let mut agent = Agent {
         reporter: super::report::Reporter::default(),
         probe: super::look_around::Probe::default(),
         config,
@@ -94,39 +81,43 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         authorities,
         journal,
         pairs,
-        keyring,
+        ports,
         telemetry,
         commands,
         installed,
         state,
         _pairs_lock: pairs_lock,
-        proxy: None,
-    })
+        unfinished,
+    };
+    // Before anybody is told that all is well (case C39).
+    agent.check_files().await;
+    Ok(agent)
 }
 
 /// Locks the directory of pairs: agents with state directories of their own would still prune each other's pairs.
-fn lock(directory: &Path) -> Result<File, StartError> {
+fn lock(files: &dyn Files, directory: &Path) -> Result<Option<FileLock>, StartError> {
     let failed = |detail: String, hint: &str| StartError { detail, hint: hint.to_owned() };
-    let opened = File::open(directory).map_err(|error| {
-        failed(format!("the directory {} cannot be read: {error}", directory.display()), "run pintle as its owner")
-    })?;
-    match opened.try_lock() {
-        Ok(()) => Ok(opened),
-        Err(TryLockError::WouldBlock) => Err(failed(
+    match files.try_lock(directory) {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => Err(failed(
             format!("another pintle publishes into {}", directory.display()),
             "give each agent its own --cert-dir",
         )),
         // Some network file systems have no locks; two agents there are not told apart.
-        Err(TryLockError::Error(_)) => Ok(opened),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
+        Err(error) => Err(failed(
+            format!("the directory {} cannot be read: {error}", directory.display()),
+            "run pintle as its owner",
+        )),
     }
 }
 
-pub(super) fn read_authorities(path: &PathBuf) -> Result<Vec<Vec<u8>>, StartError> {
+pub(super) fn read_authorities(files: &dyn Files, path: &Path) -> Result<Vec<Vec<u8>>, StartError> {
     let failed = |detail: String| StartError {
         detail: format!("the authority's certificates in {} cannot be used: {detail}", path.display()),
         hint: "name a PEM file of certificates with --client-ca-file, or leave it out".to_owned(),
     };
-    let text = std::fs::read(path).map(Zeroizing::new).map_err(|error| failed(error.to_string()))?;
+    let text = files.read(path, LONGEST_FILE).map_err(|error| failed(error.to_string()))?;
     PemBlocks::of(&*text).certificates().map_err(|error| failed(error.to_string()))
 }
 
@@ -152,19 +143,5 @@ fn read_journal(
             detail: format!("the journal {path} cannot be used: {error}"),
             hint: error.hint().to_owned(),
         }),
-    }
-}
-
-/// The node's name is not the one in the credential (case C12).
-pub(super) fn renamed(found: &str, wanted: &str, config: &IdentityConfig) -> StartError {
-    let name = found.strip_prefix("system:node:").unwrap_or(found);
-    StartError {
-        detail: format!("the credential on this machine is of {found}, and this node is now {wanted}"),
-        hint: format!(
-            "to keep the old name: --node-name {name}; to enrol as the new one: mv {pki} {pki}.old && mv {state} \
-             {state}.old, and start with --bootstrap-kubeconfig",
-            pki = config.cert_dir.display(),
-            state = config.node.state_dir.display()
-        ),
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use pintle_agent_core::KeyName;
 use pintle_backend_file::FileBackend;
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyBackend, KeyReference, PublicKey};
+use zeroize::Zeroizing;
 
 use crate::config::{BackendConfiguration, Isolation, NodeConfig};
 use isolation::IsolatedBackend;
@@ -75,6 +76,12 @@ impl Keyring {
         Ok(Self { backends: Arc::new(started) })
     }
 
+    /// A keyring of backends without threads, for a simulation.
+    #[cfg(test)]
+    pub(crate) fn simulated(backends: impl IntoIterator<Item = (String, BackendThread)>) -> Self {
+        Self { backends: Arc::new(backends.into_iter().collect()) }
+    }
+
     /// The names of the backends.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.backends.keys().map(String::as_str)
@@ -102,6 +109,14 @@ impl Keyring {
         self.backend(&key.backend)?.call(CALL_DEADLINE, move |backend| backend.public_key(&id)).await
     }
 
+    /// Whether the key of this name is in its backend, and is the one with this public half, a DER SubjectPublicKeyInfo.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub async fn has(&self, key: &KeyName, subject_public_key_info: &[u8]) -> Result<bool, BackendError> {
+        Ok(self.public_key(key).await?.as_der() == subject_public_key_info)
+    }
+
     /// How a consumer names this key.
     ///
     /// # Errors
@@ -122,6 +137,23 @@ impl Keyring {
             backend.sign(&id, scheme, b"pintle asks whether this key is there").map(drop)
         };
         self.backend(&key.backend)?.call(CALL_DEADLINE, sign).await
+    }
+
+    /// Stores a private key (DER) under this name; a repeat with the same key changes nothing.
+    ///
+    /// # Errors
+    /// `Unsupported` if the backend does not take over keys; otherwise those of
+    /// [`KeyImport::import`](pintle_plugins_api::KeyImport::import).
+    pub async fn import(&self, key: &KeyName, private_key: Zeroizing<Vec<u8>>) -> Result<PublicKey, BackendError> {
+        let (id, name) = (key.id.clone(), key.backend.clone());
+        let import = move |backend: &mut dyn KeyBackend| match backend.importer() {
+            Some(importer) => importer.import(&id, &private_key),
+            None => {
+                let detail = format!("backend {name:?} does not take over keys that were made elsewhere");
+                Err(BackendError::new(BackendErrorKind::Unsupported, detail))
+            }
+        };
+        self.backend(&key.backend)?.call(CALL_DEADLINE, import).await
     }
 
     /// Destroys this key; an absent key is destroyed.

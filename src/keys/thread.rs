@@ -56,7 +56,21 @@ pub struct BackendThread {
     health: Arc<Mutex<Option<BackendError>>>,
     /// The backend itself, where a call takes no longer than asking the thread for it.
     prompt: Option<Arc<Mutex<Slot>>>,
+    /// In a simulation there is no thread.
+    #[cfg(test)]
+    simulated: Option<Arc<Simulated>>,
 }
+
+/// A backend whose calls are made by whoever asks, after the time that the simulation says.
+#[cfg(test)]
+struct Simulated {
+    slot: Mutex<Slot>,
+    pace: Pace,
+}
+
+/// Waits as long as a simulated call takes, at most until the deadline; whether the call is made before it.
+#[cfg(test)]
+pub(crate) type Pace = Box<dyn Fn(Duration) -> futures::future::BoxFuture<'static, bool> + Send + Sync>;
 
 impl BackendThread {
     /// Starts the thread. The backend is opened at the first call, and again at a later one as long as that fails.
@@ -75,7 +89,23 @@ impl BackendThread {
                 work(&mut slot.lock().unwrap_or_else(PoisonError::into_inner));
             }
         })?;
-        Ok(Self { name, jobs: Arc::new(jobs), health, prompt })
+        Ok(Self {
+            name,
+            jobs: Arc::new(jobs),
+            health,
+            prompt,
+            #[cfg(test)]
+            simulated: None,
+        })
+    }
+
+    /// A backend without a thread, for a simulation.
+    #[cfg(test)]
+    pub(crate) fn simulated(name: &str, opener: Opener, pace: Pace) -> Self {
+        let (name, health): (Arc<str>, Arc<Mutex<_>>) = (name.into(), Arc::default());
+        let slot = Slot { name: Arc::clone(&name), opener, opened: None, health: Arc::clone(&health) };
+        let simulated = Some(Arc::new(Simulated { slot: Mutex::new(slot), pace }));
+        Self { name, jobs: Arc::new(queue::queue::<Work>().0), health, prompt: None, simulated }
     }
 
     /// Has the thread do `work`, and waits for it without blocking the runtime. Work whose deadline passes while it
@@ -89,6 +119,13 @@ impl BackendThread {
         deadline: Duration,
         work: impl FnOnce(&mut dyn KeyBackend) -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            if !(simulated.pace)(deadline).await {
+                return Err(self.late(deadline));
+            }
+            return simulated.slot.lock().unwrap_or_else(PoisonError::into_inner).run(work);
+        }
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.send(Purpose::Call, deadline, move |slot| {
             // Nobody waits any more after the deadline.

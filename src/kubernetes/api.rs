@@ -1,7 +1,7 @@
 //! One connection's worth of the API server: requests go out, answers or [`ApiFailure`]s come back.
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use http::{Method, StatusCode, header};
@@ -13,6 +13,8 @@ use serde::de::DeserializeOwned;
 
 use super::credential_error;
 use crate::parse_error;
+use crate::world::clock::monotonic;
+use crate::world::task::timeout;
 
 /// A client for one API server and one credential.
 pub struct Api {
@@ -104,9 +106,9 @@ impl Api {
             let content = collect(body).await?;
             return expired(parts.status).map_or_else(|| Err(failure(parts.status, &parts.headers, &content)), Ok);
         }
-        let started = Instant::now();
-        match tokio::time::timeout(limit, first_line(body)).await {
-            Ok(line) => watched(&line?, started.elapsed()),
+        let started = monotonic();
+        match timeout(limit, first_line(body)).await {
+            Ok(line) => watched(&line?, monotonic() - started),
             // The end of our patience: the object is looked at again.
             Err(_) => Ok(Watched::Changed),
         }
@@ -161,7 +163,7 @@ impl Api {
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, ApiFailure>>) -> Result<T, ApiFailure> {
-    tokio::time::timeout(limit, work)
+    timeout(limit, work)
         .await
         .unwrap_or_else(|_| Err(ApiFailure::Unreachable(format!("no answer within {} s", limit.as_secs()))))
 }

@@ -22,6 +22,8 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::sync::oneshot;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::world::task;
+
 use super::authorities::{Authorities, no_verification};
 use super::kubeconfig::{ClientPair, KubeconfigFile, UserEntry};
 use super::proxy::Proxy;
@@ -217,9 +219,7 @@ impl Cluster {
     /// The answer is an error if that credential cannot be read or obtained.
     pub fn connect(self) -> oneshot::Receiver<Result<Api, ClusterError>> {
         let (sender, receiver) = oneshot::channel();
-        let runtime = tokio::runtime::Handle::current();
-        std::thread::spawn(move || {
-            let _entered = runtime.enter();
+        task::spawn_thread(move || {
             // Nobody may be waiting any more.
             let _ = sender.send(self.connect_now());
         });

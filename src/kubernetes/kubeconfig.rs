@@ -5,20 +5,19 @@
 //! directory. Unlike kubectl, a kubeconfig must have a current context with a cluster, be a regular file, and have at most
 //! [`MAXIMUM_LENGTH`] bytes: it is read again and again, by a process that runs as root.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 use pintle_agent_core::pem_block::PemBlocks;
-use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::parse_error;
+use crate::world::{Files, SystemFiles};
 
 /// A kubeconfig that is longer is not read, and neither is a file that it names.
 pub const MAXIMUM_LENGTH: u64 = 1 << 20;
@@ -78,7 +77,15 @@ impl KubeconfigFile {
     /// # Errors
     /// `InvalidData` if it is not a kubeconfig that can be used; otherwise whatever the file system says.
     pub fn read(path: &Path) -> io::Result<Self> {
-        Self::parse(&read_file(path)?)
+        Self::read_on(&SystemFiles, path)
+    }
+
+    /// As [`read`](Self::read), on this file system.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_on(files: &dyn Files, path: &Path) -> io::Result<Self> {
+        Self::parse(&read_file(files, path)?)
     }
 
     /// Parses the content of a file.
@@ -237,7 +244,7 @@ impl UserEntry {
         let inline = filled(&self.token).map(|token| Zeroizing::new(token.to_owned()));
         let Some(path) = self.token_file(directory) else { return Ok(inline) };
         let words = |error: &str| format!("its token file {} cannot be read: {error}", path.display());
-        let token = read_file(&path).map_err(|error| words(&error.to_string())).and_then(|content| {
+        let token = read_file(&SystemFiles, &path).map_err(|error| words(&error.to_string())).and_then(|content| {
             let token = std::str::from_utf8(&content).map(str::trim).unwrap_or_default();
             let token = Some(token).filter(|token| !token.is_empty());
             token.map(|token| Zeroizing::new(token.to_owned())).ok_or_else(|| words("it is empty or not UTF-8"))
@@ -261,21 +268,14 @@ pub(super) struct ClientPair {
 }
 
 /// The content of a regular file of at most [`MAXIMUM_LENGTH`] bytes. A pipe is not waited for.
-pub(super) fn read_file(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
-    let file = File::from(opened);
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        let detail = "it must be a regular file, since it is read again and again; a pipe, as <(…) is, cannot be";
-        return Err(invalid(detail.to_owned()));
-    }
-    let mut content =
-        Zeroizing::new(Vec::with_capacity(usize::try_from(metadata.len().min(MAXIMUM_LENGTH)).unwrap_or(0)));
-    file.take(MAXIMUM_LENGTH + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > MAXIMUM_LENGTH {
-        return Err(invalid(format!("it is longer than {} KiB", MAXIMUM_LENGTH >> 10)));
-    }
-    Ok(content)
+pub(super) fn read_file(files: &dyn Files, path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    files.read(path, MAXIMUM_LENGTH).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => invalid(
+            "it must be a regular file, since it is read again and again; a pipe, as <(…) is, cannot be".to_owned(),
+        ),
+        io::ErrorKind::FileTooLarge => invalid(format!("it is longer than {} KiB", MAXIMUM_LENGTH >> 10)),
+        _ => error,
+    })
 }
 
 /// The text of a file in UTF-8, or in UTF-16 with a byte order mark.
@@ -324,7 +324,9 @@ fn data_or_file(
         return Ok(Some(Zeroizing::new(decoded)));
     }
     let Some(path) = filled(file).map(|path| directory.join(path)) else { return Ok(None) };
-    read_file(&path).map(Some).map_err(|error| format!("its {what} {} cannot be read: {error}", path.display()))
+    read_file(&SystemFiles, &path)
+        .map(Some)
+        .map_err(|error| format!("its {what} {} cannot be read: {error}", path.display()))
 }
 
 fn filled(text: &Option<String>) -> Option<&str> {

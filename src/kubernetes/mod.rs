@@ -5,6 +5,7 @@ mod authorities;
 pub mod cluster;
 mod credential_error;
 pub mod kubeconfig;
+pub mod port;
 pub mod proxy;
 pub mod requests;
 

@@ -1,6 +1,8 @@
 //! The process: backends, control socket, one task for each identity, and the signals that stop it.
 
+mod connections;
 pub mod control;
+mod local_proxy;
 mod supervisor;
 
 use std::fmt;

@@ -1,17 +1,23 @@
 //! Keeps one identity running, whatever becomes of it: a fault in one never ends another.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pintle_agent_core::{Policy, State};
 use tokio::sync::{mpsc, watch};
 
 use super::Until;
+use super::connections::Connections;
+use super::local_proxy::RunningProxy;
 use crate::config::{Config, IdentityConfig};
+use crate::identity::ports::{LocalProxy, Ports};
 use crate::identity::report::status_of;
 use crate::identity::{Agent, Command, Parts, StartError};
 use crate::keys::Keyring;
+use crate::kubernetes::port::ApiServer;
 use crate::proxy::Activated;
 use crate::telemetry::{self, Event, IdentityStatus, Telemetry};
+use crate::world::{SystemClock, SystemFiles, random};
 
 /// How many commands may wait for an identity.
 const COMMANDS: usize = 8;
@@ -145,13 +151,8 @@ impl Supervisor {
         stopping: watch::Receiver<bool>,
     ) -> Result<impl Future<Output = Result<(), StartError>> + Send + 'static, StartError> {
         let (sender, commands) = mpsc::channel(COMMANDS);
-        let parts = Parts {
-            config: self.config.clone(),
-            keyring: self.keyring.clone(),
-            telemetry: Arc::clone(&self.telemetry),
-            installed: self.installed.clone(),
-            commands,
-        };
+        let (config, keyring, telemetry) = (self.config.clone(), self.keyring.clone(), Arc::clone(&self.telemetry));
+        let installed = self.installed.clone();
         let proxy = self.proxy.as_ref().map(Activated::try_clone).transpose().map_err(|error| StartError {
             detail: format!("a socket of the service manager cannot be used: {error}"),
             hint: "see ulimit -n, and free some".to_owned(),
@@ -159,10 +160,20 @@ impl Supervisor {
         // Commands that come before it has started wait for that.
         *self.handle.commands.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         Ok(async move {
-            let mut agent = Agent::start(parts).await?;
+            let connections = Arc::new(Connections::new(config.clone(), keyring.clone()));
+            let mut ports = Ports {
+                clock: Arc::new(SystemClock::new()),
+                files: Arc::new(SystemFiles),
+                api: Arc::clone(&connections) as Arc<dyn ApiServer>,
+                keyring: keyring.clone(),
+                installation: Arc::new(|| random::installation().map_err(io::Error::other)),
+                proxy: None,
+            };
             if let Some(activated) = proxy {
-                agent.start_proxy(activated).await?;
+                let started = RunningProxy::start(&config, &keyring, &connections, &telemetry, activated).await?;
+                ports.proxy = started.map(|proxy| Arc::new(proxy) as Arc<dyn LocalProxy>);
             }
+            let agent = Agent::start(Parts { config, ports, telemetry, installed, commands }).await?;
             agent.run(stopping).await;
             Ok(())
         })

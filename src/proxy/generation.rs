@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::upstream::Upstream;
 use crate::keys::{HeldCertificate, Keyring, certified_key_within};
-use crate::world::clock::{Clock, now};
+use crate::world::clock::{Clock, SystemClock, now};
 
 /// A certificate that connections to the API server speak as, and where that server is.
 #[derive(Clone)]
@@ -279,7 +279,7 @@ fn last_moment(generation: &Generation) -> UnixTime {
 
 /// Ends a generation with its certificate, or with the time to drain after another took its place.
 async fn keep_time(epoch: Arc<Epoch>, mut end: UnixTime, drain: Duration) {
-    let (clock, mut stage) = (Clock::new(), epoch.stage());
+    let (clock, mut stage) = (SystemClock::new(), epoch.stage());
     loop {
         match *stage.borrow_and_update() {
             Stage::Current => {}
@@ -296,7 +296,7 @@ async fn keep_time(epoch: Arc<Epoch>, mut end: UnixTime, drain: Duration) {
     }
 }
 
-async fn wait_until(clock: &Clock, end: UnixTime) {
+async fn wait_until(clock: &dyn Clock, end: UnixTime) {
     while now() < end {
         clock.sleep_until(Some(end)).await;
     }

@@ -28,6 +28,11 @@ pub fn installed_at(path: &Path) -> Option<UnixTime> {
     SystemFiles.metadata(path).ok().map(|found| modified_at(&found))
 }
 
+/// The text of a pair. What stands around its PEM blocks may be in any encoding, and means nothing (case C38).
+pub fn text_of(content: &[u8]) -> Zeroizing<String> {
+    Zeroizing::new(String::from_utf8_lossy(content).into_owned())
+}
+
 fn modified_at(found: &Metadata) -> UnixTime {
     let (seconds, nanoseconds) = found.modified;
     UnixTime::from_milliseconds(seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000))
@@ -84,21 +89,73 @@ impl PairDirectory {
         Ok(())
     }
 
-    /// The current pair, then all others, the newest first.
+    /// The current pair, then all others, the newest first. Also what stands there and cannot be read: a link that leads
+    /// nowhere, a file of somebody else, a directory that cannot be listed.
     pub fn pairs(&self) -> Vec<Result<FoundPair, UnreadablePair>> {
-        let current = self.current_file();
-        let mut paths: Vec<PathBuf> = current.iter().cloned().collect();
-        paths.extend(self.pair_files().into_iter().filter(|path| self.files.canonicalize(path).ok() != current));
         let read = |path: PathBuf| match self.read(&path) {
             Ok(content) => Ok(FoundPair { path, content }),
             Err(error) => Err(UnreadablePair { path, error }),
         };
-        paths.into_iter().map(read).collect()
+        let current = self.current_file();
+        let mut pairs = Vec::new();
+        match &current {
+            Some(file) => pairs.push(read(file.clone())),
+            None => pairs.extend(self.broken_link().map(|error| Err(UnreadablePair { path: self.current(), error }))),
+        }
+        match self.pair_files() {
+            Ok(files) => {
+                let others = files.into_iter().filter(|path| self.files.canonicalize(path).ok() != current);
+                pairs.extend(others.map(read));
+            }
+            Err(error) => pairs.push(Err(UnreadablePair { path: self.directory.clone(), error })),
+        }
+        pairs
+    }
+
+    /// Why the link to the current pair leads to no file, if there is one.
+    fn broken_link(&self) -> Option<io::Error> {
+        self.files.symlink_metadata(&self.current()).ok()?;
+        Some(match self.files.canonicalize(&self.current()).err()? {
+            error
+                if error.kind() == io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) =>
+            {
+                io::Error::new(error.kind(), "it is a link that leads nowhere")
+            }
+            error => error,
+        })
+    }
+
+    /// Whether this is the path of the current pair: of the link, or of the file that it leads to.
+    pub fn is_current(&self, path: &Path) -> bool {
+        path == self.current() || self.current_file().is_some_and(|current| current == path)
+    }
+
+    /// What stands in the place of the link and is neither a link nor a file, so that it is not replaced: it may be
+    /// somebody's (case C39).
+    pub fn obstacle(&self) -> Option<FileKind> {
+        let kind = self.files.symlink_metadata(&self.current()).ok()?.kind;
+        (!matches!(kind, FileKind::Link | FileKind::File)).then_some(kind)
+    }
+
+    fn refuse_obstacle(&self) -> io::Result<()> {
+        match self.obstacle() {
+            None => Ok(()),
+            Some(FileKind::Directory) => {
+                Err(io::Error::new(io::ErrorKind::IsADirectory, "a directory is in its place"))
+            }
+            Some(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a pipe, socket or device is in its place")),
+        }
     }
 
     /// The file that the link to the current pair leads to, if it leads to one.
     pub fn current_file(&self) -> Option<PathBuf> {
         self.files.canonicalize(&self.current()).ok()
+    }
+
+    /// The user whom this file belongs to, as far as the file system says.
+    pub fn owner_of(&self, path: &Path) -> Option<u32> {
+        self.files.metadata(path).ok().map(|found| found.uid)
     }
 
     /// When the pair in this file was installed, as far as the file system says.
@@ -107,9 +164,7 @@ impl PairDirectory {
     }
 
     fn read(&self, path: &Path) -> io::Result<Zeroizing<String>> {
-        let content = self.files.read(path, LONGEST_FILE)?;
-        // What stands around the PEM blocks may be in any encoding; it says nothing to anybody.
-        Ok(Zeroizing::new(String::from_utf8_lossy(&content).into_owned()))
+        Ok(text_of(&self.files.read(path, LONGEST_FILE)?))
     }
 
     /// The text of the current pair.
@@ -126,13 +181,14 @@ impl PairDirectory {
     /// are durable.
     ///
     /// # Errors
-    /// Whatever the file system says; the current pair is then as it was.
+    /// Whatever the file system says, and if there is an [`obstacle`](Self::obstacle); the current pair is then as it was.
     pub fn publish(&self, content: &str) -> io::Result<PathBuf> {
         self.prepare()?;
         if self.read_current().is_ok_and(|current| *current == content) {
             self.files.sync_directory(&self.directory)?;
             return self.files.canonicalize(&self.current());
         }
+        self.refuse_obstacle()?;
         let (pair, name) = self.unused_name()?;
         let flipped = self.write_and_flip(&pair, &name, content.as_bytes());
         if flipped.is_err() && self.current_file() != self.files.canonicalize(&pair).ok() {
@@ -155,8 +211,9 @@ impl PairDirectory {
     /// Makes this pair of the directory the current one.
     ///
     /// # Errors
-    /// Whatever the file system says.
+    /// As [`publish`](Self::publish).
     pub fn make_current(&self, pair: &Path) -> io::Result<()> {
+        self.refuse_obstacle()?;
         durable::flip_link(self.files.as_ref(), &self.current(), Path::new(pair.file_name().unwrap_or_default()))
     }
 
@@ -167,7 +224,7 @@ impl PairDirectory {
     pub fn prune(&self, keep: usize) -> io::Result<usize> {
         let current = self.current_file();
         let (mut kept, mut removed) = (usize::from(current.is_some()), false);
-        for path in self.pair_files() {
+        for path in self.pair_files()? {
             if self.files.canonicalize(&path).ok() == current {
                 continue;
             }
@@ -185,8 +242,8 @@ impl PairDirectory {
     }
 
     /// The pair files, the newest first; links and strangers are left out.
-    fn pair_files(&self) -> Vec<PathBuf> {
-        let names = self.files.list(&self.directory).unwrap_or_default();
+    fn pair_files(&self) -> io::Result<Vec<PathBuf>> {
+        let names = self.files.list(&self.directory)?;
         let mut pairs: Vec<((i64, i64), PathBuf)> = names
             .into_iter()
             .filter(|name| self.is_pair_name(name))
@@ -197,7 +254,7 @@ impl PairDirectory {
             })
             .collect();
         pairs.sort();
-        pairs.into_iter().rev().map(|(_, path)| path).collect()
+        Ok(pairs.into_iter().rev().map(|(_, path)| path).collect())
     }
 
     fn is_pair_name(&self, name: &OsString) -> bool {
@@ -258,6 +315,37 @@ mod tests {
             pairs.publish("one").expect_err("in the way");
         }
         assert!(pairs.pairs().iter().all(Result::is_err), "the directory alone is there");
+    }
+
+    #[test]
+    fn c38_what_cannot_be_read_is_listed_and_only_what_is_not_there_is_left_out() {
+        let (_directory, pairs) = directory();
+        assert_eq!(pairs.pairs().iter().map(Result::is_ok).collect::<Vec<_>>(), [false], "there is no directory");
+        pairs.prepare().expect("made");
+        assert!(pairs.pairs().is_empty());
+        let first = pairs.publish("one").expect("published");
+        pairs.publish("two").expect("published");
+        for target in ["nowhere.pem", "kubelet-client-current.pem", ".", "/proc/self/mem"] {
+            fs::remove_file(pairs.current()).expect("removed");
+            std::os::unix::fs::symlink(target, pairs.current()).expect("linked");
+            let found = pairs.pairs();
+            assert_eq!(found.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, true], "{target}");
+            assert!(found[0].as_ref().is_err_and(|unreadable| pairs.is_current(&unreadable.path)), "{target}");
+        }
+        pairs.make_current(&first).expect("a link is replaced");
+        assert_eq!(*pairs.read_current().expect("current"), "one");
+    }
+
+    #[test]
+    fn c39_what_is_no_link_and_no_file_is_not_replaced() {
+        let (_directory, pairs) = directory();
+        let pair = pairs.publish("one").expect("published");
+        fs::remove_file(pairs.current()).expect("removed");
+        rustix::fs::mkfifoat(rustix::fs::CWD, pairs.current(), rustix::fs::Mode::RUSR).expect("a pipe");
+        assert_eq!(pairs.obstacle(), Some(FileKind::Other));
+        pairs.make_current(&pair).expect_err("in the way");
+        pairs.publish("two").expect_err("in the way");
+        assert_eq!(pairs.obstacle(), Some(FileKind::Other));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub enum Format {
 /// How long the end of the process waits for a log that is not read.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Writes events to standard error. A reader of it that stalls delays nobody: see [`LineWriter`].
+/// Writes events to standard error. A reader of it that stalls delays nobody: see `LineWriter`.
 pub struct Log {
     format: LineFormat,
     /// `None` if nothing is written.

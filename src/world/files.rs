@@ -28,6 +28,12 @@ pub trait Files: Send + Sync {
     /// Also `InvalidInput` for what is not a regular file, and `FileTooLarge`.
     fn read(&self, path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>>;
 
+    /// As [`read`](Self::read), and never through a symbolic link at the end of the path.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); that of `O_NOFOLLOW` for a link.
+    fn read_no_follow(&self, path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>>;
+
     /// A new file for writing, with this mode less the umask; there must be none of this name (`O_EXCL`).
     ///
     /// # Errors
@@ -223,22 +229,31 @@ impl From<&fs::Metadata> for Metadata {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemFiles;
 
+/// Reads a file that is opened with these flags as well.
+fn read_with(path: &Path, limit: u64, flags: OFlags) -> io::Result<Zeroizing<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | flags;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes"));
+    if metadata.len() > limit {
+        return Err(too_long());
+    }
+    // Room for all of it at once, so that no copy of a secret is left behind where a buffer grew.
+    let mut content = Zeroizing::new(Vec::with_capacity(usize::try_from(metadata.len() + 1).unwrap_or_default()));
+    file.take(limit + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > limit { Err(too_long()) } else { Ok(content) }
+}
+
 impl Files for SystemFiles {
     fn read(&self, path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-        }
-        let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes"));
-        if metadata.len() > limit {
-            return Err(too_long());
-        }
-        // Room for all of it at once, so that no copy of a secret is left behind where a buffer grew.
-        let mut content = Zeroizing::new(Vec::with_capacity(usize::try_from(metadata.len() + 1).unwrap_or_default()));
-        file.take(limit + 1).read_to_end(&mut content)?;
-        if content.len() as u64 > limit { Err(too_long()) } else { Ok(content) }
+        read_with(path, limit, OFlags::empty())
+    }
+
+    fn read_no_follow(&self, path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+        read_with(path, limit, OFlags::NOFOLLOW)
     }
 
     fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn NewFile>> {

@@ -6,7 +6,9 @@
 pub mod clock;
 pub mod files;
 pub mod random;
+pub mod task;
 mod user;
 
+pub use clock::{Clock, SystemClock};
 pub use files::{Files, SystemFiles};
 pub use user::User;

@@ -22,8 +22,8 @@ use pintle::consumers::kubeconfig::Kubeconfig;
 use pintle::kubernetes;
 use pintle::proxy::{Activated, Endpoints, Generation, Proxy, ProxyHandle, Upstream};
 use pintle::telemetry::{Log, Statistics, Telemetry};
-use pintle::world::User;
 use pintle::world::clock::now;
+use pintle::world::{SystemFiles, User};
 use pintle_agent_core::Template;
 use pintle_plugins_api::PublicKey;
 use rcgen::{
@@ -324,7 +324,7 @@ impl Bed {
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         let (mut kubeconfig, path) = (Kubeconfig::new(), self.directory.path().join("kubeconfig"));
         kubeconfig.use_proxy(self.proxy.local_server(), None).unwrap();
-        kubeconfig.write(&path, None).unwrap();
+        kubeconfig.write(&SystemFiles, &path, None).unwrap();
         path
     }
 

@@ -171,6 +171,10 @@ impl KeyBackend for FileBackend {
     fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
         Ok(vec![Resource::new("files", self.list()?.len() as u64, None)])
     }
+
+    fn importer(&mut self) -> Option<&mut dyn KeyImport> {
+        Some(self)
+    }
 }
 
 impl KeyImport for FileBackend {

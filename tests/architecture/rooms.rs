@@ -1,0 +1,239 @@
+//! The rooms of the package `pintle`: which may know which, and that no two know each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// The folders and files directly below `src`, each with those that it may use. Whatever is not here has no room.
+const ROOMS: [(&str, &[&str]); 13] = [
+    ("world", &[]),
+    ("parse_error", &[]),
+    ("store", &["parse_error", "world"]),
+    ("config", &["parse_error", "store", "world"]),
+    ("telemetry", &["world"]),
+    ("keys", &["config", "parse_error", "store", "telemetry", "world"]),
+    ("kubernetes", &["parse_error", "store", "world"]),
+    ("proxy", &["config", "keys", "kubernetes", "store", "telemetry", "world"]),
+    ("consumers", &["config", "kubernetes", "proxy", "store", "world"]),
+    ("identity", &["config", "consumers", "keys", "kubernetes", "parse_error", "store", "telemetry", "world"]),
+    (
+        "node",
+        &[
+            "config",
+            "consumers",
+            "identity",
+            "keys",
+            "kubernetes",
+            "parse_error",
+            "proxy",
+            "store",
+            "telemetry",
+            "world",
+        ],
+    ),
+    (
+        "demo",
+        &["config", "consumers", "identity", "keys", "kubernetes", "node", "proxy", "store", "telemetry", "world"],
+    ),
+    (
+        "cli",
+        &[
+            "config",
+            "consumers",
+            "demo",
+            "identity",
+            "keys",
+            "kubernetes",
+            "node",
+            "parse_error",
+            "proxy",
+            "store",
+            "telemetry",
+            "world",
+        ],
+    ),
+];
+
+/// The crate's root, which is in no room.
+const ROOT: [&str; 2] = ["lib", "main"];
+
+/// A module by the names on its path: `src/keys/isolation/mod.rs` is `keys::isolation`.
+type Module = Vec<String>;
+
+/// The code of a source without comments and without what is compiled for tests alone, which is the last thing in it.
+fn code(source: &str) -> String {
+    let code = source.split_once("#[cfg(test)]\nmod tests").map_or(source, |(code, _)| code);
+    code.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code)).collect::<Vec<_>>().join("\n")
+}
+
+/// All modules below `src` with their code. The simulation is compiled for tests alone.
+fn modules(src: &Path) -> BTreeMap<Module, String> {
+    let mut modules = BTreeMap::new();
+    let mut folders = vec![src.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() && path != src.join("simulation") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+                let text = std::fs::read_to_string(&path).expect("a source");
+                modules.insert(module_of(path.strip_prefix(src).expect("below src")), code(&text));
+            }
+        }
+    }
+    modules
+}
+
+fn module_of(path: &Path) -> Module {
+    let path: PathBuf = path.with_extension("");
+    let mut names: Module = path.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+    names.pop_if(|name| *name == "mod");
+    names
+}
+
+/// The paths that a piece of code begins at `start` (`crate::` or `super::`), with braces written out.
+fn paths(code: &str, start: &str) -> Vec<Vec<String>> {
+    code.match_indices(start)
+        .filter(|(at, _)| {
+            !code[..*at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
+        })
+        .flat_map(|(at, _)| expand(&code[at + start.len()..]).0)
+        .collect()
+}
+
+/// What a use tree names, as lists of names, and how long its text is.
+fn expand(text: &str) -> (Vec<Vec<String>>, usize) {
+    let (mut at, mut name) = (0, String::new());
+    let mut prefix: Vec<String> = Vec::new();
+    let bytes = text.as_bytes();
+    while at < bytes.len() {
+        let byte = bytes[at];
+        if byte.is_ascii_alphanumeric() || byte == b'_' {
+            name.push(byte.into());
+            at += 1;
+        } else if text[at..].starts_with("::") {
+            prefix.push(std::mem::take(&mut name));
+            at += 2;
+        } else if byte == b'{' && name.is_empty() {
+            let mut found = Vec::new();
+            at += 1;
+            while at < bytes.len() && bytes[at] != b'}' {
+                if bytes[at].is_ascii_whitespace() || bytes[at] == b',' {
+                    at += 1;
+                    continue;
+                }
+                let (inner, length) = expand(&text[at..]);
+                found.extend(inner.into_iter().map(|path| [prefix.clone(), path].concat()));
+                at += length.max(1);
+            }
+            return (found, at + 1);
+        } else {
+            break;
+        }
+    }
+    prefix.push(name);
+    (vec![prefix], at)
+}
+
+/// The module that a path names something in: the longest part of it that is one.
+fn owner(path: &[String], modules: &BTreeMap<Module, String>) -> Option<Module> {
+    (1..=path.len()).rev().map(|length| path[..length].to_vec()).find(|module| modules.contains_key(module))
+}
+
+/// Which module uses which. That a module declares those below it and shows what they have, and that they use what is
+/// in it, makes one room of them and is no arrow.
+fn arrows(modules: &BTreeMap<Module, String>) -> BTreeSet<(Module, Module)> {
+    let mut arrows = BTreeSet::new();
+    for (module, code) in modules {
+        let mut used: Vec<Vec<String>> = paths(code, "crate::");
+        for ups in 1..=module.len() {
+            let start = "super::".repeat(ups);
+            let base = &module[..module.len() - ups];
+            used.extend(paths(code, &start).into_iter().map(|path| [base.to_vec(), path].concat()));
+        }
+        for path in used {
+            let Some(target) = owner(&path, modules) else { continue };
+            let within = |one: &Module, other: &Module| one.starts_with(other) || other.starts_with(one);
+            if !within(&target, module) && !ROOT.contains(&module[0].as_str()) {
+                arrows.insert((module.clone(), target));
+            }
+        }
+    }
+    arrows
+}
+
+/// The circles of a graph: each a set of nodes of which every one leads to every other.
+fn circles(arrows: &BTreeSet<(Module, Module)>) -> BTreeSet<BTreeSet<Module>> {
+    let reach = |from: &Module| {
+        let (mut reached, mut next) = (BTreeSet::new(), vec![from.clone()]);
+        while let Some(module) = next.pop() {
+            for (_, target) in arrows.iter().filter(|(source, _)| *source == module) {
+                if reached.insert(target.clone()) {
+                    next.push(target.clone());
+                }
+            }
+        }
+        reached
+    };
+    let sources: BTreeSet<Module> = arrows.iter().map(|(source, _)| source.clone()).collect();
+    let reached: BTreeMap<Module, BTreeSet<Module>> =
+        sources.into_iter().map(|source| (source.clone(), reach(&source))).collect();
+    let mutual = |one: &Module, other: &Module| {
+        reached.get(one).is_some_and(|reached| reached.contains(other))
+            && reached.get(other).is_some_and(|reached| reached.contains(one))
+    };
+    reached
+        .keys()
+        .filter(|module| mutual(module, module))
+        .map(|module| reached.keys().filter(|other| mutual(module, other)).cloned().collect())
+        .collect()
+}
+
+/// What is wrong with the arrows.
+fn faults(modules: &BTreeMap<Module, String>) -> Vec<String> {
+    let arrows = arrows(modules);
+    let mut faults: Vec<String> = circles(&arrows)
+        .into_iter()
+        .map(|circle| {
+            let members: Vec<_> = circle.iter().map(|module| module.join("::")).collect();
+            format!("a circle: {}", members.join(", "))
+        })
+        .collect();
+    let rooms: BTreeMap<&str, &[&str]> = ROOMS.into_iter().collect();
+    let known = |module: &Module| rooms.contains_key(module[0].as_str()) || ROOT.contains(&module[0].as_str());
+    faults
+        .extend(modules.keys().filter(|module| !known(module)).map(|module| format!("no room: {}", module.join("::"))));
+    for (source, target) in &arrows {
+        let (from, to) = (source[0].as_str(), target[0].as_str());
+        if from != to && !rooms.get(from).is_some_and(|allowed| allowed.contains(&to)) {
+            faults.push(format!("{} uses {}: {from} must not know {to}", source.join("::"), target.join("::")));
+        }
+    }
+    faults
+}
+
+#[test]
+fn no_room_knows_what_it_must_not_and_nothing_goes_in_a_circle() {
+    let modules = modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    assert!(modules.len() > 80, "the sources are found");
+    let faults = faults(&modules);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_circle_and_a_forbidden_arrow_are_found() {
+    let check = |sources: &[(&str, &str)]| {
+        let modules =
+            sources.iter().map(|(path, text)| (module_of(Path::new(path)), code(text))).collect::<BTreeMap<_, _>>();
+        faults(&modules).join("; ")
+    };
+    assert_eq!(check(&[("keys/mod.rs", "mod a;"), ("keys/a.rs", "use super::Keyring;"), ("world/mod.rs", "")]), "");
+    let circle =
+        [("keys/mod.rs", ""), ("keys/a.rs", "use super::b::{X, y::Z};"), ("keys/b.rs", "fn f() { super::a::g() }")];
+    assert_eq!(check(&circle), "a circle: keys::a, keys::b");
+    let upwards = [("config/pair.rs", "use crate::{store::Journal, cli};"), ("cli/mod.rs", ""), ("store/mod.rs", "")];
+    assert_eq!(check(&upwards), "config::pair uses cli: config must not know cli");
+    assert_eq!(check(&[("attic/mod.rs", "")]), "no room: attic");
+    let comment =
+        [("store/mod.rs", "// crate::cli::main\n#[cfg(test)]\nmod tests { use crate::cli; }"), ("cli/mod.rs", "")];
+    assert_eq!(check(&comment), "");
+}
