@@ -155,6 +155,11 @@ impl KeyBackend for NodeDevice {
         Ok(self.answering()?.keys.keys().cloned().collect())
     }
 
+    fn importer(&mut self) -> Option<&mut dyn KeyImport> {
+        let exportable = self.device().exportable;
+        exportable.then_some(self)
+    }
+
     fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
         let device = self.answering()?;
         let key = device.keys.get(id).ok_or_else(|| not_found(id))?;

@@ -447,6 +447,10 @@ impl Files for Disk {
         self.inner().resolve_path(path, true).map(|(path, _)| path)
     }
 
+    fn timestamp(&self) -> String {
+        format!("{:019}", (self.clock)())
+    }
+
     fn try_lock(&self, path: &Path) -> io::Result<Option<FileLock>> {
         let mut inner = self.inner();
         let inode = inner.resolve(path, false)?;

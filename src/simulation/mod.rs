@@ -223,7 +223,7 @@ fn every_life_keeps_the_promises_and_ends_ready() {
         }
         return;
     }
-    let node_years = number("PINTLE_SIMULATED_NODE_YEARS").unwrap_or(4);
+    let node_years = number("PINTLE_SIMULATED_NODE_YEARS").unwrap_or(3);
     match lives(node_years as f64, DAY * 60) {
         Ok(Lives { number, node_years, visited }) => {
             println!("{number} lives, {node_years:.1} node-years; seen:");

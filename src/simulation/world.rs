@@ -29,7 +29,7 @@ const BEGINNING: i64 = 1_800_000_000_000;
 const CALLS_TO_A_CRASH: u64 = 3000;
 
 /// The names of the backends of each node; the second one is a token that all nodes share.
-pub(super) const BACKENDS: [&str; 2] = ["one", "token"];
+pub(super) const BACKENDS: [&str; 2] = ["file", "token"];
 
 /// What goes wrong with a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -268,7 +268,7 @@ impl PairDirectory {
     /// A name that no file has, from the local time as client-go has it, with a number within the same second
     /// (case C30).
     fn unused_name(&self) -> io::Result<(PathBuf, String)> {
-        let stamp = jiff::Zoned::now().strftime("%Y-%m-%d-%H-%M-%S").to_string();
+        let stamp = self.files.timestamp();
         for number in 0..10_000 {
             let name = match number {
                 0 => format!("{}-{stamp}.pem", self.prefix),

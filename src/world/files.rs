@@ -113,6 +113,11 @@ pub trait Files: Send + Sync {
     /// Those of the system calls; `Unsupported` where the file system has no locks.
     fn try_lock(&self, path: &Path) -> io::Result<Option<FileLock>>;
 
+    /// The local time, as client-go has it in the names of pairs: `2026-01-31-23-59-59`.
+    fn timestamp(&self) -> String {
+        jiff::Zoned::now().strftime("%Y-%m-%d-%H-%M-%S").to_string()
+    }
+
     /// Whether anything stands at this path, or where the link there leads to.
     fn exists(&self, path: &Path) -> bool {
         self.metadata(path).is_ok()
