@@ -1,7 +1,11 @@
 //! The arrows between the crates, and what the core must never see.
 
+#[path = "architecture/outside.rs"]
+mod outside;
 #[path = "architecture/rooms.rs"]
 mod rooms;
+#[path = "architecture/sources.rs"]
+mod sources;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use super::identity::{DEFAULT_IDENTITY, IdentityTable, OnKeyLoss};
 use super::proxy::ProxyTable;
 use super::{ConfigError, suggestion};
 use crate::parse_error;
-use crate::world::User;
+use crate::world::{User, files};
 
 /// The configuration file as it stands; what is left out has a default or comes from a flag.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -199,7 +199,7 @@ impl std::fmt::Debug for PluginTable {
 
 impl FileConfiguration {
     pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+        let text = files::read_to_string(path).map_err(|error| ConfigError {
             detail: format!("the configuration file {} cannot be read: {error}", path.display()),
             hint: "name an existing file with --config".to_owned(),
         })?;
