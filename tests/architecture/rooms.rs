@@ -1,4 +1,4 @@
-//! The rooms of the package `pintle`: which may know which, and that no two know each other.
+//! The rooms of the package `pintle`: which may know which; and, in every crate, that no two files know each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -107,16 +107,19 @@ fn circles(arrows: &BTreeSet<(Module, Module)>) -> BTreeSet<BTreeSet<Module>> {
         .collect()
 }
 
-/// What is wrong with the arrows.
+/// The circles among these modules, in words.
+fn faults_of_any_crate(modules: &BTreeMap<Module, String>) -> Vec<String> {
+    let describe = |circle: BTreeSet<Module>| {
+        let members: Vec<_> = circle.iter().map(|module| module.join("::")).collect();
+        format!("a circle: {}", members.join(", "))
+    };
+    circles(&arrows(modules)).into_iter().map(describe).collect()
+}
+
+/// What is wrong with the arrows of the package `pintle`.
 fn faults(modules: &BTreeMap<Module, String>) -> Vec<String> {
     let arrows = arrows(modules);
-    let mut faults: Vec<String> = circles(&arrows)
-        .into_iter()
-        .map(|circle| {
-            let members: Vec<_> = circle.iter().map(|module| module.join("::")).collect();
-            format!("a circle: {}", members.join(", "))
-        })
-        .collect();
+    let mut faults = faults_of_any_crate(modules);
     let rooms: BTreeMap<&str, &[&str]> = ROOMS.into_iter().collect();
     let known = |module: &Module| rooms.contains_key(module[0].as_str()) || ROOT.contains(&module[0].as_str());
     faults
@@ -136,6 +139,21 @@ fn no_room_knows_what_it_must_not_and_nothing_goes_in_a_circle() {
     assert!(modules.len() > 80, "the sources are found");
     let faults = faults(&modules);
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn nothing_goes_in_a_circle_in_any_other_crate() {
+    let mut members = super::members();
+    let support = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
+    members.push(("pintle-test-support".to_owned(), support));
+    assert!(members.len() >= 7, "{members:?}");
+    let mut found = Vec::new();
+    for (package, folder) in members {
+        let modules = modules(&folder.join("src"));
+        assert!(modules.contains_key(&vec!["lib".to_owned()]), "the sources of {package} are found");
+        found.extend(faults_of_any_crate(&modules).into_iter().map(|fault| format!("{package}: {fault}")));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! - `turn`: whose turn it is, of several processes that use a token at once
 //! - `session`: what such a session was opened on, and whether it still sees everything
 //! - `keys`: what a key pair is in a token
+//! - `objects`: what its objects are called
 //! - `generation`: how a new one is asked for
 //! - `signature`: how a scheme becomes a mechanism
 //! - `usage`: what is taken of the token's room
@@ -21,6 +22,7 @@ mod fault;
 mod generation;
 mod keys;
 mod module;
+mod objects;
 mod pin;
 mod session;
 mod signature;
@@ -37,6 +39,7 @@ use pintle_plugins_api::{
 };
 
 use crate::fault::Fault;
+use crate::objects::PrivateKey;
 use crate::pin::{PinSource, credentials_directory};
 use crate::token::Token;
 use crate::uri::TokenUri;
@@ -141,7 +144,7 @@ impl KeyBackend for Pkcs11Backend {
 
     fn sign(&mut self, id: &KeyId, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, BackendError> {
         self.token.with_session(|session| {
-            let keys::PrivateKey { object, algorithm } = keys::private_key(session, id)?;
+            let PrivateKey { object, algorithm } = keys::private_key(session, id)?;
             if !algorithm.schemes().contains(&scheme) {
                 let detail = format!("key {id} is {algorithm} and does not sign with {scheme:?}");
                 return Err(BackendError::new(BackendErrorKind::Unsupported, detail).into());
