@@ -4,7 +4,9 @@
 //! the token, sensitive and never extractable, and what the token says of them afterwards is checked.
 //!
 //! - `uri`: which token, which module, which PIN: a `pkcs11:` URI (RFC 7512)
-//! - `pin`: the PIN's file, and the memory of the PINs that were refused
+//! - `pin`: the PIN's file
+//! - `login`: logging in, without spending the tries that the token allows
+//! - `refused`: the PINs that were refused
 //! - `module`: loading a module once in a process, and initialising it anew when its token went away
 //! - `token`: a session that is logged in, however often the token is logged out, removed and put back
 //! - `turn`: whose turn it is, of several processes that use a token at once
@@ -21,9 +23,11 @@ mod encoding;
 mod fault;
 mod generation;
 mod keys;
+mod login;
 mod module;
 mod objects;
 mod pin;
+mod refused;
 mod session;
 mod signature;
 mod token;
