@@ -34,6 +34,7 @@ pub mod proxy;
 mod simulation;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 #[allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,

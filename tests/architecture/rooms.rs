@@ -6,15 +6,16 @@ use std::path::Path;
 use super::sources::{Module, code, module_of, modules, owner, paths};
 
 /// The folders and files directly below `src`, each with those that it may use. Whatever is not here has no room.
-const ROOMS: [(&str, &[&str]); 13] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("world", &[]),
     ("parse_error", &[]),
+    ("tls", &[]),
     ("store", &["parse_error", "world"]),
     ("config", &["parse_error", "store", "world"]),
     ("telemetry", &["world"]),
     ("keys", &["config", "parse_error", "store", "telemetry", "world"]),
-    ("kubernetes", &["parse_error", "store", "world"]),
-    ("proxy", &["config", "keys", "kubernetes", "store", "telemetry", "world"]),
+    ("kubernetes", &["parse_error", "store", "tls", "world"]),
+    ("proxy", &["config", "keys", "kubernetes", "store", "telemetry", "tls", "world"]),
     ("consumers", &["config", "kubernetes", "proxy", "store", "world"]),
     ("identity", &["config", "consumers", "keys", "kubernetes", "parse_error", "store", "telemetry", "world"]),
     (
@@ -34,7 +35,19 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ),
     (
         "demo",
-        &["config", "consumers", "identity", "keys", "kubernetes", "node", "proxy", "store", "telemetry", "world"],
+        &[
+            "config",
+            "consumers",
+            "identity",
+            "keys",
+            "kubernetes",
+            "node",
+            "proxy",
+            "store",
+            "telemetry",
+            "tls",
+            "world",
+        ],
     ),
     (
         "cli",
