@@ -7,6 +7,7 @@ mod identity;
 pub mod migration;
 mod node;
 mod proxy;
+mod settings;
 mod suggestion;
 
 use std::fmt;
