@@ -14,9 +14,8 @@ use super::pair::{check_or_restore_key, write_pair};
 use super::proxy::StillSpeaks;
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE};
-use crate::kubernetes::api::Watched;
 use crate::kubernetes::port::{ApiClient, Caller};
-use crate::kubernetes::requests::{Outcome, Standing};
+use crate::kubernetes::requests::{Outcome, Standing, Watched};
 use crate::telemetry;
 
 /// A watch is given up after this time and the request looked at anew: its connection does not survive a suspend.
@@ -59,18 +58,13 @@ impl Agent {
         let template = &next.template;
         let name = template.request_name(&next.public_key, next.attempt);
         let created = async {
-            let find = async || api.find(&name, &next.public_key, &template.signer_name).await.map_err(Refusal::Api);
-            // Created before a crash: then there is nothing to sign.
-            if let Some(standing) = find().await? {
-                return Ok(standing);
-            }
-            let server_minor = api.server_minor().await.unwrap_or(None);
-            let request = self.certification_request(next).await?;
-            let usages = template.usages(next.public_key.algorithm(), server_minor);
-            let created = api.submit(&name, &request, template, &usages).await.map_err(Refusal::Api)?;
+            let (server_minor, request) = futures::join!(api.server_minor(), self.certification_request(next));
+            let usages = template.usages(next.public_key.algorithm(), server_minor.unwrap_or(None));
+            let created = api.submit(&name, &request?, template, &usages).await.map_err(Refusal::Api)?;
             let standing = match created {
                 Some(request) => Some(Standing::Ours(request)),
-                None => find().await?,
+                // Created before a crash, or by somebody else.
+                None => api.find(&name, &next.public_key, &template.signer_name).await.map_err(Refusal::Api)?,
             };
             let gone = || format!("it has no certificates.k8s.io/v1, or {name} was just deleted");
             standing.ok_or_else(|| Refusal::Api(ApiFailure::Server(gone())))
@@ -116,7 +110,16 @@ impl Agent {
             Err(failure) => return self.api_failed(authority, failure).await,
         };
         self.note_clock(api.clock_ahead());
-        let observation = match outcome {
+        if let Outcome::Pending { approved, resource_version } = &outcome
+            && self.reporter.pending == Some((request.name.clone(), *approved))
+        {
+            return self.watch(api.as_ref(), next, request, (*approved, resource_version), authority).await;
+        }
+        Event::Observed(self.observation(next, request, outcome))
+    }
+
+    fn observation(&mut self, next: &Candidate, request: &SubmittedRequest, outcome: Outcome) -> Observation {
+        match outcome {
             Outcome::Issued(chain) => {
                 self.reread_authorities();
                 let authorities = self.authorities.as_deref();
@@ -134,32 +137,30 @@ impl Agent {
             Outcome::Denied(detail) => Observation::Denied(detail),
             Outcome::Failed(detail) => Observation::Failed(detail),
             Outcome::Gone => Observation::Gone,
-            Outcome::Pending { approved, resource_version } => {
+            Outcome::Pending { approved, .. } => {
                 let known = Some((request.name.clone(), approved));
                 if self.reporter.pending != known {
                     self.reporter.pending = known;
-                    let request = request.name.clone();
-                    self.telemetry.emit(telemetry::Event::RequestPending { request, approved });
                     // So that the status says it before the wait begins.
-                    return Event::Observed(Observation::Pending);
+                    self.telemetry.emit(telemetry::Event::RequestPending { request: request.name.clone(), approved });
                 }
-                return self.watch(api.as_ref(), request, &resource_version, authority).await;
+                Observation::Pending
             }
-        };
-        Event::Observed(observation)
+        }
     }
 
-    /// Watches a pending request, as long as nothing else happens.
+    /// Watches a request that is pending, from this version of it on, as long as nothing else happens.
     async fn watch(
         &mut self,
         api: &dyn ApiClient,
+        next: &Candidate,
         request: &SubmittedRequest,
-        version: &str,
+        (approved, version): (bool, &str),
         authority: Authority,
     ) -> Event {
         let clock = Arc::clone(&self.ports.clock);
         let started = clock.monotonic();
-        let mut watch = api.watch(request, version);
+        let mut watch = api.watch(request, approved, version);
         let watched = loop {
             tokio::select! {
                 biased;
@@ -167,19 +168,20 @@ impl Agent {
                 Some(command) = self.commands.recv() => return self.handle_command(command).await,
                 () = clock.sleep_until(None) => {}
             }
-            // A request can be pending for days, while which everything else is looked at as ever.
+            // A request can be pending for days, during which everything else is looked at as ever.
             self.telemetry.alive();
             let event = self.observe_environment().await;
             if event != Event::Woke || clock.monotonic() - started > WATCH_LIMIT {
                 return event;
             }
         };
+        drop(watch);
         match watched {
+            Ok(Watched::Outcome(outcome)) => Event::Observed(self.observation(next, request, outcome)),
             // The request is looked at anew by the next action.
-            Ok(Watched::Changed) => Event::Observed(Observation::Pending),
+            Ok(Watched::Nothing) => Event::Observed(Observation::Pending),
             // May get, may not watch, or not from the object's version: then it is looked at every few seconds.
             Ok(Watched::Expired) | Err(ApiFailure::Forbidden(_)) => {
-                let clock = Arc::clone(&self.ports.clock);
                 clock.sleep_until(Some(clock.now() + Duration::from_secs(5))).await;
                 Event::Observed(Observation::Pending)
             }

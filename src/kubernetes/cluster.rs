@@ -286,6 +286,8 @@ impl Cluster {
     fn api(&self, tls: rustls::ClientConfig, auth: AuthInfo) -> Result<Api, ClusterError> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
+        // Else what follows the end of a TLS handshake waits for the server's delayed acknowledgement, some 40 ms.
+        tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let Some(proxy) = &self.proxy else { return Ok(Api::new(self.client_over(tls, auth, tcp)?, None)) };
         let client = match proxy.url.scheme_str() {
