@@ -4,6 +4,8 @@
 mod outside;
 #[path = "architecture/rooms.rs"]
 mod rooms;
+#[path = "architecture/sizes.rs"]
+mod sizes;
 #[path = "architecture/sources.rs"]
 mod sources;
 
