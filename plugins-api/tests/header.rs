@@ -56,7 +56,7 @@ fn generated() -> String {
     cbindgen::Builder::new()
         .with_config(configuration)
         .with_src(source.join("error.rs"))
-        .with_src(source.join("key.rs"))
+        .with_src(source.join("key/algorithm.rs"))
         .with_src(source.join("abi/mod.rs"))
         .generate()
         .expect("the sources parse")

@@ -1,6 +1,5 @@
 //! `pintle run`: the agent.
 
-use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
@@ -9,8 +8,8 @@ use super::{CliError, Exit};
 use crate::config::{Config, Flags};
 use crate::node::{self, Until};
 use crate::proxy::Activated;
-use crate::store::lock;
 use crate::telemetry::{Format, Log, Telemetry};
+use crate::world::LockFile;
 
 /// The arguments of `pintle run`.
 #[derive(clap::Args)]
@@ -73,7 +72,7 @@ fn keep_secrets_in_memory() {
 }
 
 /// Creates the state directory and locks it: two agents would rotate each other's certificates.
-pub(super) fn lock_state_directory(directory: &Path) -> Result<File, CliError> {
+pub(super) fn lock_state_directory(directory: &Path) -> Result<LockFile, CliError> {
     let unusable = |error: std::io::Error| {
         CliError::new(
             Exit::Problem,
@@ -82,16 +81,15 @@ pub(super) fn lock_state_directory(directory: &Path) -> Result<File, CliError> {
         )
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
-    let lock = lock::open(&directory.join("lock")).map_err(unusable)?;
+    let lock = LockFile::open(&directory.join("lock")).map_err(unusable)?;
     check_owner(directory).map_err(unusable)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(std::fs::TryLockError::WouldBlock) => Err(CliError::new(
+    match lock.try_lock().map_err(unusable)? {
+        true => Ok(lock),
+        false => Err(CliError::new(
             Exit::Problem,
             format!("another pintle runs with the state directory {}", directory.display()),
             "see it with pintle status, or give this one its own --state-dir and --cert-dir",
         )),
-        Err(std::fs::TryLockError::Error(error)) => Err(unusable(error)),
     }
 }
 

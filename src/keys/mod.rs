@@ -2,10 +2,25 @@
 
 pub mod checks;
 pub mod inventory;
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "it has processes and sockets of its own, with deadlines for both"
+)]
 pub mod isolation;
 
 mod module;
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "it looks at a file with the rights of another user, which only a thread of its own can give up to"
+)]
 mod refused;
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a backend blocks for as long as its device likes, so it has a thread of its own, and a call a deadline"
+)]
 mod thread;
 mod tls;
 

@@ -2,8 +2,9 @@
 //!
 //! A module remembers in its own process which PIN was refused. When this process is a child that has ended since, the
 //! next one would try the same PIN again, and lock the token (case C27). So the agent remembers it too, and keeps it in a
-//! file for its own next process and for the commands beside it: as long as the PIN's file is the same, the module is not
-//! opened anew. What is kept says nothing of the PIN itself, not even its length.
+//! file for its own next process and for the commands beside it. The rule is the module's own: the PIN is tried again when
+//! its file has changed, and not before; the hint is the one that the module gave. What is kept says nothing of the PIN
+//! itself, not even its length.
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, Metadata};
@@ -110,14 +111,13 @@ impl RefusedPins {
         };
         let is_current = |(state, _): &(PinState, BackendError)| PinState::now(&state.0, user) == *state;
         let (state, error) = remembered.filter(is_current).or_else(|| kept().filter(is_current))?;
-        let hint = match &state.0 {
-            PinOrigin::File(path) => format!(
-                "put the right PIN into {path}; if the token was changed instead, touch {path}",
-                path = path.display()
-            ),
-            PinOrigin::None | PinOrigin::Unknown => "give the module the right PIN, then restart pintle".to_owned(),
-        };
-        Some(error.with_hint(hint))
+        Some(match &state.0 {
+            // The module has said what ends it.
+            PinOrigin::File(_) => error,
+            PinOrigin::None | PinOrigin::Unknown => {
+                error.with_hint("give the module the right PIN, then restart pintle")
+            }
+        })
     }
 
     /// What the file holds. One that cannot be read, or that another version wrote, holds nothing.
@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn refused() -> BackendError {
-        BackendError::new(BackendErrorKind::Locked, "refused the PIN")
+        BackendError::new(BackendErrorKind::Locked, "refused the PIN").with_hint("touch its file")
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
         pins.remember(&module, PinState::now(&module.pin(), None), &refused());
         another_process();
         let error = pins.still_refused(&module, None).expect("refused");
-        assert!(error.hint.is_some_and(|hint| hint.contains("touch")));
+        assert_eq!(error.hint, refused().hint, "what the module said of its PIN");
         assert!(pins.still_refused(&token("other", &path), None).is_none());
         let content = fs::read_to_string(&file).expect("the file");
         assert!(!content.contains("931648") && !content.contains("size"), "{content}");

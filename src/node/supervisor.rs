@@ -17,7 +17,7 @@ use crate::keys::Keyring;
 use crate::kubernetes::port::ApiServer;
 use crate::proxy::Activated;
 use crate::telemetry::{self, Event, IdentityStatus, Telemetry};
-use crate::world::{SystemClock, SystemFiles, random};
+use crate::world::{SystemClock, SystemFiles, random, task};
 
 /// How many commands may wait for an identity.
 const COMMANDS: usize = 8;
@@ -121,7 +121,7 @@ impl Supervisor {
     pub(super) async fn run(self, mut stopping: watch::Receiver<bool>) -> Result<(), StartError> {
         let mut told = None;
         loop {
-            let error = match tokio::spawn(self.attempt(stopping.clone())?).await {
+            let error = match task::spawn(self.attempt(stopping.clone())?).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) if self.alone => return Err(error),
                 Ok(Err(error)) => error,
@@ -137,7 +137,7 @@ impl Supervisor {
                 },
             };
             self.tell(&error, &mut told);
-            let again = tokio::time::sleep(Policy::LOCAL_RETRY);
+            let again = task::sleep(Policy::LOCAL_RETRY);
             tokio::select! {
                 () = again => {}
                 _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),

@@ -3,13 +3,12 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use rustls::{CertificateError, Error, ServerConfig};
 
 use super::local_authority::LocalAuthority;
+use crate::tls::{ClientCertificates, Verifier};
 
 /// How many application protocols are remembered.
 const REMEMBERED: usize = 8;
@@ -26,10 +25,7 @@ pub(super) struct LocalTls {
 impl LocalTls {
     pub(super) fn new(authority: LocalAuthority) -> io::Result<Self> {
         let provider = Arc::new(provider());
-        let verifier = OnlyClient {
-            certificate: authority.client_certificate,
-            algorithms: provider.signature_verification_algorithms,
-        };
+        let verifier = Verifier::new(OnlyClient(authority.client_certificate), &provider);
         let mut base = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
@@ -71,52 +67,14 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-/// Lets in who holds the key of one certificate: it is compared octet by octet, so no chain is built, nothing that the
+/// Lets in who holds the key of one certificate: it is compared byte by byte, so no chain is built, nothing that the
 /// authority might have signed otherwise counts, and the one of another boot is unknown.
 #[derive(Debug)]
-struct OnlyClient {
-    certificate: CertificateDer<'static>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
+struct OnlyClient(CertificateDer<'static>);
 
-impl ClientCertVerifier for OnlyClient {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // No hint: clients that go by it would have to parse it, and there is only one certificate to choose.
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        if *end_entity == self.certificate {
-            Ok(ClientCertVerified::assertion())
-        } else {
-            Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+// It tells clients of no authority: they would have to parse that, and there is only one certificate to choose.
+impl ClientCertificates for OnlyClient {
+    fn check(&self, end_entity: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<(), Error> {
+        if *end_entity == self.0 { Ok(()) } else { Err(CertificateError::UnknownIssuer.into()) }
     }
 }

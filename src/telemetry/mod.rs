@@ -1,6 +1,7 @@
 //! What the agent tells the world: events, declared once, that feed the log, the status and whoever else listens.
 
 mod event;
+#[allow(clippy::disallowed_methods, reason = "a standard error that blocks must keep only this thread waiting")]
 mod lines;
 mod log;
 pub mod metrics;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pintle_agent_core::text::printable;
 use sd_notify::NotifyState;
 
 use super::{IdentityStatus, State, Status};
+use crate::world::clock::monotonic;
 
 /// Tells systemd READY, STATUS and WATCHDOG for the node; does nothing where there is no systemd.
 pub struct Notifier {
@@ -21,7 +22,8 @@ struct Progress {
     ready: bool,
     status: String,
     identities: BTreeMap<Arc<str>, Identity>,
-    last_fed: Option<Instant>,
+    /// When the watchdog was fed last, on the monotonic clock.
+    last_fed: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -30,8 +32,8 @@ struct Identity {
     alive: bool,
     /// Whether its status has been told: before that nothing is known of it.
     told: bool,
-    /// Since when it has been waiting for an approver or a signer.
-    waiting_since: Option<Instant>,
+    /// Since when it has been waiting for an approver or a signer, on the monotonic clock.
+    waiting_since: Option<Duration>,
 }
 
 /// An approver or a signer that has not acted by then is a person, or does not exist.
@@ -77,7 +79,7 @@ impl Notifier {
             return;
         };
         let mut progress = self.progress();
-        if progress.hear_from(identity) && progress.last_fed.is_none_or(|last| last.elapsed() >= interval) {
+        if progress.hear_from(identity) && progress.last_fed.is_none_or(|last| monotonic() - last >= interval) {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             progress.feed();
         }
@@ -99,11 +101,11 @@ impl Progress {
             };
             known.waiting_since = match identity.state {
                 State::WaitingForApproval | State::WaitingForSigner => {
-                    known.waiting_since.or_else(|| Some(Instant::now()))
+                    known.waiting_since.or_else(|| Some(monotonic()))
                 }
                 _ => None,
             };
-            let waited = known.waiting_since.is_some_and(|since| since.elapsed() >= PATIENCE);
+            let waited = known.waiting_since.is_some_and(|since| monotonic() - since >= PATIENCE);
             ready &= is_ready(identity, waited);
         }
         ready
@@ -119,7 +121,7 @@ impl Progress {
 
     /// The watchdog has been fed: each identity must be heard from again.
     fn feed(&mut self) {
-        self.last_fed = Some(Instant::now());
+        self.last_fed = Some(monotonic());
         self.identities.values_mut().for_each(|identity| identity.alive = false);
     }
 }

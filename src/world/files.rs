@@ -234,6 +234,25 @@ impl From<&fs::Metadata> for Metadata {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemFiles;
 
+impl SystemFiles {
+    /// Gives what stands at this path this mode, whatever the umask.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    }
+}
+
+/// The text of a file that the person who started this process named: it may also be a pipe, such as `<(command)` in a
+/// shell, which is read to its end.
+///
+/// # Errors
+/// Those of the system calls, and `InvalidData` for what is not UTF-8.
+pub fn read_to_string(path: &Path) -> io::Result<String> {
+    fs::read_to_string(path)
+}
+
 /// Reads a file that is opened with these flags as well.
 fn read_with(path: &Path, limit: u64, flags: OFlags) -> io::Result<Zeroizing<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | flags;

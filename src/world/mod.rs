@@ -5,10 +5,12 @@
 
 pub mod clock;
 pub mod files;
+mod lock;
 pub mod random;
 pub mod task;
 mod user;
 
 pub use clock::{Clock, SystemClock};
 pub use files::{Files, SystemFiles};
+pub use lock::LockFile;
 pub use user::User;

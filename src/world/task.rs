@@ -3,11 +3,16 @@
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// Has a task run beside the others.
 pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(future)
+}
+
+/// Has a task run beside the others, and the set wait for it; it is aborted when the set is dropped.
+pub fn spawn_in<T: Send + 'static>(set: &mut JoinSet<T>, future: impl Future<Output = T> + Send + 'static) {
+    set.spawn(future);
 }
 
 /// Has a thread of its own do what may block for as long as it likes; within this runtime.

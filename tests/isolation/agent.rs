@@ -150,6 +150,42 @@ fn c27_a_refused_pin_is_shown_once_whichever_process_asks() {
     }
 }
 
+/// What is said about a refused PIN is done to the letter, while an agent runs that was refused it.
+#[test]
+fn c27_the_hint_ends_a_refusal_whichever_process_was_refused() {
+    const NEW: &str = "16180339";
+    for (isolation, restarted) in [("process", false), ("process", true), ("none", false), ("none", true)] {
+        let mut node = Node::new();
+        if isolation == "none" {
+            node.without_isolation();
+        }
+        node.token.write_pin(NEW);
+        let mut agent = node.start();
+        let said = node.fail(&["backend", "list"]);
+        if restarted {
+            // That alone is no reason to try again.
+            drop(agent);
+            agent = node.start();
+        }
+        node.token.change_pin(NEW);
+        let logins = node.token.logins();
+        let again = node.fail(&["backend", "list"]);
+        assert_eq!(node.token.logins(), logins, "{isolation}, {restarted}");
+        let path = |said: &str| {
+            let (_, rest) = said.split_once("if the token was changed instead, touch ").expect("what to do then");
+            rest.split_whitespace().next().expect("a path").to_owned()
+        };
+        assert_eq!(path(&said), path(&again), "{isolation}, {restarted}: {said}{again}");
+        assert!(Command::new("touch").arg(path(&again)).status().expect("touch runs").success());
+        // The module may be initialised anew only now and then.
+        eventually("the token lets the agent in", DEADLINE * 2, || {
+            node.pintle(&["backend", "list"]).status.success().then_some(())
+        });
+        drop(agent);
+        node.succeed(&["backend", "list"]);
+    }
+}
+
 #[test]
 fn a_key_moves_to_a_token_and_back_and_a_restart_remembers() {
     let node = Node::new();

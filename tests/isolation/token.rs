@@ -98,6 +98,20 @@ impl Token {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("its mode");
     }
 
+    /// Has the token take this PIN from now on.
+    pub(crate) fn change_pin(&self, new: &str) {
+        let status = Command::new("pkcs11-tool")
+            .arg("--module")
+            .arg(Self::softhsm())
+            .args(["--token-label", "isolated", "--login", "--pin", PIN, "--change-pin", "--new-pin", new])
+            .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .expect("pkcs11-tool starts (Debian package opensc)");
+        assert!(status.success());
+    }
+
     /// Has the module do this at this place from now on.
     pub(crate) fn fault(&self, place: &str, deed: &str) {
         fs::write(self.path("fault.new"), format!("{place} {deed}\n")).expect("the fault");

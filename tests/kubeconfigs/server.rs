@@ -4,9 +4,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
+use pintle::tls::{ClientCertificates, Verifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, StreamOwned};
+use rustls::{Error, ServerConfig, StreamOwned};
 
 /// The answer to everything.
 const VERSION: &str = r#"{"major":"1","minor":"36","gitVersion":"v1.36.3"}"#;
@@ -14,10 +14,11 @@ const VERSION: &str = r#"{"major":"1","minor":"36","gitVersion":"v1.36.3"}"#;
 /// Starts a server that presents this certificate, and takes any client certificate. It goes on until the test ends.
 pub(crate) fn start(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = Verifier::without_signatures(Anybody, &provider);
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
-        .with_client_cert_verifier(Arc::new(Anybody))
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(chain, key)
         .expect("a certificate and its key");
     let config = Arc::new(config);
@@ -51,43 +52,12 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>) -> std::io::Result<()> {
 #[derive(Debug)]
 struct Anybody;
 
-impl ClientCertVerifier for Anybody {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
+impl ClientCertificates for Anybody {
+    fn check(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<(), Error> {
+        Ok(())
     }
 
-    fn client_auth_mandatory(&self) -> bool {
+    fn is_mandatory(&self) -> bool {
         false
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }

@@ -6,13 +6,14 @@ use pintle_plugins_api::Resource;
 
 use crate::fault::Fault;
 use crate::keys;
+use crate::objects::label;
 use crate::session::LoggedInSession;
 
 /// The objects of this agent's keys, and what the token says of itself.
 pub(crate) fn usage(session: &mut LoggedInSession) -> Result<Vec<Resource>, Fault> {
     let mut objects = 0;
     for id in keys::list(session)? {
-        let own = [Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec()), Attribute::Label(keys::label(&id))];
+        let own = [Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec()), Attribute::Label(label(&id))];
         objects += session.raw().find_objects(&own)?.len() as u64;
     }
     let mut resources = vec![Resource::new("objects", objects, None)];

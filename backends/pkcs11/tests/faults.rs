@@ -214,13 +214,24 @@ fn wrong_pin(token: &TestToken) {
         refused(backend.generate(&id("key"), KeyAlgorithm::EcdsaP256), BackendErrorKind::Locked);
     }
     assert_eq!(token.logins(), 1);
-    // Neither another backend nor the same PIN written again is a reason to try again.
-    token.write_pin("99999999");
+    // Another backend is no reason to try again.
     refused(token.open().list(), BackendErrorKind::Locked);
     assert_eq!(token.logins(), 1);
+    // The same PIN written anew is, once: somebody may have changed the token.
+    token.write_pin("99999999");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while backend.list().expect_err("refused").kind == BackendErrorKind::Unavailable {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for _ in 0..5 {
+        refused(backend.list(), BackendErrorKind::Locked);
+        refused(token.open().list(), BackendErrorKind::Locked);
+    }
+    assert_eq!(token.logins(), 2);
     token.write_pin(PIN);
     assert_eq!(backend.list(), Ok(vec![]));
-    assert_eq!(token.logins(), 2);
+    assert_eq!(token.logins(), 3);
 }
 
 #[test]
@@ -265,6 +276,30 @@ fn final_try(token: &TestToken) {
 #[test]
 fn c27_kryoptic_is_not_given_the_last_try() {
     support::run(Kind::Kryoptic, "c27_kryoptic_is_not_given_the_last_try", final_try);
+}
+
+/// The token is given the PIN that stands in the file, and what the hint says of that case is done to the letter.
+fn hint_followed(token: &TestToken) {
+    const NEW: &str = "16180339";
+    token.write_pin(NEW);
+    let mut backend = token.open();
+    let hint = refused(backend.list(), BackendErrorKind::Locked).hint.expect("a hint");
+    token.pkcs11_tool_logged_in(&["--change-pin", "--new-pin", NEW]);
+    let again = refused(backend.list(), BackendErrorKind::Locked);
+    assert_eq!(again.hint.as_ref(), Some(&hint), "one hint, whenever it is given");
+    let (_, path) = hint.rsplit_once("if the token was changed instead, touch ").expect("what to do then");
+    assert!(std::process::Command::new("touch").arg(path).status().expect("touch runs").success());
+    assert_eq!(when_available(|| backend.list()), vec![]);
+}
+
+#[test]
+fn c27_softhsm_hint_ends_a_refusal() {
+    support::run(Kind::SoftHsm, "c27_softhsm_hint_ends_a_refusal", hint_followed);
+}
+
+#[test]
+fn c27_kryoptic_hint_ends_a_refusal() {
+    support::run(Kind::Kryoptic, "c27_kryoptic_hint_ends_a_refusal", hint_followed);
 }
 
 fn pin_changed(token: &TestToken, test: &str) {

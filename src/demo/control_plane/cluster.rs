@@ -222,7 +222,7 @@ impl ClientTrust {
         let mut tls = ServerConfig::builder_with_provider(Arc::clone(provider))
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
-            .with_client_cert_verifier(Arc::clone(&verifier) as _)
+            .with_client_cert_verifier(verifier.at_the_handshake(provider))
             .with_single_cert(vec![certificate.clone()], key.clone_key())
             .map_err(io::Error::other)?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

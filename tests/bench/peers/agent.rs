@@ -66,7 +66,7 @@ impl LocalSide {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(ExactCertificates::new(vec![server], &provider)))
+            .with_custom_certificate_verifier(Arc::new(ExactCertificates::verifier(vec![server], &provider)))
             .with_client_auth_cert(vec![client], key)
             .expect("the client's pair");
         config.resumption = rustls::client::Resumption::disabled();

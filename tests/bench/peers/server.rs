@@ -41,7 +41,7 @@ pub(crate) fn start(pair: &Pair, clients: Vec<CertificateDer<'static>>, key_exch
     let mut tls = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
-        .with_client_cert_verifier(Arc::new(ExactCertificates::new(clients, &provider)))
+        .with_client_cert_verifier(Arc::new(ExactCertificates::verifier(clients, &provider)))
         .with_single_cert(vec![pair.certificate.clone()], pair.private_key())
         .expect("a server's pair");
     // As Go's server does (crypto/tls, processClientHello): AES-128-GCM, whatever the client likes best.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::condition::holds_within;
-use crate::control_plane::{ControlPlane, cluster_binary};
+use crate::control_plane::ControlPlane;
 use crate::process::{ProcessCommand, TestProcess};
+use crate::programs::cluster_binary;
 use crate::{ReservedPorts, ScratchDirectory};
 
 /// How a kubelet is started.

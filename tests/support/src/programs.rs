@@ -1,11 +1,31 @@
-//! The command lines of the control plane's programs.
+//! The control plane's programs, which are one binary, and their command lines.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::authority::{CertificatePair, new_key};
-use crate::control_plane::{Options, cluster_binary};
+use crate::options::Options;
 use crate::process::ProcessCommand;
-use crate::{ReservedPorts, ScratchDirectory, audit, bootstrap};
+use crate::{ReservedPorts, ScratchDirectory, audit, permissions};
+
+/// The multi-call binary built from `tests/cluster`: the environment variable `PINTLE_TEST_CLUSTER`.
+#[must_use]
+pub fn cluster_binary() -> PathBuf {
+    match std::env::var_os("PINTLE_TEST_CLUSTER") {
+        Some(path) => path.into(),
+        None => panic!(
+            "PINTLE_TEST_CLUSTER is not set\nhint: run ./tests/run, or eval \"$(./tests/run --environment)\" before cargo test"
+        ),
+    }
+}
+
+/// kubectl, the one of the test bed, without the configuration of whoever runs the tests.
+#[must_use]
+pub fn kubectl() -> Command {
+    let mut command = Command::new(cluster_binary());
+    command.arg("kubectl").env_remove("KUBECONFIG").stdin(Stdio::null());
+    command
+}
 
 pub(crate) fn etcd(scratch: &ScratchDirectory, ports: &ReservedPorts) -> ProcessCommand {
     let client_url = format!("http://127.0.0.1:{}", ports.port(0));
@@ -32,7 +52,7 @@ pub(crate) fn api_server(
     let service_account_key = new_key();
     let service_account_public_key = scratch.write("service-account.pub", service_account_key.public_key_pem());
     let service_account_key = scratch.write("service-account.key", service_account_key.serialize_pem());
-    let tokens = scratch.write("tokens.csv", bootstrap::token_file(&options.static_tokens));
+    let tokens = scratch.write("tokens.csv", permissions::token_file(&options.static_tokens));
     let mut command = ProcessCommand::new(cluster_binary(), scratch.join("kube-apiserver.log"))
         .argument("kube-apiserver")
         .flag("etcd-servers", format!("http://127.0.0.1:{}", ports.port(0)))

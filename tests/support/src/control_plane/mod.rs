@@ -1,7 +1,11 @@
 //! etcd, kube-apiserver and kube-controller-manager on 127.0.0.1.
 
+mod clients;
+mod kubectl;
+
+pub use clients::Identity;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,10 +16,10 @@ use crate::audit::{self, AuditEvent};
 use crate::authority::{Authority, CertificatePair};
 use crate::condition::{eventually, holds_within};
 use crate::kubeconfig::{self, Credential};
-use crate::process::{ProcessCommand, Service, lock};
-use crate::request::SubmittedRequest;
+use crate::options::Options;
+use crate::process::{Service, lock};
 use crate::scratch::write_private;
-use crate::{ReservedPorts, ScratchDirectory, bootstrap, programs};
+use crate::{ReservedPorts, ScratchDirectory, permissions, programs};
 
 /// A cold start takes about 5 s on an idle machine with two cores; a busy one needs many times that.
 const START_DEADLINE: Duration = Duration::from_secs(180);
@@ -23,55 +27,6 @@ const START_DEADLINE: Duration = Duration::from_secs(180);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a program may take to stop by itself. Everything it holds is thrown away, so there is little to wait for.
 const STOP_GRACE: Duration = Duration::from_secs(2);
-
-/// How a control plane is started.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// `--cluster-signing-duration`: the lifetime of what the signer issues, as Go writes durations (`30s`, `1h`).
-    pub cluster_signing_duration: String,
-    /// Leave kubelets' requests pending until somebody approves them: the approving controller is not started.
-    pub manual_approval: bool,
-    /// Write the audit log that [`ControlPlane::audit_events`] reads.
-    pub audit: bool,
-    /// More bearer tokens for `--token-auth-file`.
-    pub static_tokens: Vec<StaticToken>,
-    /// More flags for kube-apiserver; a flag given here overrides the same flag of the test bed.
-    pub api_server_flags: Vec<String>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            cluster_signing_duration: "1h".into(),
-            manual_approval: false,
-            audit: true,
-            static_tokens: Vec::new(),
-            api_server_flags: Vec::new(),
-        }
-    }
-}
-
-/// A line of `--token-auth-file`.
-#[derive(Clone, Debug)]
-pub struct StaticToken {
-    /// The bearer token.
-    pub token: String,
-    /// The user it stands for.
-    pub username: String,
-    /// The user's groups.
-    pub groups: Vec<String>,
-}
-
-/// Who the API server takes a client for (SelfSubjectReview).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// For example `system:node:NAME`.
-    pub username: String,
-    /// For example `system:nodes`, `system:authenticated`.
-    pub groups: Vec<String>,
-    /// SHA-256 of the leaf's DER in lower-case hexadecimal, when the client showed a certificate.
-    pub certificate_sha256: Option<String>,
-}
 
 /// A real control plane; stopped, and its files removed, on drop.
 #[derive(Debug)]
@@ -136,7 +91,7 @@ impl ControlPlane {
             scratch,
         };
         control_plane.wait_until_ready();
-        control_plane.create(&bootstrap::role_bindings());
+        control_plane.create(&permissions::role_bindings());
         control_plane
     }
 
@@ -256,58 +211,6 @@ impl ControlPlane {
         self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Runs kubectl as the administrator and returns what it prints; panics when it fails.
-    #[track_caller]
-    pub fn kubectl(&self, arguments: &[&str]) -> String {
-        match self.try_kubectl(arguments) {
-            Ok(output) => output,
-            Err(error) => panic!("kubectl {}: {error}", arguments.join(" ")),
-        }
-    }
-
-    /// Runs kubectl as the administrator.
-    ///
-    /// # Errors
-    /// What kubectl printed to standard error, when it fails.
-    pub fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
-        self.try_kubectl_as(&self.admin_kubeconfig, arguments)
-    }
-
-    /// Runs kubectl with a kubeconfig.
-    ///
-    /// # Errors
-    /// What kubectl printed to standard error, when it fails.
-    pub fn try_kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
-        let output = kubectl()
-            .args(arguments)
-            .arg("--request-timeout=20s")
-            .arg(flag("kubeconfig", kubeconfig))
-            .arg(flag("cache-dir", self.scratch.join("kubectl-cache")))
-            .env("HOME", self.scratch.path())
-            .output()
-            .unwrap_or_else(|error| panic!("cannot start kubectl: {error}"));
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
-    }
-
-    /// kubectl as a process to start in a test's own time, for watches; its output goes to a file of the control plane.
-    #[must_use]
-    pub fn kubectl_command(&self, kubeconfig: &Path, arguments: &[&str]) -> ProcessCommand {
-        ProcessCommand::new(cluster_binary(), self.scratch.join(format!("kubectl-{}.log", self.next_number())))
-            .argument("kubectl")
-            .arguments(arguments)
-            .flag("kubeconfig", kubeconfig)
-            .flag("cache-dir", self.scratch.join("kubectl-cache"))
-            .environment("HOME", self.scratch.path())
-    }
-
-    /// Runs kubectl as the administrator and parses the JSON that it prints; `arguments` should ask for `-o json`.
-    #[track_caller]
-    pub fn kubectl_json(&self, arguments: &[&str]) -> Value {
-        let output = self.kubectl(arguments);
-        serde_json::from_str(&output).unwrap_or_else(|error| panic!("kubectl {}: {error}", arguments.join(" ")))
-    }
-
     /// Creates an object, or the objects of a List.
     #[track_caller]
     pub fn create(&self, object: &Value) {
@@ -315,59 +218,10 @@ impl ControlPlane {
         self.kubectl(&["create", "-f", &file.to_string_lossy()]);
     }
 
-    /// Every CertificateSigningRequest that the cluster holds.
-    #[must_use]
-    pub fn requests(&self) -> Vec<SubmittedRequest> {
-        let mut list = self.kubectl_json(&["get", "certificatesigningrequests", "-o", "json"]);
-        match list["items"].take() {
-            Value::Array(items) => items.into_iter().map(SubmittedRequest::from_object).collect(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// The CertificateSigningRequest with this name, or `None`.
-    #[must_use]
-    pub fn request(&self, name: &str) -> Option<SubmittedRequest> {
-        self.requests().into_iter().find(|request| request.name == name)
-    }
-
-    /// Approves a CertificateSigningRequest, as a person would.
-    pub fn approve(&self, name: &str) {
-        self.kubectl(&["certificate", "approve", name]);
-    }
-
-    /// Denies a CertificateSigningRequest, as a person would.
-    pub fn deny(&self, name: &str) {
-        self.kubectl(&["certificate", "deny", name]);
-    }
-
     /// The audit log so far: every request that was answered, oldest first. Empty without [`Options::audit`].
     #[must_use]
     pub fn audit_events(&self) -> Vec<AuditEvent> {
         audit::read(&self.audit_log)
-    }
-
-    /// Who the API server takes the holder of a pair for.
-    ///
-    /// # Errors
-    /// What kubectl printed, when the API server refuses the pair.
-    pub fn who_is(&self, pair: &CertificatePair) -> Result<Identity, String> {
-        self.who_is_in(&self.kubeconfig_for(pair))
-    }
-
-    /// Who the API server takes the user of a kubeconfig for.
-    ///
-    /// # Errors
-    /// What kubectl printed, when the API server refuses the credential.
-    pub fn who_is_in(&self, kubeconfig: &Path) -> Result<Identity, String> {
-        let output = self.try_kubectl_as(kubeconfig, &["auth", "whoami", "-o", "json"])?;
-        let review: Value = serde_json::from_str(&output).map_err(|error| error.to_string())?;
-        let user = &review["status"]["userInfo"];
-        Ok(Identity {
-            username: user["username"].as_str().unwrap_or_default().to_owned(),
-            groups: audit::texts(&user["groups"]),
-            certificate_sha256: audit::certificate_sha256(&user["extra"]),
-        })
     }
 
     /// The directory of the control plane's files and logs.
@@ -384,29 +238,6 @@ impl Drop for ControlPlane {
             service.stop(STOP_GRACE);
         }
     }
-}
-
-/// The multi-call binary built from `tests/cluster`: the environment variable `PINTLE_TEST_CLUSTER`.
-#[must_use]
-pub fn cluster_binary() -> PathBuf {
-    match std::env::var_os("PINTLE_TEST_CLUSTER") {
-        Some(path) => path.into(),
-        None => panic!(
-            "PINTLE_TEST_CLUSTER is not set\nhint: run ./tests/run, or eval \"$(./tests/run --environment)\" before cargo test"
-        ),
-    }
-}
-
-/// kubectl, the one of the test bed, without the configuration of whoever runs the tests.
-#[must_use]
-pub fn kubectl() -> Command {
-    let mut command = Command::new(cluster_binary());
-    command.arg("kubectl").env_remove("KUBECONFIG").stdin(Stdio::null());
-    command
-}
-
-fn flag(name: &str, path: impl AsRef<Path>) -> String {
-    format!("--{name}={}", path.as_ref().display())
 }
 
 /// Writes the bundle of authorities whose clients the API server accepts; it looks at the file again by itself.

@@ -1,0 +1,39 @@
+//! What a test may choose of its control plane.
+
+/// How a control plane is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `--cluster-signing-duration`: the lifetime of what the signer issues, as Go writes durations (`30s`, `1h`).
+    pub cluster_signing_duration: String,
+    /// Leave kubelets' requests pending until somebody approves them: the approving controller is not started.
+    pub manual_approval: bool,
+    /// Write the audit log that [`ControlPlane::audit_events`] reads.
+    pub audit: bool,
+    /// More bearer tokens for `--token-auth-file`.
+    pub static_tokens: Vec<StaticToken>,
+    /// More flags for kube-apiserver; a flag given here overrides the same flag of the test bed.
+    pub api_server_flags: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cluster_signing_duration: "1h".into(),
+            manual_approval: false,
+            audit: true,
+            static_tokens: Vec::new(),
+            api_server_flags: Vec::new(),
+        }
+    }
+}
+
+/// A line of `--token-auth-file`.
+#[derive(Clone, Debug)]
+pub struct StaticToken {
+    /// The bearer token.
+    pub token: String,
+    /// The user it stands for.
+    pub username: String,
+    /// The user's groups.
+    pub groups: Vec<String>,
+}
