@@ -53,7 +53,7 @@ fn enrol(name: &str, kubeconfig: &str, requester: &str) -> Node {
     let table = node.run(&["status"]);
     assert!(table.code == Some(0) && table.output.contains(&identity.username), "{table:?}");
     // Proven: the agent itself has spoken to the API server as the new identity.
-    let known = format!("knows serial {} as system:node:{name}", pair.serial);
+    let known = format!("authenticates serial {} as system:node:{name}", pair.serial);
     assert!(output.contains(&known), "{known}: {output}");
     node
 }

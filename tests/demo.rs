@@ -75,7 +75,7 @@ fn tells_the_whole_story(arguments: &[&str], key: &str) {
     let scratch = ScratchDirectory::new();
     let mut demo = start(&scratch, arguments);
     assert!(demo.wait(DEADLINE).success(), "{}", demo.output());
-    let rotation = ["generated", "Pending", "Approved", "Issued", "knows serial", "is current", "rotates in"];
+    let rotation = ["generated", "Pending", "Approved", "Issued", "authenticates serial", "is current", "rotates in"];
     let milestones =
         [&["Bootstrap:"], &rotation[..], &["Rotation 1:"], &rotation, &["Rotation 2:"], &rotation].concat();
     assert_in_order(&demo.output(), &milestones);
@@ -95,7 +95,7 @@ fn a_person_approves_and_looks_and_stops_it() {
     let approve = said(&output[output.find("approve it: ").unwrap_or_default()..], "kubectl");
     assert!(run(&scratch, &approve).0.success());
     let output = wait_for(&mut demo, "rotates in");
-    assert_in_order(&output, &["Pending", "Approved", "Issued", "knows serial", "is current"]);
+    assert_in_order(&output, &["Pending", "Approved", "Issued", "authenticates serial", "is current"]);
     let (status, dates) = run(&scratch, &said(&output, "openssl"));
     assert!(status.success() && dates.contains("system:node:demo-node") && dates.contains("notAfter="), "{dates}");
 

@@ -88,7 +88,7 @@ fn the_service_from_installation_to_removal() {
     let first = status(&machine);
     assert_eq!(first["state"], "ready");
     let said = machine.property(SERVICE, "StatusText");
-    assert!(said.starts_with("system:node:worker-1: Ready, good until "), "{said}");
+    assert!(said.starts_with("system:node:worker-1: Ready, valid until "), "{said}");
     assert!(who_am_i(&machine).contains("system:node:worker-1"));
     confined(&machine);
     let kept = machine.files(&KEPT);

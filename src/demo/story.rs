@@ -13,7 +13,7 @@ use super::device::{Backend, Device};
 use crate::config::{Config, Flags};
 use crate::identity::StartError;
 use crate::node::{self, ServeError, Until};
-use crate::proxy::Activated;
+use crate::proxy::ActivatedSockets;
 use crate::telemetry::{Event, Log, Record, Telemetry};
 
 /// What the demo is to show.
@@ -88,7 +88,7 @@ pub async fn tell(options: Options) -> Result<(), ServeError> {
         // The agent then ends, and with it everything else.
         let _ = stop.send(true);
     });
-    node::serve(config, &telemetry, Until::Stopped, stopped, Activated::default()).await?;
+    node::serve(config, &telemetry, Until::Stopped, stopped, ActivatedSockets::default()).await?;
     narration.abort();
     Ok(())
 }

@@ -84,13 +84,13 @@ fn a_module_that_segfaults_is_named_and_started_again() {
     );
     // At once the first time, and then after a wait, in which the cause is still told.
     unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV"]);
-    unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV", "another one is started in 1 s"]);
+    unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV", "restarting in 1 s"]);
     token.mend();
     let signature =
         eventually("the module is started again", DEADLINE, || backend.sign(&id("crash"), SCHEME, b"message").ok());
     assert!(public_key.verifies(SCHEME, b"message", &signature));
     token.fault("sign", "exit");
-    unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["ended with exit code 3", "in sign"]);
+    unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["exited with code 3", "in sign"]);
 }
 
 #[test]

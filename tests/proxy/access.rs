@@ -21,8 +21,8 @@ async fn outcome(bed: &Bed, config: rustls::ClientConfig) -> std::io::Result<Str
 async fn c18_only_the_local_certificate_of_this_boot_is_let_in_and_nobody_else_makes_the_key_work() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |_, _| {}).await;
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |_, _| {}).await;
     let mut events = bed.telemetry.events();
 
     let refused = outcome(&bed, bed.client_config_with(&["http/1.1"], None)).await.unwrap_err();
@@ -53,7 +53,7 @@ async fn an_odd_offer_of_protocols_is_the_clients_own_failure_and_pushes_out_nob
     let server = ApiServer::start(&authority).await;
     let second = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = authority.upstream(&[server.address, second.local_addr().unwrap()]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     assert_eq!(bed.get("/whoami").await.unwrap(), "node");
     let refused = outcome(&bed, bed.client_config_with(&["bogus"], None)).await.unwrap_err();
     assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
@@ -79,12 +79,12 @@ async fn the_local_certificate_survives_a_restart_and_not_a_boot() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let first = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let first = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     let before = first.client_config(&["http/1.1"]);
     let runtime = first.directory.path().join("client");
     let restart = |runtime: std::path::PathBuf| {
-        let generation = authority.generation("node", &upstream);
-        Bed::start(Some(generation), move |configuration, directory| {
+        let epoch = authority.epoch("node", &upstream);
+        Bed::start(Some(epoch), move |configuration, directory| {
             // The other proxy's files, as found after a restart.
             let copy = directory.path().join("client");
             assert!(Command::new("cp").arg("-a").arg(runtime).arg(&copy).status().unwrap().success());
@@ -121,8 +121,8 @@ async fn a_kubeconfig_taken_off_the_node_is_useless() {
     }
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |_, _| {}).await;
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |_, _| {}).await;
     let kubeconfig = std::fs::read_to_string(bed.kubeconfig()).unwrap();
     assert!(kubeconfig.contains("server: https://127.0.0.1:"), "{kubeconfig}");
     assert!(!kubeconfig.contains("-data") && !kubeconfig.contains("PRIVATE"), "{kubeconfig}");
@@ -157,8 +157,8 @@ async fn another_user_can_neither_read_the_key_nor_use_the_unix_socket() {
     }
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |configuration, directory| {
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |configuration, directory| {
         configuration.unix_socket = Some(directory.path().join("proxy.sock"));
     })
     .await;
@@ -193,8 +193,8 @@ async fn another_user_can_neither_read_the_key_nor_use_the_unix_socket() {
 async fn a_unix_socket_carries_http_2_as_well() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |configuration, directory| {
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |configuration, directory| {
         configuration.unix_socket = Some(directory.path().join("proxy.sock"));
     })
     .await;

@@ -20,7 +20,7 @@ use hyper_util::server::conn::auto;
 use pintle::config::ProxyConfiguration;
 use pintle::consumers::kubeconfig::Kubeconfig;
 use pintle::kubernetes;
-use pintle::proxy::{Activated, Endpoints, Generation, Proxy, ProxyHandle, Upstream};
+use pintle::proxy::{ActivatedSockets, Endpoints, Epoch, Proxy, ProxyHandle, Upstream};
 use pintle::telemetry::{Log, Statistics, Telemetry};
 use pintle::world::clock::now;
 use pintle::world::{SystemFiles, User};
@@ -132,8 +132,8 @@ impl Authority {
     }
 
     /// A generation that ends in an hour; its name is the common name that the server sees.
-    pub(crate) fn generation(&self, name: &str, upstream: &Arc<Upstream>) -> Generation {
-        Generation {
+    pub(crate) fn epoch(&self, name: &str, upstream: &Arc<Upstream>) -> Epoch {
+        Epoch {
             serial: name.to_owned(),
             not_after: now() + Duration::from_secs(3600),
             certificate: self.certified_key(name),
@@ -308,7 +308,7 @@ impl Bed {
     }
 
     pub(crate) async fn start(
-        initial: Option<Generation>,
+        initial: Option<Epoch>,
         change: impl FnOnce(&mut ProxyConfiguration, &tempfile::TempDir),
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -316,7 +316,7 @@ impl Bed {
         let mut configuration = Self::configuration(&directory);
         change(&mut configuration, &directory);
         let telemetry = Arc::new(Telemetry::new(Log::silent()));
-        let started = Proxy::start(configuration, Activated::default(), initial, Arc::clone(&telemetry)).await;
+        let started = Proxy::start(configuration, ActivatedSockets::default(), initial, Arc::clone(&telemetry)).await;
         Self { proxy: started.unwrap(), directory, telemetry }
     }
 

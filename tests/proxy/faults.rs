@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pintle::proxy::ClientFiles;
-use pintle::proxy::Generation;
+use pintle::proxy::Epoch;
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,7 +26,7 @@ async fn another_api_server_takes_over() {
     // Accepts by the system's backlog, and never says a word.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = authority.upstream(&[refuses, silent.local_addr().unwrap(), second.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.handshake_timeout = Duration::from_secs(2);
         configuration.signing_deadline = Duration::from_millis(200);
     })
@@ -53,10 +53,10 @@ async fn an_api_server_that_is_away_is_said_to_be_and_is_found_again() {
     reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let gone = reserved.local_addr().unwrap();
     let server = ApiServer::start(&authority).await;
-    let bed = Bed::start(Some(authority.generation("node", &authority.upstream(&[gone]))), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &authority.upstream(&[gone]))), |_, _| {}).await;
     assert!(bed.get("/whoami").await.is_err());
     until("it is counted", || bed.failures("server-unreachable") >= 1).await;
-    bed.proxy.swap(authority.generation("again", &authority.upstream(&[server.address])));
+    bed.proxy.swap(authority.epoch("again", &authority.upstream(&[server.address])));
     assert_eq!(bed.get("/whoami").await.unwrap(), "again");
 }
 
@@ -65,7 +65,7 @@ async fn a_slow_loris_is_cut_off_and_crowds_out_only_itself() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.handshake_timeout = Duration::from_secs(1);
         configuration.maximum_handshakes = 20;
     })
@@ -89,7 +89,7 @@ async fn a_slow_loris_never_has_all_the_connections_that_there_may_be() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.handshake_timeout = Duration::from_secs(60);
         configuration.maximum_connections = 20;
     })
@@ -141,7 +141,7 @@ async fn a_hung_key_device_fails_new_connections_by_a_deadline_and_open_ones_go_
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("good", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("good", &upstream)), |configuration, _| {
         configuration.signing_deadline = Duration::from_millis(500);
     })
     .await;
@@ -157,7 +157,7 @@ async fn a_hung_key_device_fails_new_connections_by_a_deadline_and_open_ones_go_
     let answers = Arc::new(AtomicBool::new(false));
     let hung = Hung(Arc::clone(&answers), Arc::clone(&certified.key));
     let certificate = Arc::new(CertifiedKey::new(certified.cert.clone(), Arc::new(hung)));
-    bed.proxy.swap(Generation { certificate, ..authority.generation("hung", &upstream) });
+    bed.proxy.swap(Epoch { certificate, ..authority.epoch("hung", &upstream) });
     let bed = Arc::new(bed);
     let mut new = tokio::task::JoinSet::new();
     for _ in 0..60 {
@@ -188,7 +188,7 @@ async fn five_thousand_idle_connections_cost_little_memory() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     bed.get("/whoami").await.unwrap();
     let before = resident();
     // Both ends of the proxy and the server take 15,000 descriptors of this process. A system may allow no more than
@@ -244,7 +244,7 @@ async fn without_descriptors_it_waits_and_goes_on() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     assert_eq!(bed.get("/whoami").await.unwrap(), "node");
     let config = bed.client_config(&["http/1.1"]);
     until("the first connection is over", || bed.open() == 0).await;

@@ -28,7 +28,7 @@ async fn what_the_server_sends_after_the_client_has_ended_its_side_arrives() {
     let authority = Authority::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = authority.upstream(&[listener.local_addr().unwrap()]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     let server = async {
         let mut stream = accept_known(&listener, &authority).await;
         let mut asked = Vec::new();
@@ -63,8 +63,8 @@ async fn what_a_client_does_not_read_is_not_read_from_the_server_either() {
     const ON_THE_WAY: u64 = 40_000_000;
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |_, _| {}).await;
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |_, _| {}).await;
     let mut stream = bed.connect("http/1.1").await.unwrap();
     let request = format!("GET /download/{LENGTH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -98,7 +98,7 @@ async fn the_key_exchange_with_an_api_server_that_can_is_post_quantum() {
     std::fs::write(path("kubeconfig"), kubeconfig).unwrap();
     let cluster = Cluster::read(&path("kubeconfig")).await.unwrap();
     let upstream = Arc::new(Upstream::of(&cluster, &[]).unwrap());
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     let (stream, client) = tokio::join!(accept_known(&listener, &authority), bed.connect("http/1.1"));
     client.unwrap();
     let group = stream.get_ref().1.negotiated_key_exchange_group().unwrap();

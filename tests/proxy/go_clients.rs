@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pintle::config::ProcessIsolation;
 use pintle::keys::isolation::IsolatedBackend;
 use pintle::keys::{CALL_DEADLINE, Keyring, ModuleConfiguration, Opener};
-use pintle::proxy::{Generation, Upstream};
+use pintle::proxy::{Epoch, Upstream};
 use pintle::world::clock::now;
 use pintle_agent_core::Template;
 use pintle_agent_core::issued::{KeyName, accept};
@@ -49,7 +49,7 @@ impl Device {
     }
 
     /// A generation of its own key, which the device makes. The server sees `system:node:NUMBER`.
-    async fn generation(&self, number: u64, authority: &Authority, upstream: &Arc<Upstream>) -> Generation {
+    async fn epoch(&self, number: u64, authority: &Authority, upstream: &Arc<Upstream>) -> Epoch {
         let name = Self::key_name(number);
         let id = name.id.clone();
         let generate = self
@@ -61,7 +61,7 @@ impl Device {
         let template = Template::kubelet_client(&number.to_string());
         let leaf = authority.certify(&template, &public_key);
         let credential = accept(&leaf, &template, name, &public_key, None, now()).unwrap();
-        Generation::new(&credential, &self.keyring, Duration::from_secs(5), Arc::clone(upstream)).unwrap()
+        Epoch::new(&credential, &self.keyring, Duration::from_secs(5), Arc::clone(upstream)).unwrap()
     }
 
     async fn keys(&self) -> usize {
@@ -78,7 +78,7 @@ async fn c18_c19_no_request_of_a_go_client_fails_in_200_rotations_of_a_key_in_so
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
     let device = Device::new();
-    let first = device.generation(0, &authority, &upstream).await;
+    let first = device.epoch(0, &authority, &upstream).await;
     let mut serials = vec![first.serial.clone()];
     let bed = Bed::start(Some(first), |_, _| {}).await;
 
@@ -89,7 +89,7 @@ async fn c18_c19_no_request_of_a_go_client_fails_in_200_rotations_of_a_key_in_so
     let served = |number: u64| server.requests_of(&format!("system:node:{number}"));
     for rotation in 1..=ROTATIONS {
         until("the certificate is used", || served(rotation - 1) >= REQUESTS).await;
-        let next = device.generation(rotation, &authority, &upstream).await;
+        let next = device.epoch(rotation, &authority, &upstream).await;
         serials.push(next.serial.clone());
         bed.proxy.swap(next);
     }
@@ -108,7 +108,7 @@ async fn c18_c19_no_request_of_a_go_client_fails_in_200_rotations_of_a_key_in_so
     // As the agent does: a key is destroyed when its last connection has ended.
     for (number, serial) in serials.iter().enumerate().take(ROTATIONS as usize) {
         let unused = bed.proxy.wait_until_unused(serial);
-        tokio::time::timeout(Duration::from_secs(20), unused).await.expect("an old generation goes out of use");
+        tokio::time::timeout(Duration::from_secs(20), unused).await.expect("an old epoch goes out of use");
         device.keyring.delete(&Device::key_name(number as u64)).await.unwrap();
     }
     assert_eq!(device.keys().await, 1);

@@ -50,7 +50,7 @@ async fn an_api_server_is_restarted_under_load() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let address = server.address;
-    let bed = Bed::start(Some(authority.generation("node", &authority.upstream(&[address]))), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &authority.upstream(&[address]))), |_, _| {}).await;
     let clients = Clients::start(&bed);
     until("the API server is asked", || server.requests() >= REQUESTS).await;
     assert_eq!(bed.statistics().failures, [].into());
@@ -77,7 +77,7 @@ async fn one_of_two_api_servers_is_restarted_under_load() {
     let (first, second) = (ApiServer::start(&authority).await, ApiServer::start(&authority).await);
     let address = first.address;
     let upstream = authority.upstream(&[address, second.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     let clients = Clients::start(&bed);
     until("the first one is asked", || first.requests() >= REQUESTS).await;
     assert_eq!(second.requests(), 0, "the first one is preferred");
@@ -128,7 +128,7 @@ async fn a_slow_api_server_answers_late_and_nothing_breaks() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[long_way(server.address, Duration::from_millis(100)).await]);
-    let bed = Bed::start(Some(authority.generation("old", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("old", &upstream)), |configuration, _| {
         configuration.connect_timeout = PATIENCE;
         configuration.handshake_timeout = PATIENCE;
         configuration.signing_deadline = PATIENCE / 3;
@@ -138,7 +138,7 @@ async fn a_slow_api_server_answers_late_and_nothing_breaks() {
     let late = bed.get("/slow/8500");
     let rotation = async {
         until("it is asked", || server.requests_of("old") == 1).await;
-        bed.proxy.swap(authority.generation("new", &upstream));
+        bed.proxy.swap(authority.epoch("new", &upstream));
         nothing_fails(&bed, &server).await;
     };
     let (late, ()) = tokio::join!(late, rotation);
@@ -151,7 +151,7 @@ async fn an_api_server_that_says_nothing_costs_a_deadline_and_is_counted() {
     let authority = Authority::new();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = authority.upstream(&[silent.local_addr().unwrap()]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.handshake_timeout = Duration::from_secs(1);
         configuration.signing_deadline = Duration::from_millis(200);
     })
@@ -164,7 +164,7 @@ async fn an_api_server_that_says_nothing_costs_a_deadline_and_is_counted() {
     // One that falls silent later on.
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.idle_timeout = Duration::from_secs(1);
     })
     .await;

@@ -62,7 +62,7 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Arc::new(Bed::start(Some(authority.generation("0", &upstream)), |_, _| {}).await);
+    let bed = Arc::new(Bed::start(Some(authority.epoch("0", &upstream)), |_, _| {}).await);
     let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut load = tokio::task::JoinSet::new();
     for worker in 0..8 {
@@ -95,7 +95,7 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
     }
     for rotation in 1..=ROTATIONS {
         tokio::time::sleep(Duration::from_millis(25)).await;
-        bed.proxy.swap(authority.generation(&rotation.to_string(), &upstream));
+        bed.proxy.swap(authority.epoch(&rotation.to_string(), &upstream));
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     stop.store(true, Ordering::Relaxed);
@@ -113,7 +113,7 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
     for rotation in 0..ROTATIONS {
         let serial = rotation.to_string();
         let unused = bed.proxy.wait_until_unused(&serial);
-        tokio::time::timeout(Duration::from_secs(20), unused).await.expect("an old generation goes out of use");
+        tokio::time::timeout(Duration::from_secs(20), unused).await.expect("an old epoch goes out of use");
     }
 }
 
@@ -122,13 +122,13 @@ async fn c19_a_watch_goes_on_over_a_rotation_and_new_requests_take_the_new_certi
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("old", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("old", &upstream)), |_, _| {}).await;
     let client = http_client(&bed, true);
     let uri = format!("https://{}/watch/10", bed.proxy.address());
     let watch = client.request(Request::get(uri).body(Full::default()).unwrap()).await.unwrap();
     let mut watch = watch.into_body();
     watch.frame().await.unwrap().unwrap();
-    bed.proxy.swap(authority.generation("new", &upstream));
+    bed.proxy.swap(authority.epoch("new", &upstream));
     until("a request speaks as the new certificate", || {
         server.requests_of("new") > 0 || {
             let asked = tokio::task::block_in_place(|| {
@@ -153,7 +153,7 @@ async fn c19_an_upgraded_connection_goes_on_over_a_rotation_and_ends_with_its_ce
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let mut short = authority.generation("short", &upstream);
+    let mut short = authority.epoch("short", &upstream);
     short.not_after = now() + Duration::from_secs(3);
     let bed = Bed::start(Some(short), |_, _| {}).await;
     let mut stream = bed.connect("http/1.1").await.unwrap();
@@ -174,7 +174,7 @@ async fn c19_an_upgraded_connection_goes_on_over_a_rotation_and_ends_with_its_ce
         Ok::<_, std::io::Error>(())
     };
     echo(b"before").await.unwrap();
-    bed.proxy.swap(authority.generation("long", &upstream));
+    bed.proxy.swap(authority.epoch("long", &upstream));
     echo(&[0xfe; 10_000]).await.unwrap();
     // Cut before the certificate ends, and said so.
     while echo(b"HTTP/1.1 200 OK\r\n").await.is_ok() {
@@ -190,14 +190,14 @@ async fn c19_idle_connections_are_closed_when_they_are_quiet_and_draining_ends()
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("old", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("old", &upstream)), |configuration, _| {
         configuration.drain = Duration::from_secs(1);
     })
     .await;
     let mut idle = bed.connect("http/1.1").await.unwrap();
     idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let _ = idle.read(&mut [0; 1000]).await.unwrap();
-    bed.proxy.swap(authority.generation("new", &upstream));
+    bed.proxy.swap(authority.epoch("new", &upstream));
     assert_eq!(bed.proxy.statistics().open_connections["old"], 1);
     let unused = bed.proxy.wait_until_unused("old");
     tokio::time::timeout(Duration::from_secs(5), unused).await.expect("draining ends");
@@ -214,7 +214,7 @@ async fn c19_a_quiet_connection_is_closed_only_under_a_client_that_was_told() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("old", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("old", &upstream)), |_, _| {}).await;
     let mut untold = bed.connect("http/1.1").await.unwrap();
     let mut ask = async || {
         untold.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await.unwrap();
@@ -227,7 +227,7 @@ async fn c19_a_quiet_connection_is_closed_only_under_a_client_that_was_told() {
     let mut told = bed.connect("h2").await.unwrap();
     told.write_all(HTTP2_GET).await.unwrap();
     until("it is answered", || server.requests_of("old") == 2).await;
-    bed.proxy.swap(authority.generation("new", &upstream));
+    bed.proxy.swap(authority.epoch("new", &upstream));
     told.read_to_end(&mut Vec::new()).await.expect("a clean end, after a while");
     // The other one was quiet for as long, and would be closed by now.
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -245,7 +245,7 @@ async fn a_client_waits_for_the_first_certificate() {
     let bed = Bed::start(None, |_, _| {}).await;
     let swap = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        bed.proxy.swap(authority.generation("first", &upstream));
+        bed.proxy.swap(authority.epoch("first", &upstream));
     };
     let (answer, ()) = tokio::join!(bed.get("/whoami"), swap);
     assert_eq!(answer.unwrap(), "first");
