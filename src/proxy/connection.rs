@@ -321,14 +321,14 @@ async fn run(shared: &Shared, mut relay: Box<Relay>, lease: Lease) -> Result<(),
     let mut stage = lease.active.stage();
     let mut drained = false;
     let (mut seen, mut silent_since) = (relay.activity, Instant::now());
-    let mut next_look = silent_since + shared.idle_timeout;
+    let mut next_check = silent_since + shared.idle_timeout;
     loop {
         let at = *stage.borrow_and_update();
         match at {
             Stage::Draining if !drained => {
                 drained = true;
                 relay.drain();
-                next_look = next_look.min(Instant::now() + DRAINED_IDLE_TIMEOUT);
+                next_check = next_check.min(Instant::now() + DRAINED_IDLE_TIMEOUT);
             }
             Stage::Current | Stage::Draining => {}
             Stage::Closed => {
@@ -351,7 +351,7 @@ async fn run(shared: &Shared, mut relay: Box<Relay>, lease: Lease) -> Result<(),
                 return if over { Ok(()) } else { result.map_err(|error| failure(FailureReason::Broken, error)) };
             }
             _ = stage.changed() => {}
-            () = tokio::time::sleep_until(next_look) => {
+            () = tokio::time::sleep_until(next_check) => {
                 let (drained_and_idle, half_closed) = (drained && relay.is_idle(), relay.is_half_closed());
                 let timeout = match (drained_and_idle, half_closed) {
                     (true, disconnected) if disconnected || relay.is_announced() => DRAINED_IDLE_TIMEOUT,
@@ -370,7 +370,9 @@ async fn run(shared: &Shared, mut relay: Box<Relay>, lease: Lease) -> Result<(),
                         Err(failure(FailureReason::IdleTimeout, "the connection was idle for too long"))
                     };
                 }
-                next_look = now + if drained { DRAINED_IDLE_TIMEOUT } else { HALF_CLOSED_TIMEOUT.min(shared.idle_timeout) };
+                let interval =
+                    if drained { DRAINED_IDLE_TIMEOUT } else { HALF_CLOSED_TIMEOUT.min(shared.idle_timeout) };
+                next_check = now + interval;
             }
         }
     }

@@ -131,7 +131,7 @@ impl Authority {
         Arc::new(Upstream::new(&endpoints, tls).unwrap())
     }
 
-    /// A generation that ends in an hour; its name is the common name that the server sees.
+    /// An epoch whose certificate expires in an hour. `name` is the common name that the server sees.
     pub(crate) fn epoch(&self, name: &str, upstream: &Arc<Upstream>) -> Epoch {
         Epoch {
             serial: name.to_owned(),
