@@ -1,4 +1,4 @@
-//! The credentials with which a node asks for its first certificate.
+//! The credentials that a node requests its first certificate with.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::control_plane::{ControlPlane, StaticToken};
 
-/// What a bootstrap kubeconfig authenticates with.
+/// The credential in a bootstrap kubeconfig.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootstrapCredential {
-    /// A bootstrap token that is a Secret in kube-system, as `kubeadm token create` makes it.
+    /// A bootstrap token that is a Secret in kube-system, as created by `kubeadm token create`.
     SecretToken,
     /// A bearer token from `--token-auth-file`.
     StaticToken,
@@ -27,8 +27,7 @@ const GROUP: &str = "system:bootstrappers";
 const STATIC_TOKEN: &str = "static-bootstrap-token";
 
 impl ControlPlane {
-    /// Writes a kubeconfig that may do nothing but ask for a node's certificate, with a new credential where the kind
-    /// allows one.
+    /// Writes a kubeconfig that can only request a node's certificate, with a new credential if its kind allows one.
     #[must_use]
     pub fn bootstrap_kubeconfig(&self, credential: BootstrapCredential) -> PathBuf {
         match credential {
@@ -58,7 +57,7 @@ pub(crate) fn token_file(tokens: &[StaticToken]) -> String {
         .collect()
 }
 
-/// Bootstrap credentials may create requests and have a node's approved; nodes have their own renewals approved.
+/// Bootstrap credentials may create requests and have node certificates approved; nodes may have renewals approved.
 pub(crate) fn role_bindings() -> Value {
     let binding = |name: &str, role: &str, group: &str| {
         json!({

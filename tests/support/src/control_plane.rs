@@ -17,25 +17,25 @@ use crate::request::SubmittedRequest;
 use crate::scratch::write_private;
 use crate::{ReservedPorts, ScratchDirectory, bootstrap, programs};
 
-/// A cold start takes about 5 s on an idle machine with two cores; a busy one needs many times that.
+/// A cold start takes about 5 s on an idle machine with two cores, and much longer on a busy one.
 const START_DEADLINE: Duration = Duration::from_secs(180);
 /// Longer than any test.
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// How long a program may take to stop by itself. Everything it holds is thrown away, so there is little to wait for.
+/// How long a program may take to stop. Its data is discarded, so there is little to wait for.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// How a control plane is started.
+/// The settings of a control plane.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `--cluster-signing-duration`: the lifetime of what the signer issues, as Go writes durations (`30s`, `1h`).
+    /// `--cluster-signing-duration`: the lifetime of certificates, in Go's format (`30s`, `1h`).
     pub cluster_signing_duration: String,
-    /// Leave kubelets' requests pending until somebody approves them: the approving controller is not started.
+    /// Leave kubelets' requests pending until they are approved manually: the approving controller is not started.
     pub manual_approval: bool,
-    /// Write the audit log that [`ControlPlane::audit_events`] reads.
+    /// Write the audit log, which [`ControlPlane::audit_events`] reads.
     pub audit: bool,
-    /// More bearer tokens for `--token-auth-file`.
+    /// Additional bearer tokens for `--token-auth-file`.
     pub static_tokens: Vec<StaticToken>,
-    /// More flags for kube-apiserver; a flag given here overrides the same flag of the test bed.
+    /// Additional flags for kube-apiserver, which override the test bed's.
     pub api_server_flags: Vec<String>,
 }
 
@@ -56,24 +56,24 @@ impl Default for Options {
 pub struct StaticToken {
     /// The bearer token.
     pub token: String,
-    /// The user it stands for.
+    /// The user that it authenticates.
     pub username: String,
     /// The user's groups.
     pub groups: Vec<String>,
 }
 
-/// Who the API server takes a client for (SelfSubjectReview).
+/// A client's identity according to the API server (SelfSubjectReview).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// For example `system:node:NAME`.
     pub username: String,
     /// For example `system:nodes`, `system:authenticated`.
     pub groups: Vec<String>,
-    /// SHA-256 of the leaf's DER in lower-case hexadecimal, when the client showed a certificate.
+    /// SHA-256 of the leaf's DER in lower-case hexadecimal, if the client presented a certificate.
     pub certificate_sha256: Option<String>,
 }
 
-/// A real control plane; stopped, and its files removed, on drop.
+/// A real control plane. Dropping it stops its processes and removes its files.
 #[derive(Debug)]
 pub struct ControlPlane {
     etcd: Service,
@@ -81,7 +81,7 @@ pub struct ControlPlane {
     controller_manager: Service,
     /// Issues the API server's certificate, and those of clients until it is replaced.
     authority: Mutex<Arc<Authority>>,
-    /// Issues the administrator's certificate, which must go on working when the other authority is replaced.
+    /// Issues the administrator's certificate, which must remain valid when the other CA is replaced.
     administrators: Authority,
     certificate_authority: PathBuf,
     server_url: String,
@@ -89,13 +89,13 @@ pub struct ControlPlane {
     audit_log: PathBuf,
     sequence: AtomicU32,
     _ports: ReservedPorts,
-    // Last, so that the files go when nothing writes them any more.
+    // Last, so that the files are removed after the processes have stopped.
     scratch: ScratchDirectory,
 }
 
 impl ControlPlane {
-    /// Starts a control plane and waits until it is ready, with the role bindings that let bootstrap credentials ask for
-    /// a node's certificate and nodes renew their own.
+    /// Starts a control plane and waits until it is ready. Role bindings allow bootstrap credentials to request node
+    /// certificates, and nodes to renew their own.
     #[must_use]
     pub fn start(options: Options) -> Self {
         let scratch = ScratchDirectory::new();
@@ -140,7 +140,7 @@ impl ControlPlane {
         control_plane
     }
 
-    /// Waits until the API server and the signer do their work, for example after one of them was started again.
+    /// Waits until the API server and the signer work, for example after one of them was restarted.
     pub fn wait_until_ready(&self) {
         let not_ready = |what: &str, service: &Service| -> ! {
             panic!("not within {START_DEADLINE:?}: {what} is ready\n{}", service.last_lines())
@@ -168,20 +168,20 @@ impl ControlPlane {
         &self.server_url
     }
 
-    /// The authority whose clients the API server accepts, and with which the signer signs.
+    /// The CA that the API server verifies clients with, and the signer signs with.
     #[must_use]
     pub fn authority(&self) -> Arc<Authority> {
         Arc::clone(&lock(&self.authority))
     }
 
-    /// The certificate of the authority that issued the API server's certificate, PEM.
+    /// The file of the CA certificate for the API server's certificate, PEM.
     #[must_use]
     pub fn certificate_authority(&self) -> &Path {
         &self.certificate_authority
     }
 
-    /// Replaces the authority of clients: certificates issued so far are answered with 401 while they are unexpired,
-    /// and the signer signs with the new one. The API server keeps its own certificate.
+    /// Replaces the CA for clients: certificates issued before get 401 although they have not expired, and the signer
+    /// uses the new CA. The API server keeps its own certificate.
     pub fn replace_client_authority(&self) {
         let replacement =
             Arc::new(Authority::new(&format!("replacement-ca-{}", self.next_number()), self.scratch.path()));
@@ -190,7 +190,7 @@ impl ControlPlane {
             .map(|authority| self.kubeconfig_for(&authority.issue_client("probe", &["probes"], DAY)));
         trust_clients_of(&[&self.administrators, &replacement], &self.scratch);
         sign_with(&replacement, &self.scratch);
-        self.controller_manager.kill(); // it would notice the new files by itself, within a minute
+        self.controller_manager.kill(); // it would reload the files by itself, but only within a minute
         self.controller_manager.start();
         eventually("the API server accepts the new authority's clients alone", START_DEADLINE, || {
             (self.who_is_in(&accepted).is_ok() && self.who_is_in(&refused).is_err()).then_some(())
@@ -198,31 +198,31 @@ impl ControlPlane {
         self.wait_until_ready();
     }
 
-    /// The signer signs with an authority that the API server does not know, as after a restart with the wrong files.
+    /// Makes the signer use a CA that the API server does not trust, as after a restart with the wrong files.
     pub fn sign_with_unknown_authority(&self) {
         let unknown = Authority::new(&format!("unknown-ca-{}", self.next_number()), self.scratch.path());
         self.restart_signer_with(&unknown);
     }
 
-    /// The signer signs again with the authority that the API server knows.
+    /// Makes the signer use the CA that the API server trusts again.
     pub fn sign_with_known_authority(&self) {
         self.restart_signer_with(&self.authority());
     }
 
     fn restart_signer_with(&self, authority: &Authority) {
         sign_with(authority, &self.scratch);
-        self.controller_manager.kill(); // it would notice the new files by itself, within a minute
+        self.controller_manager.kill(); // it would reload the files by itself, but only within a minute
         self.controller_manager.start();
         self.wait_until_ready();
     }
 
-    /// A kubeconfig that may do everything (group system:masters).
+    /// A kubeconfig with all permissions (group system:masters).
     #[must_use]
     pub fn admin_kubeconfig(&self) -> &Path {
         &self.admin_kubeconfig
     }
 
-    /// kube-apiserver. After starting it again, call [`ControlPlane::wait_until_ready`].
+    /// kube-apiserver. After restarting it, call [`ControlPlane::wait_until_ready`].
     #[must_use]
     pub fn api_server(&self) -> &Service {
         &self.api_server
@@ -234,7 +234,7 @@ impl ControlPlane {
         &self.controller_manager
     }
 
-    /// Writes a new kubeconfig for this API server that names a pair by its files.
+    /// Writes a new kubeconfig for this API server that refers to the files of a pair.
     #[must_use]
     pub fn kubeconfig_for(&self, pair: &CertificatePair) -> PathBuf {
         self.write_kubeconfig(&pair.clone().into())
@@ -256,7 +256,7 @@ impl ControlPlane {
         self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Runs kubectl as the administrator and returns what it prints; panics when it fails.
+    /// Runs kubectl as the administrator and returns its output; panics if it fails.
     #[track_caller]
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         match self.try_kubectl(arguments) {
@@ -268,7 +268,7 @@ impl ControlPlane {
     /// Runs kubectl as the administrator.
     ///
     /// # Errors
-    /// What kubectl printed to standard error, when it fails.
+    /// kubectl's standard error, if it fails.
     pub fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         self.try_kubectl_as(&self.admin_kubeconfig, arguments)
     }
@@ -276,7 +276,7 @@ impl ControlPlane {
     /// Runs kubectl with a kubeconfig.
     ///
     /// # Errors
-    /// What kubectl printed to standard error, when it fails.
+    /// kubectl's standard error, if it fails.
     pub fn try_kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
         let output = kubectl()
             .args(arguments)
@@ -290,7 +290,7 @@ impl ControlPlane {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// kubectl as a process to start in a test's own time, for watches; its output goes to a file of the control plane.
+    /// A kubectl command for the test to start, for watches; its output goes to a file of the control plane.
     #[must_use]
     pub fn kubectl_command(&self, kubeconfig: &Path, arguments: &[&str]) -> ProcessCommand {
         ProcessCommand::new(cluster_binary(), self.scratch.join(format!("kubectl-{}.log", self.next_number())))
@@ -301,7 +301,7 @@ impl ControlPlane {
             .environment("HOME", self.scratch.path())
     }
 
-    /// Runs kubectl as the administrator and parses the JSON that it prints; `arguments` should ask for `-o json`.
+    /// Runs kubectl as the administrator and parses its JSON output; `arguments` should include `-o json`.
     #[track_caller]
     pub fn kubectl_json(&self, arguments: &[&str]) -> Value {
         let output = self.kubectl(arguments);
@@ -315,7 +315,7 @@ impl ControlPlane {
         self.kubectl(&["create", "-f", &file.to_string_lossy()]);
     }
 
-    /// Every CertificateSigningRequest that the cluster holds.
+    /// All CertificateSigningRequests in the cluster.
     #[must_use]
     pub fn requests(&self) -> Vec<SubmittedRequest> {
         let mut list = self.kubectl_json(&["get", "certificatesigningrequests", "-o", "json"]);
@@ -331,34 +331,34 @@ impl ControlPlane {
         self.requests().into_iter().find(|request| request.name == name)
     }
 
-    /// Approves a CertificateSigningRequest, as a person would.
+    /// Approves a CertificateSigningRequest as the administrator.
     pub fn approve(&self, name: &str) {
         self.kubectl(&["certificate", "approve", name]);
     }
 
-    /// Denies a CertificateSigningRequest, as a person would.
+    /// Denies a CertificateSigningRequest as the administrator.
     pub fn deny(&self, name: &str) {
         self.kubectl(&["certificate", "deny", name]);
     }
 
-    /// The audit log so far: every request that was answered, oldest first. Empty without [`Options::audit`].
+    /// The audit log so far, oldest request first. Empty without [`Options::audit`].
     #[must_use]
     pub fn audit_events(&self) -> Vec<AuditEvent> {
         audit::read(&self.audit_log)
     }
 
-    /// Who the API server takes the holder of a pair for.
+    /// The identity that the API server authenticates a pair as.
     ///
     /// # Errors
-    /// What kubectl printed, when the API server refuses the pair.
+    /// kubectl's output, if the API server rejects the pair.
     pub fn who_is(&self, pair: &CertificatePair) -> Result<Identity, String> {
         self.who_is_in(&self.kubeconfig_for(pair))
     }
 
-    /// Who the API server takes the user of a kubeconfig for.
+    /// The identity that the API server authenticates a kubeconfig's user as.
     ///
     /// # Errors
-    /// What kubectl printed, when the API server refuses the credential.
+    /// kubectl's output, if the API server rejects the credential.
     pub fn who_is_in(&self, kubeconfig: &Path) -> Result<Identity, String> {
         let output = self.try_kubectl_as(kubeconfig, &["auth", "whoami", "-o", "json"])?;
         let review: Value = serde_json::from_str(&output).map_err(|error| error.to_string())?;
@@ -370,7 +370,7 @@ impl ControlPlane {
         })
     }
 
-    /// The directory of the control plane's files and logs.
+    /// The directory with the control plane's files and logs.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.scratch.path()
@@ -386,7 +386,7 @@ impl Drop for ControlPlane {
     }
 }
 
-/// The multi-call binary built from `tests/cluster`: the environment variable `PINTLE_TEST_CLUSTER`.
+/// The path of the multi-call binary built from `tests/cluster`: the environment variable `PINTLE_TEST_CLUSTER`.
 #[must_use]
 pub fn cluster_binary() -> PathBuf {
     match std::env::var_os("PINTLE_TEST_CLUSTER") {
@@ -397,7 +397,7 @@ pub fn cluster_binary() -> PathBuf {
     }
 }
 
-/// kubectl, the one of the test bed, without the configuration of whoever runs the tests.
+/// The test bed's kubectl, without the user's configuration.
 #[must_use]
 pub fn kubectl() -> Command {
     let mut command = Command::new(cluster_binary());
@@ -409,13 +409,13 @@ fn flag(name: &str, path: impl AsRef<Path>) -> String {
     format!("--{name}={}", path.as_ref().display())
 }
 
-/// Writes the bundle of authorities whose clients the API server accepts; it looks at the file again by itself.
+/// Writes the CA bundle that the API server verifies clients with; it reloads the file by itself.
 fn trust_clients_of(authorities: &[&Authority], scratch: &ScratchDirectory) -> PathBuf {
     let bundle: Vec<String> = authorities.iter().map(|authority| authority.certificate_pem()).collect();
     replace_file(scratch, "client-authorities.crt", &bundle.concat())
 }
 
-/// Writes the pair with which the signer signs.
+/// Writes the CA pair that the signer uses.
 fn sign_with(authority: &Authority, scratch: &ScratchDirectory) -> CertificatePair {
     CertificatePair {
         certificate: replace_file(scratch, "signing.crt", &authority.certificate_pem()),
@@ -423,7 +423,7 @@ fn sign_with(authority: &Authority, scratch: &ScratchDirectory) -> CertificatePa
     }
 }
 
-/// By rename, so that a running server never reads half a file.
+/// By rename, so that a running server never reads an incomplete file.
 fn replace_file(scratch: &ScratchDirectory, name: &str, contents: &str) -> PathBuf {
     let (path, next) = (scratch.join(name), scratch.join(format!("{name}.next")));
     write_private(&next, contents.as_bytes());
