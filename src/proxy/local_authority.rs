@@ -268,7 +268,7 @@ mod tests {
                 }
                 fs::write(&path, &content).expect("written");
                 let after = open("client").client_certificate;
-                assert_ne!(before, after, "{name}: {} octets", content.len());
+                assert_ne!(before, after, "{name}: {} bytes", content.len());
                 assert_eq!(open("client").client_certificate, after, "{name}");
                 before = after;
             }

@@ -28,7 +28,7 @@ impl Tunnel {
     fn through(proxy: Proxy) -> Result<Self, String> {
         match (proxy.url.scheme_str(), Address::of(&proxy.url, 80)) {
             (Some("http"), Some(address)) => Ok(Self { address, proxy }),
-            _ => Err(format!("cannot use the proxy {proxy}: the credential proxy supports only http:// proxies")),
+            _ => Err(format!("{proxy} cannot be used: the credential proxy supports only http:// proxies")),
         }
     }
 }

@@ -232,7 +232,7 @@ fn what_cannot_be_opened_is_told_in_the_modules_words() {
     let mut backend = IsolatedBackend::new("no program", module, ProcessIsolation::default())
         .expect("a backend")
         .with_program("/no/such/program");
-    unavailable(backend.list(), &["cannot be started"]);
+    unavailable(backend.list(), &["cannot start a backend child"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Zero failed requests, and no connection that outlives its certificate (case C19).
+//! No request fails, and no connection outlives its certificate (case C19).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,9 +28,10 @@ fn http_client(bed: &Bed, http2: bool) -> HttpClient {
     }
 }
 
-/// What hyper says of a request that it did not send because the connection was going away. Go's client sends it over
-/// another connection by itself (`net/http`: errClientConnUnusable), and hyper leaves that to us. Once in some ten thousand
-/// requests it has sent the request after all: it may begin one while it closes a connection that has no streams left.
+/// hyper's error for a request that it did not send because the connection was going away. Go's client retries such a
+/// request on another connection (`net/http`: errClientConnUnusable); hyper leaves that to its caller. About once in
+/// ten thousand requests hyper has sent the request after all: it may start one while it closes a connection without
+/// streams.
 const NOT_SENT: &str = "GoAway(b\"\", NO_ERROR, Remote)";
 
 async fn ask(client: &HttpClient, bed: &Bed, method: Method, path: &str) -> Result<String, String> {
@@ -68,7 +69,7 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
     for worker in 0..8 {
         let (bed, stop, asked) = (Arc::clone(&bed), Arc::clone(&stop), Arc::clone(&asked));
         load.spawn(async move {
-            // Half speak HTTP/2, and one in four opens a connection for each request.
+            // Half of them use HTTP/2, and one in four opens a connection for each request.
             let (http2, fresh) = (worker % 2 == 0, worker >= 6);
             let mut client = http_client(&bed, http2);
             let mut failed = Vec::new();
@@ -79,7 +80,7 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
                 if fresh {
                     client = http_client(&bed, http2);
                 }
-                // Neither POST may be repeated by a client on its own.
+                // Clients must not retry POST requests by themselves.
                 let (method, path) = match number % 3 {
                     0 => (Method::GET, "/whoami"),
                     1 => (Method::POST, "/whoami"),
@@ -118,7 +119,7 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c19_a_watch_goes_on_over_a_rotation_and_new_requests_take_the_new_certificate() {
+async fn c19_a_watch_survives_a_rotation_and_new_requests_use_the_new_certificate() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
@@ -129,7 +130,7 @@ async fn c19_a_watch_goes_on_over_a_rotation_and_new_requests_take_the_new_certi
     let mut watch = watch.into_body();
     watch.frame().await.unwrap().unwrap();
     bed.proxy.swap(authority.epoch("new", &upstream));
-    until("a request speaks as the new certificate", || {
+    until("a request uses the new certificate", || {
         server.requests_of("new") > 0 || {
             let asked = tokio::task::block_in_place(|| {
                 tokio::runtime::Handle::current().block_on(ask(&client, &bed, Method::GET, "/whoami"))
@@ -149,7 +150,7 @@ async fn c19_a_watch_goes_on_over_a_rotation_and_new_requests_take_the_new_certi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c19_an_upgraded_connection_goes_on_over_a_rotation_and_ends_with_its_certificate() {
+async fn c19_an_upgraded_connection_survives_a_rotation_and_is_closed_before_its_certificate_expires() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
@@ -176,7 +177,7 @@ async fn c19_an_upgraded_connection_goes_on_over_a_rotation_and_ends_with_its_ce
     echo(b"before").await.unwrap();
     bed.proxy.swap(authority.epoch("long", &upstream));
     echo(&[0xfe; 10_000]).await.unwrap();
-    // Cut before the certificate ends, and said so.
+    // Closed before the certificate expires, and counted.
     while echo(b"HTTP/1.1 200 OK\r\n").await.is_ok() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -186,7 +187,7 @@ async fn c19_an_upgraded_connection_goes_on_over_a_rotation_and_ends_with_its_ce
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c19_idle_connections_are_closed_when_they_are_quiet_and_draining_ends() {
+async fn c19_idle_connections_are_closed_when_draining() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
@@ -201,16 +202,16 @@ async fn c19_idle_connections_are_closed_when_they_are_quiet_and_draining_ends()
     assert_eq!(bed.proxy.statistics().open_connections["old"], 1);
     let unused = bed.proxy.wait_until_unused("old");
     tokio::time::timeout(Duration::from_secs(5), unused).await.expect("draining ends");
-    assert_eq!(idle.read(&mut [0; 10]).await.unwrap(), 0, "a clean end");
-    assert_eq!(bed.failures("cut-at-end"), 0, "nothing was under way");
+    assert_eq!(idle.read(&mut [0; 10]).await.unwrap(), 0, "a clean close");
+    assert_eq!(bed.failures("cut-at-end"), 0, "no request was outstanding");
 }
 
-/// A GET of `/` on stream 1, as a client begins with it: preface, SETTINGS, HEADERS with three fields of HPACK's static
-/// table (RFC 7541, appendix A).
+/// A GET of `/` on stream 1 as a client's first bytes: preface, SETTINGS, and HEADERS with three fields of HPACK's
+/// static table (RFC 7541, appendix A).
 const HTTP2_GET: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x05\0\0\0\x01\x82\x87\x84";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c19_a_quiet_connection_is_closed_only_under_a_client_that_was_told() {
+async fn c19_an_idle_connection_is_closed_early_only_if_its_client_was_told() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
@@ -223,16 +224,16 @@ async fn c19_a_quiet_connection_is_closed_only_under_a_client_that_was_told() {
         String::from_utf8(answer[..count].to_vec()).unwrap()
     };
     assert!(!ask().await.contains("Connection: close"));
-    // It hears of the GOAWAY, and does nothing about it.
+    // This client receives the GOAWAY and ignores it.
     let mut told = bed.connect("h2").await.unwrap();
     told.write_all(HTTP2_GET).await.unwrap();
     until("it is answered", || server.requests_of("old") == 2).await;
     bed.proxy.swap(authority.epoch("new", &upstream));
-    told.read_to_end(&mut Vec::new()).await.expect("a clean end, after a while");
-    // The other one was quiet for as long, and would be closed by now.
+    told.read_to_end(&mut Vec::new()).await.expect("a clean close, after a while");
+    // The other connection has been idle for as long, and would be closed by now.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(bed.statistics().open_connections.get("old"), Some(&1));
-    // It may have been about to ask, and nobody could tell it not to.
+    // Its client could not be told, and may have been about to send a request.
     let answer = ask().await;
     assert!(answer.contains("Connection: close") && answer.ends_with("old"), "{answer}");
 }
@@ -252,7 +253,7 @@ async fn a_client_waits_for_the_first_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_waits_for_a_certificate_in_vain_is_counted() {
+async fn a_client_that_gets_no_certificate_in_time_is_counted() {
     let bed = Bed::start(None, |configuration, _| configuration.handshake_timeout = Duration::from_millis(500)).await;
     assert!(bed.get("/whoami").await.is_err());
     until("it is counted", || !bed.statistics().failures.is_empty()).await;

@@ -1,4 +1,4 @@
-//! What goes in comes out, whatever it is.
+//! Bytes pass unchanged.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn bodies_of_a_gigabyte_pass_both_ways_by_http_1_and_http_2() {
             let (mut send, connection) =
                 hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
             tokio::spawn(connection);
-            // Both at once.
+            // In parallel.
             let (up, down) = tokio::join!(send.clone().send_request(upload), send.send_request(download.unwrap()));
             (up.unwrap(), down.unwrap())
         } else {
@@ -84,7 +84,7 @@ async fn a_hundred_watches_share_a_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_servers_end_reaches_the_client_and_the_clients_end_closes_both() {
+async fn the_servers_close_reaches_the_client_and_the_clients_close_closes_both() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let epoch = authority.epoch("node", &authority.upstream(&[server.address]));

@@ -206,7 +206,7 @@ impl Pair {
         blocks.iter().find(|block| block.tag().ends_with("PRIVATE KEY"))?;
         let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
         let time = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or_default());
-        let hexadecimal = |bytes: &[u8]| bytes.iter().map(|octet| format!("{octet:02x}")).collect::<String>();
+        let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let common_name = certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
         Some(Self {
             serial: serial_text(certificate.raw_serial()),
@@ -224,7 +224,7 @@ impl Pair {
 #[must_use]
 pub fn serial_text(bytes: &[u8]) -> String {
     let bytes = bytes.strip_prefix(&[0]).unwrap_or(bytes);
-    bytes.iter().map(|octet| format!("{octet:02X}")).collect()
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 /// The regular files in a directory, sorted by name; empty if there is no such directory.

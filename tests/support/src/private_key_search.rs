@@ -38,10 +38,10 @@ pub fn private_key_structures(bytes: &[u8], place: &str) -> Vec<Finding> {
 /// The label, if the content of a private key follows it: programs also contain such labels as text.
 fn pem_label(bytes: &[u8]) -> Option<String> {
     let line = &bytes[..bytes.len().min(64)];
-    let line = &line[..line.iter().position(|octet| *octet == b'\n')?];
+    let line = &line[..line.iter().position(|byte| *byte == b'\n')?];
     let label = std::str::from_utf8(line).ok()?.strip_prefix("-----BEGIN ")?.trim_end().strip_suffix("-----")?;
     let content = bytes.get(line.len() + 1..line.len() + 33)?;
-    let base64 = content.iter().all(|octet| octet.is_ascii_alphanumeric() || b"+/=\r\n".contains(octet));
+    let base64 = content.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=\r\n".contains(byte));
     (label.ends_with("PRIVATE KEY") && label != "TSS2 PRIVATE KEY" && base64).then(|| format!("PEM {label:?}"))
 }
 
@@ -53,7 +53,7 @@ fn ec(bytes: &[u8], length: usize) -> Option<String> {
 /// Whether bytes may be a key, as opposed to text, zeros, pointers or a counter.
 fn is_high_entropy(bytes: &[u8]) -> bool {
     bytes.iter().collect::<BTreeSet<_>>().len() >= bytes.len() / 2
-        && bytes.iter().any(|octet| !octet.is_ascii())
+        && bytes.iter().any(|byte| !byte.is_ascii())
         && bytes.chunks_exact(8).all(|limb| limb[6..] != [0, 0] && limb[6..] != [0xff, 0xff] && limb[..2] != [0, 0])
 }
 

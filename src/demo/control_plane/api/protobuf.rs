@@ -166,10 +166,10 @@ fn field<'a>(input: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
 fn varint(input: &mut &[u8]) -> Option<u64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
-        let (octet, rest) = input.split_first()?;
+        let (byte, rest) = input.split_first()?;
         *input = rest;
-        value |= u64::from(octet & 0x7f) << shift;
-        if octet & 0x80 == 0 {
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
             return Some(value);
         }
     }
