@@ -67,10 +67,9 @@ fn kubectl_uses_new_certificates_with_a_kubeconfig_for_file_and_for_exec() {
 #[test]
 fn c08_a_kubeconfig_with_an_inline_certificate_is_fixed_on_request() {
     let control_plane = Embedded::signing_for(HOUR);
-    let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "c08-mended");
+    let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "c08-fixed");
     node.give_bootstrap(control_plane.bootstrap_kubeconfig());
-    let inline =
-        control_plane.client_kubeconfig("system:node:c08-mended", &["system:nodes"], Duration::from_secs(HOUR));
+    let inline = control_plane.client_kubeconfig("system:node:c08-fixed", &["system:nodes"], Duration::from_secs(HOUR));
     let inline = inline.expect("a certificate can be issued");
     let _ = node.scratch().write("kubeconfig", format!("{inline}\nextensions: [{{name: mine, extension: kept}}]\n"));
     let mut agent = node.agent().start();

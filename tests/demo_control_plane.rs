@@ -263,12 +263,12 @@ async fn requests_without_a_valid_credential_get_401_with_a_date() {
     let wrong = client(&kubeconfig.to_string()).await;
     assert_eq!(code(requests(&wrong).list(&ListParams::default()).await.unwrap_err()), 401);
     kubeconfig["users"][0]["user"] = json!({});
-    let nobody = client(&kubeconfig.to_string()).await;
-    assert_eq!(code(requests(&nobody).list(&ListParams::default()).await.unwrap_err()), 401);
-    assert_eq!(nobody.apiserver_version().await.unwrap().minor, "36");
+    let anonymous = client(&kubeconfig.to_string()).await;
+    assert_eq!(code(requests(&anonymous).list(&ListParams::default()).await.unwrap_err()), 401);
+    assert_eq!(anonymous.apiserver_version().await.unwrap().minor, "36");
 
     let request = http::Request::get("/apis/certificates.k8s.io/v1").body(kube::client::Body::empty()).unwrap();
-    let answer = nobody.send(request).await.unwrap();
+    let answer = anonymous.send(request).await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.headers().contains_key("date")), (401, true));
 
     // A user that authenticates, but has no role.

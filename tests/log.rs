@@ -21,14 +21,14 @@ impl Drop for Guarded {
 
 #[test]
 fn an_agent_whose_log_is_not_read_works_and_exits_on_sigterm() {
-    let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "mute");
+    let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "unread");
     let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
     // Filled before the agent writes anything.
     fcntl_setfl(&writer, OFlags::NONBLOCK).expect("a flag");
     while writer.write(&[b'x'; 512]).is_ok() {}
     fcntl_setfl(&writer, OFlags::empty()).expect("a flag");
     let child = Command::new(env!("CARGO_BIN_EXE_pintle"))
-        .args(["run", "--node-name=mute", "--log-format=json"])
+        .args(["run", "--node-name=unread", "--log-format=json"])
         .arg(format!("--config={}", node.scratch().join("config.toml").display()))
         .arg(format!("--state-dir={}", node.state_dir().display()))
         .arg(format!("--cert-dir={}", node.cert_dir().display()))

@@ -141,8 +141,8 @@ fn the_agent_links_no_token_or_tpm_library() {
         .filter(|name| !name.starts_with("ld-linux"))
         .collect();
     assert_eq!(needed, BTreeSet::from(["libc.so.6", "libgcc_s.so.1", "libm.so.6"]));
-    let story = debian.run(&["pintle", "demo", "--cluster-signing-duration", "6s"]);
-    assert!(!story.contains("error:"), "{story}");
+    let output = debian.run(&["pintle", "demo", "--cluster-signing-duration", "6s"]);
+    assert!(!output.contains("error:"), "{output}");
 }
 
 /// Enrols the installed agent with an API server of this process.

@@ -112,29 +112,29 @@ fn c19_exec_port_forward_and_logs_survive_a_rotation() {
     }
     let follow = ["logs", "--follow", "echo", "--as", OPERATOR];
     let mut follow = BED.cluster.kubectl_command(&served.kubeconfig(), &follow).start();
-    let all_go_on = |follow: &mut TestProcess, when: &str| {
+    let check_streams = |follow: &mut TestProcess, when: &str| {
         for (name, (_, echo)) in &streams {
-            echo.goes_on(&format!("{name} {when}"));
+            echo.wait_for_rounds(&format!("{name} {when}"));
         }
         let lines = |follow: &TestProcess| follow.output().lines().count();
         let before = lines(follow);
         eventually(&format!("the log {when}"), DEADLINE, || (lines(follow) > before + 20).then_some(()));
         follow.assert_running();
     };
-    all_go_on(&mut follow, "before the rotation");
+    check_streams(&mut follow, "before the rotation");
     // All streams run concurrently during the rotation.
     served.rotate(&mut agent);
     // kubectl has requested the pod over an HTTP/2 connection, which receives a GOAWAY. The streams stay.
     eventually("only the streams use the old certificate", DEADLINE, || {
         (served.proxy()["statistics"]["openConnections"][&serial] == 5).then_some(())
     });
-    all_go_on(&mut follow, "after the rotation");
+    check_streams(&mut follow, "after the rotation");
     let second = certificate(&served);
     assert_ne!(first, second);
     assert_eq!(token.keys().len(), 2, "the old key is needed");
 
     for (name, (mut kubectl, echo)) in streams {
-        println!("{name}: {} rounds", echo.end());
+        println!("{name}: {} rounds", echo.stop());
         // port-forward runs until it is killed.
         assert!(name.starts_with("port") || kubectl.wait().success(), "{name}");
     }
@@ -176,11 +176,11 @@ fn c19_exec_is_cut_when_the_drain_time_is_over_and_counted() {
     let mut agent = served.start();
     let streams = [true, false].map(|websockets| Echo::exec(&served, websockets));
     for (_, echo) in &streams {
-        echo.goes_on("before the rotation");
+        echo.wait_for_rounds("before the rotation");
     }
     served.rotate(&mut agent);
     for (_, echo) in &streams {
-        echo.ends("it is cut");
+        echo.wait_until_closed("it is cut");
     }
     let [(mut by_websocket, _), (mut by_spdy, _)] = streams;
     assert!(!by_websocket.wait().success(), "kubectl reports that it was cut");
@@ -190,8 +190,8 @@ fn c19_exec_is_cut_when_the_drain_time_is_over_and_counted() {
     assert_eq!(cut_at_end(&served), 2);
 
     let (mut kubectl, echo) = Echo::exec(&served, true);
-    echo.goes_on("with the new certificate");
-    echo.end();
+    echo.wait_for_rounds("with the new certificate");
+    echo.stop();
     assert!(kubectl.wait().success());
 }
 

@@ -28,7 +28,7 @@ pub(super) enum Command {
         flags: Box<Flags>,
         /// The backend's name in the configuration
         name: String,
-        /// How many threads use the device at once
+        /// Number of concurrent users of the device
         #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
         callers: u8,
         /// Print JSON instead of a table

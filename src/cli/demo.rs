@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{CliError, Exit};
 use crate::demo::device::Backend;
-use crate::demo::story::{self, Options};
+use crate::demo::run::{self, Options};
 
 /// The arguments of `pintle demo`.
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ impl Arguments {
             keep: self.keep,
             backend: self.backend,
         };
-        super::runtime()?.block_on(story::tell(options))?;
+        super::runtime()?.block_on(run::run(options))?;
         Ok(Exit::Ok)
     }
 }

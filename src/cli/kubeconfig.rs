@@ -18,7 +18,7 @@ enum Consumer {
     Proxy,
     /// With the path of the pair: needs a file backend; the client picks up a rotation within five minutes
     File,
-    /// With `pintle credential` as exec plugin: needs a file backend; the client picks up a rotation at once
+    /// With `pintle credential` as exec plugin: needs a file backend; the client picks up a rotation immediately
     Exec,
 }
 

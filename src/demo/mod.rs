@@ -2,4 +2,4 @@
 
 pub mod control_plane;
 pub mod device;
-pub mod story;
+pub mod run;

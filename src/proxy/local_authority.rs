@@ -241,14 +241,14 @@ mod tests {
         let again = LocalAuthority::open_for_boot(&directory, user, "one").expect("read");
         assert_eq!(first.client_certificate, again.client_certificate);
         assert_eq!(first.server_key, again.server_key);
-        let next = LocalAuthority::open_for_boot(&directory, user, "two").expect("made anew");
+        let next = LocalAuthority::open_for_boot(&directory, user, "two").expect("created again");
         assert_ne!(first.client_certificate, next.client_certificate);
         for name in ["client.key", "client.crt", "listener.pem"] {
             let mode = std::fs::metadata(directory.join(name)).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         std::fs::remove_file(directory.join("client.key")).expect("removed");
-        let after = LocalAuthority::open_for_boot(&directory, user, "two").expect("made anew");
+        let after = LocalAuthority::open_for_boot(&directory, user, "two").expect("created again");
         assert_ne!(next.client_certificate, after.client_certificate);
     }
 

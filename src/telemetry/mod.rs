@@ -97,7 +97,7 @@ impl Telemetry {
 
     /// Replaces the status of this identity.
     pub fn set_status(&self, status: IdentityStatus) {
-        self.shared.notifier.told(&status.identity);
+        self.shared.notifier.mark_published(&status.identity);
         self.update_status(status);
         self.shared.notifier.status(&self.current_status());
     }

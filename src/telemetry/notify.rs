@@ -21,7 +21,7 @@ struct Progress {
     ready: bool,
     status: String,
     identities: BTreeMap<Arc<str>, Identity>,
-    last_fed: Option<Instant>,
+    last_notified: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -29,13 +29,13 @@ struct Identity {
     /// Whether its loop has reported since the last watchdog notification.
     alive: bool,
     /// Whether its own status has been published. Before that, its state is unknown.
-    told: bool,
+    published: bool,
     /// Since when it has been waiting for approval or for the signer.
     waiting_since: Option<Instant>,
 }
 
 /// How long a start waits for an approver or a signer. After that it is probably a person, or missing.
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAXIMUM_APPROVAL_WAIT: Duration = Duration::from_secs(30);
 
 impl Notifier {
     /// Reads NOTIFY_SOCKET and WATCHDOG_USEC from the environment.
@@ -65,9 +65,9 @@ impl Notifier {
     }
 
     /// From now on, this identity's status is its own and not a placeholder.
-    pub fn told(&self, identity: &str) {
+    pub fn mark_published(&self, identity: &str) {
         if let Some(known) = self.progress().identities.get_mut(identity) {
-            known.told = true;
+            known.published = true;
         }
     }
 
@@ -77,9 +77,9 @@ impl Notifier {
             return;
         };
         let mut progress = self.progress();
-        if progress.hear_from(identity) && progress.last_fed.is_none_or(|last| last.elapsed() >= interval) {
+        if progress.record_alive(identity) && progress.last_notified.is_none_or(|last| last.elapsed() >= interval) {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-            progress.feed();
+            progress.start_interval();
         }
     }
 
@@ -93,7 +93,7 @@ impl Progress {
     fn are_ready(&mut self, status: &Status) -> bool {
         let mut ready = true;
         for (name, known) in &mut self.identities {
-            let Some(identity) = status.identity(name).filter(|_| known.told) else {
+            let Some(identity) = status.identity(name).filter(|_| known.published) else {
                 ready = false;
                 continue;
             };
@@ -103,7 +103,7 @@ impl Progress {
                 }
                 _ => None,
             };
-            let waited = known.waiting_since.is_some_and(|since| since.elapsed() >= PATIENCE);
+            let waited = known.waiting_since.is_some_and(|since| since.elapsed() >= MAXIMUM_APPROVAL_WAIT);
             ready &= is_ready(identity, waited);
         }
         ready
@@ -111,7 +111,7 @@ impl Progress {
 
     /// Records that this identity's loop is running. Returns whether all have reported since the last watchdog
     /// notification.
-    fn hear_from(&mut self, identity: &str) -> bool {
+    fn record_alive(&mut self, identity: &str) -> bool {
         if let Some(known) = self.identities.get_mut(identity) {
             known.alive = true;
         }
@@ -119,8 +119,8 @@ impl Progress {
     }
 
     /// Starts a new watchdog interval, in which each identity must report again.
-    fn feed(&mut self) {
-        self.last_fed = Some(Instant::now());
+    fn start_interval(&mut self) {
+        self.last_notified = Some(Instant::now());
         self.identities.values_mut().for_each(|identity| identity.alive = false);
     }
 }
@@ -186,11 +186,11 @@ mod tests {
     #[test]
     fn the_watchdog_is_notified_only_if_every_identity_reports() {
         let (_, mut progress) = two();
-        assert!(!progress.hear_from("one") && !progress.hear_from("one"), "the other has not reported");
-        assert!(progress.hear_from("two"));
-        progress.feed();
-        assert!(!progress.hear_from("two"), "the first has not reported since");
-        assert!(progress.hear_from("one"));
+        assert!(!progress.record_alive("one") && !progress.record_alive("one"), "the other has not reported");
+        assert!(progress.record_alive("two"));
+        progress.start_interval();
+        assert!(!progress.record_alive("two"), "the first has not reported since");
+        assert!(progress.record_alive("one"));
     }
 
     #[test]
@@ -204,9 +204,9 @@ mod tests {
         };
         let status =
             |other| Status { identities: vec![of("one", State::Ready), of("two", other)], backends: Vec::new() };
-        notifier.told("one");
+        notifier.mark_published("one");
         assert!(!notifier.progress().are_ready(&status(State::Ready)), "the other's status is only a placeholder");
-        notifier.told("two");
+        notifier.mark_published("two");
         assert!(!notifier.progress().are_ready(&status(State::Enrolling)));
         assert!(notifier.progress().are_ready(&status(State::Ready)));
     }

@@ -112,12 +112,12 @@ impl Echo {
         let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next());
         let stream = TcpStream::connect(address.unwrap_or_else(|| panic!("{line}"))).expect("it listens");
         let other = stream.try_clone().expect("a descriptor can be duplicated");
-        (kubectl, Self::start(ClosesAtEnd(stream), other))
+        (kubectl, Self::start(ClosesOnDrop(stream), other))
     }
 
     /// Waits until 20 more rounds are complete.
     #[track_caller]
-    pub(crate) fn goes_on(&self, what: &str) {
+    pub(crate) fn wait_for_rounds(&self, what: &str) {
         const ROUNDS: u64 = 20;
         let before = self.rounds.load(Ordering::Relaxed);
         eventually(what, DEADLINE, || {
@@ -129,13 +129,13 @@ impl Echo {
 
     /// Waits until the stream has closed by itself.
     #[track_caller]
-    pub(crate) fn ends(&self, what: &str) {
+    pub(crate) fn wait_until_closed(&self, what: &str) {
         eventually(what, DEADLINE, || self.thread.is_finished().then_some(()));
     }
 
     /// Stops it, and returns the number of rounds.
     #[track_caller]
-    pub(crate) fn end(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the thread did not panic").expect("all came back");
         self.rounds.load(Ordering::Relaxed)
@@ -143,9 +143,9 @@ impl Echo {
 }
 
 /// The writing half of a connection; dropping it closes that direction.
-struct ClosesAtEnd(TcpStream);
+struct ClosesOnDrop(TcpStream);
 
-impl Write for ClosesAtEnd {
+impl Write for ClosesOnDrop {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
         self.0.write(buffer)
     }
@@ -155,7 +155,7 @@ impl Write for ClosesAtEnd {
     }
 }
 
-impl Drop for ClosesAtEnd {
+impl Drop for ClosesOnDrop {
     fn drop(&mut self) {
         let _ = self.0.shutdown(std::net::Shutdown::Write);
     }

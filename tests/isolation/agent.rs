@@ -290,7 +290,7 @@ fn c25_the_agent_survives_a_crash_of_its_module_and_reports_it() {
     assert!(status.contains("backend token: ") && status.contains("SIGSEGV"), "{status}");
     agent.process().assert_running();
     agent.wait_for_log("the log reports it", DEADLINE, |line| line["event"] == "backend_down");
-    node.token.mend();
+    node.token.clear_fault();
     eventually("the rotation continues by itself", Duration::from_secs(60), || {
         let status = node.status()?;
         (status["identities"][0]["rotations"].as_u64()? >= 3).then_some(())

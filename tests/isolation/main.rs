@@ -85,7 +85,7 @@ fn a_module_that_segfaults_is_reported_and_restarted() {
     // Restarted immediately the first time, and then after a wait, during which the cause is still reported.
     unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV"]);
     unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV", "restarting in 1 s"]);
-    token.mend();
+    token.clear_fault();
     let signature =
         eventually("the module is restarted", DEADLINE, || backend.sign(&id("crash"), SCHEME, b"message").ok());
     assert!(public_key.verifies(SCHEME, b"message", &signature));
@@ -103,7 +103,7 @@ fn a_module_that_hangs_is_killed_at_the_deadline() {
     let process = token.process().expect("a child");
     unavailable(backend.sign(&id("hang"), SCHEME, b"message"), &["did not answer sign within 1s and was killed"]);
     assert!(rustix::process::test_kill_process(process).is_err(), "the child is gone");
-    token.mend();
+    token.clear_fault();
     let signature = backend.sign(&id("hang"), SCHEME, b"message").expect("the next child signs");
     assert!(public_key.verifies(SCHEME, b"message", &signature));
 }
@@ -122,7 +122,7 @@ fn a_child_killed_during_generate_leaves_no_orphan() {
             generating.join().expect("no panic")
         });
         unavailable(killed, &["was killed by signal 9 (SIGKILL)", "in generate"]);
-        token.mend();
+        token.clear_fault();
         // What the agent does next: it repeats the call with the same id.
         let first = key(&mut backend, "half");
         assert_eq!(key(&mut backend, "half"), first);

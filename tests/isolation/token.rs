@@ -104,7 +104,7 @@ impl Token {
         fs::rename(self.path("fault.new"), self.path("fault")).expect("the fault");
     }
 
-    pub(crate) fn mend(&self) {
+    pub(crate) fn clear_fault(&self) {
         fs::remove_file(self.path("fault")).expect("there was a fault");
     }
 

@@ -369,21 +369,24 @@ async fn kill_9_under_load_refuses_no_connection_and_serves_those_made_during_th
     clients.stop.store(true, Ordering::Relaxed);
     load.join_all().await;
     assert_eq!(clients.refused.load(Ordering::Relaxed), 0);
-    let (mut meanwhile, mut broken) = ([0; 3], 0);
+    let (mut during_restart, mut broken) = ([0; 3], 0);
     let attempts = clients.attempts.lock().unwrap();
     for Attempt { began, connected, ended, result } in attempts.iter() {
         let found = restarts.iter().position(|(_, dead, next)| began > dead && connected < next);
         if let Some(restart) = found {
-            meanwhile[restart] += 1;
+            during_restart[restart] += 1;
         }
         if let Err(error) = result {
             // The killed process may have accepted its connection.
-            let under_way = restarts.iter().any(|(killed, dead, _)| began <= dead && ended >= killed);
-            assert!(under_way, "in the restart: {found:?}, {:?} before it failed: {error}", *ended - *began);
+            let was_open = restarts.iter().any(|(killed, dead, _)| began <= dead && ended >= killed);
+            assert!(was_open, "in the restart: {found:?}, {:?} before it failed: {error}", *ended - *began);
             broken += 1;
         }
     }
-    println!("{} requests; {meanwhile:?} connected while no agent was running; {broken} were open", attempts.len());
-    assert!(meanwhile.iter().all(|count| *count >= CLIENTS / 2), "{meanwhile:?}");
+    println!(
+        "{} requests; {during_restart:?} connected while no agent was running; {broken} were open",
+        attempts.len()
+    );
+    assert!(during_restart.iter().all(|count| *count >= CLIENTS / 2), "{during_restart:?}");
     assert_eq!(before, text(&kubectl(&node.kubeconfig(), &["config", "view", "--raw"])));
 }

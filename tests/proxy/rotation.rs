@@ -216,20 +216,20 @@ async fn c19_an_idle_connection_is_closed_early_only_if_its_client_was_told() {
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
     let bed = Bed::start(Some(authority.epoch("old", &upstream)), |_, _| {}).await;
-    let mut untold = bed.connect("http/1.1").await.unwrap();
+    let mut not_notified = bed.connect("http/1.1").await.unwrap();
     let mut ask = async || {
-        untold.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        not_notified.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await.unwrap();
         let mut answer = [0; 1000];
-        let count = untold.read(&mut answer).await.unwrap();
+        let count = not_notified.read(&mut answer).await.unwrap();
         String::from_utf8(answer[..count].to_vec()).unwrap()
     };
     assert!(!ask().await.contains("Connection: close"));
     // This client receives the GOAWAY and ignores it.
-    let mut told = bed.connect("h2").await.unwrap();
-    told.write_all(HTTP2_GET).await.unwrap();
+    let mut notified = bed.connect("h2").await.unwrap();
+    notified.write_all(HTTP2_GET).await.unwrap();
     until("it is answered", || server.requests_of("old") == 2).await;
     bed.proxy.swap(authority.epoch("new", &upstream));
-    told.read_to_end(&mut Vec::new()).await.expect("a clean close, after a while");
+    notified.read_to_end(&mut Vec::new()).await.expect("a clean close, after a while");
     // The other connection has been idle for as long, and would be closed by now.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(bed.statistics().open_connections.get("old"), Some(&1));

@@ -123,7 +123,7 @@ pub(super) fn random_bytes<const LENGTH: usize>() -> io::Result<[u8; LENGTH]> {
     Ok(bytes)
 }
 
-/// 126 random bits: positive, and in practice never zero (RFC 5280, section 4.1.2.2).
+/// 126 random bits below a set one: positive and never zero (RFC 5280, section 4.1.2.2).
 fn random_serial_number() -> io::Result<SerialNumber> {
     let mut bytes = random_bytes::<16>()?;
     bytes[0] = bytes[0] & 0x7f | 0x40;

@@ -164,8 +164,8 @@ mod tests {
             _ => panic!("a different request"),
         }
         assert!(read_frame::<Request>(&mut &b""[..]).expect("the end").is_none());
-        for nonsense in [&b"\0\0"[..], b"\0\0\0\x05abc", b"\xff\xff\xff\xff", b"\0\0\0\x02{}"] {
-            assert!(read_frame::<Request>(&mut &*nonsense).is_err(), "{nonsense:?}");
+        for malformed in [&b"\0\0"[..], b"\0\0\0\x05abc", b"\xff\xff\xff\xff", b"\0\0\0\x02{}"] {
+            assert!(read_frame::<Request>(&mut &*malformed).is_err(), "{malformed:?}");
         }
     }
 }

@@ -241,13 +241,13 @@ impl TestProcess {
 
 impl Drop for TestProcess {
     fn drop(&mut self) {
-        // The group also when the process has ended: what it started may still run.
+        // Kills the group even if the process has exited: its children may still run.
         let _ = kill_process_group(self.pid(), Signal::KILL);
         self.kill();
     }
 }
 
-/// A process that can be stopped and started again on the same ports and files.
+/// A process that can be stopped and restarted with the same ports and files.
 #[derive(Debug)]
 pub struct Service {
     command: ProcessCommand,
@@ -261,7 +261,7 @@ impl Service {
         service
     }
 
-    /// Starts it when it does not run. The caller waits for whatever makes it ready.
+    /// Starts it unless it is running. The caller has to wait until it is ready.
     pub fn start(&self) {
         let mut process = lock(&self.process);
         if process.as_mut().is_none_or(|process| !process.is_running()) {
@@ -269,7 +269,7 @@ impl Service {
         }
     }
 
-    /// Stops it: SIGTERM, and SIGKILL when `grace` passes first.
+    /// Sends SIGTERM, and SIGKILL after `grace`.
     pub fn stop(&self, grace: Duration) {
         if let Some(mut process) = lock(&self.process).take() {
             process.terminate(grace);

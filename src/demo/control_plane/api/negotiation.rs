@@ -46,7 +46,7 @@ impl Query {
         self.get(key).map(parse).transpose()
     }
 
-    /// The fieldSelector. A labelSelector is rejected, since objects have no labels that could be selected.
+    /// The fieldSelector. A labelSelector is rejected as unsupported.
     ///
     /// # Errors
     /// 400 for a selector that is not supported.

@@ -29,7 +29,7 @@ pub struct Options {
 }
 
 /// The demo stops after this many rotations.
-const ROTATIONS: u32 = 2;
+const DEMONSTRATED_ROTATIONS: u32 = 2;
 /// The width of the drawing of a certificate's lifetime, in characters.
 const WIDTH: usize = 60;
 
@@ -37,7 +37,7 @@ const WIDTH: usize = 60;
 ///
 /// # Errors
 /// If the temporary directory cannot be created, or the control plane or the agent cannot start.
-pub async fn tell(options: Options) -> Result<(), ServeError> {
+pub async fn run(options: Options) -> Result<(), ServeError> {
     let problem = |error: &dyn std::fmt::Display| StartError {
         detail: error.to_string(),
         hint: "the demo needs a temporary directory and a loopback port".to_owned(),
@@ -77,19 +77,19 @@ pub async fn tell(options: Options) -> Result<(), ServeError> {
     let telemetry = Telemetry::new(Log::silent());
     let (stop, stopped) = watch::channel(false);
     let mut signalled = node::stopped_by_signals()?;
-    let narrator = Narrator::new(&options, path);
-    narrator.introduce(&control_plane, &device.sentence);
-    let told = narrator.narrate(telemetry.events(), control_plane.observe());
-    let narration = tokio::spawn(async move {
+    let printer = Printer::new(&options, path);
+    printer.introduce(&control_plane, &device.sentence);
+    let printed_all = printer.print_events(telemetry.events(), control_plane.observe());
+    let printing = tokio::spawn(async move {
         tokio::select! {
-            () = told => {}
+            () = printed_all => {}
             _ = signalled.wait_for(|signalled| *signalled) => {}
         }
         // Stops the agent, and with it the demo.
         let _ = stop.send(true);
     });
     node::serve(config, &telemetry, Until::Stopped, stopped, ActivatedSockets::default()).await?;
-    narration.abort();
+    printing.abort();
     Ok(())
 }
 
@@ -100,7 +100,7 @@ fn write_configuration(directory: &Path, backends: &str) -> std::io::Result<std:
     Ok(path)
 }
 
-struct Narrator {
+struct Printer {
     started: Instant,
     colour: bool,
     keep: bool,
@@ -110,7 +110,7 @@ struct Narrator {
     rotations: u32,
 }
 
-impl Narrator {
+impl Printer {
     fn new(options: &Options, directory: &Path) -> Self {
         Self {
             started: Instant::now(),
@@ -140,7 +140,7 @@ impl Narrator {
     }
 
     /// Prints events until the demo is complete.
-    async fn narrate(
+    async fn print_events(
         mut self,
         mut events: broadcast::Receiver<Record>,
         mut observations: broadcast::Receiver<Observation>,
@@ -213,7 +213,7 @@ impl Narrator {
             self.draw(*opens, *rotates_at, *not_after);
             self.rotations += 1;
         }
-        self.rotations > ROTATIONS
+        self.rotations > DEMONSTRATED_ROTATIONS
     }
 
     /// Draws the certificate's remaining lifetime, with its rotation window and the scheduled rotation.
@@ -241,12 +241,12 @@ impl Narrator {
         ));
     }
 
-    fn line(&self, who: &str, colour: &str, text: &str) {
+    fn line(&self, source: &str, colour: &str, text: &str) {
         let at = self.started.elapsed().as_secs_f64();
         if self.colour {
-            self.say(&format!("{at:5.1} s  \u{1b}[{colour}m{who:<13}\u{1b}[0m  {text}"));
+            self.say(&format!("{at:5.1} s  \u{1b}[{colour}m{source:<13}\u{1b}[0m  {text}"));
         } else {
-            self.say(&format!("{at:5.1} s  {who:<13}  {text}"));
+            self.say(&format!("{at:5.1} s  {source:<13}  {text}"));
         }
     }
 
