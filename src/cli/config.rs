@@ -54,7 +54,7 @@ fn check_cluster(config: &IdentityConfig, proxy: &ProxySettings) -> Result<(), C
     let refused = |error: ClusterError| {
         CliError::new(Exit::Usage, error, "correct the cluster in that kubeconfig, or remove the [proxy] table")
     };
-    match super::runtime()?.block_on(Cluster::read(&config.kubeconfig)) {
+    match Cluster::read(&config.kubeconfig) {
         Ok(cluster) => Upstream::of(&cluster, &proxy.api_servers).map(drop).map_err(refused),
         Err(_) => Ok(()),
     }
