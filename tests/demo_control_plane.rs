@@ -1,6 +1,6 @@
-//! The embedded control plane as its clients see it: kube's client, and kubectl where there is one.
+//! The embedded control plane with its clients: kube, and kubectl if it is available.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+#![allow(clippy::unwrap_used, reason = "a test fails when something unexpected happens")]
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Output, Stdio};
@@ -23,7 +23,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 const KUBELET: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING: &str = "kubernetes.io/kubelet-serving";
-/// Nothing here takes that long; it turns a hang into a failure.
+/// Longer than anything here takes; turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn options() -> Options {
@@ -33,7 +33,7 @@ fn options() -> Options {
 async fn client(kubeconfig: &str) -> Client {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig).unwrap();
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-    config.default_retry = false; // What the server answers is what is tested.
+    config.default_retry = false; // The test checks the server's own responses.
     Client::try_from(config).unwrap()
 }
 
@@ -49,7 +49,7 @@ fn requests(client: &Client) -> Api<CertificateSigningRequest> {
     Api::all(client.clone())
 }
 
-/// A request for a node's certificate, with the names in it.
+/// A request for a node's certificate with these names.
 fn request(
     name: &str,
     signer: &str,
@@ -86,7 +86,7 @@ fn conditions(object: &CertificateSigningRequest) -> BTreeMap<String, (String, S
     conditions.into_iter().map(|each| (each.type_, (said(each.reason), said(each.message)))).collect()
 }
 
-/// Watches one request until `wanted` is true of it.
+/// Watches a request until `wanted` returns true for it.
 async fn watch_until(
     client: &Client,
     name: &str,
@@ -114,7 +114,7 @@ async fn enrol(control_plane: &ControlPlane, name: &str, node: &str) -> (String,
     (leaf_pem(&issued).unwrap(), key.serialize_pem())
 }
 
-/// A kubeconfig for an issued pair.
+/// A kubeconfig with an issued pair.
 fn kubeconfig(control_plane: &ControlPlane, (certificate, key): &(String, String)) -> String {
     let user =
         json!({ "client-certificate-data": STANDARD.encode(certificate), "client-key-data": STANDARD.encode(key) });
@@ -136,12 +136,12 @@ fn kubeconfig(control_plane: &ControlPlane, (certificate, key): &(String, String
 fn code(error: kube::Error) -> u16 {
     match error {
         kube::Error::Api(status) => status.code,
-        other => panic!("not an answer: {other:?}"),
+        other => panic!("not a response: {other:?}"),
     }
 }
 
 #[tokio::test]
-async fn a_bootstrap_token_enrols_a_node_and_the_certificate_authenticates() {
+async fn a_bootstrap_token_enrols_a_node_and_its_certificate_authenticates() {
     let control_plane = control_plane::start(options()).await.unwrap();
     let mut observations = control_plane.observe();
     let pair = enrol(&control_plane, "csr-1", "worker").await;
@@ -191,7 +191,7 @@ async fn a_bootstrap_token_enrols_a_node_and_the_certificate_authenticates() {
         credential_id: Some(credential_id),
     }));
 
-    // A node renews by itself, for itself only, and may not clear up.
+    // A node may renew its own certificate and no other, and may not delete requests.
     let key = KeyPair::generate().unwrap();
     let renewal = request("csr-2", KUBELET, "worker", &[], &key);
     requests(&node).create(&PostParams::default(), &renewal).await.unwrap();
@@ -221,13 +221,13 @@ async fn requests_are_validated_as_by_the_api_server() {
         change(&mut object);
         code(api.create(&post, &object).await.unwrap_err())
     };
-    // C24: the API server's lower bound.
+    // C24: the API server's minimum.
     assert_eq!(refused(|object| object.spec.expiration_seconds = Some(599)).await, 422);
     assert_eq!(refused(|object| object.spec.usages = None).await, 422);
     assert_eq!(refused(|object| object.spec.usages = Some(vec!["swimming".to_owned()])).await, 422);
     assert_eq!(refused(|object| object.spec.signer_name = "kubelet".to_owned()).await, 422);
-    assert_eq!(refused(|object| object.spec.request = ByteString(b"no PEM".to_vec())).await, 422);
-    // A flipped bit in the signature: possession is not proven.
+    assert_eq!(refused(|object| object.spec.request = ByteString(b"not PEM".to_vec())).await, 422);
+    // A flipped bit in the signature: the request does not prove possession.
     let flipped = refused(|object| {
         let mut block = pem::parse(&object.spec.request.0).unwrap().into_contents();
         *block.last_mut().unwrap() ^= 1;
@@ -235,7 +235,8 @@ async fn requests_are_validated_as_by_the_api_server() {
     });
     assert_eq!(flipped.await, 422);
 
-    // C16: with usages that the signer does not want, nobody approves; a person who does gets Failed.
+    // C16: with usages that the signer rejects, a request is not approved automatically; if approved manually, it
+    // gets Failed.
     let mut odd = request("odd", KUBELET, "worker", &[], &key);
     odd.spec.usages.as_mut().unwrap().push("server auth".to_owned());
     api.create(&post, &odd).await.unwrap();
@@ -255,22 +256,22 @@ async fn requests_are_validated_as_by_the_api_server() {
 }
 
 #[tokio::test]
-async fn without_a_valid_credential_there_is_401_and_the_date() {
+async fn requests_without_a_valid_credential_get_401_with_a_date() {
     let control_plane = control_plane::start(options()).await.unwrap();
     let mut kubeconfig: serde_json::Value = serde_saphyr::from_str(&control_plane.bootstrap_kubeconfig()).unwrap();
     kubeconfig["users"][0]["user"] = json!({ "token": "000000.0000000000000000" });
     let wrong = client(&kubeconfig.to_string()).await;
     assert_eq!(code(requests(&wrong).list(&ListParams::default()).await.unwrap_err()), 401);
     kubeconfig["users"][0]["user"] = json!({});
-    let nobody = client(&kubeconfig.to_string()).await;
-    assert_eq!(code(requests(&nobody).list(&ListParams::default()).await.unwrap_err()), 401);
-    assert_eq!(nobody.apiserver_version().await.unwrap().minor, "36");
+    let anonymous = client(&kubeconfig.to_string()).await;
+    assert_eq!(code(requests(&anonymous).list(&ListParams::default()).await.unwrap_err()), 401);
+    assert_eq!(anonymous.apiserver_version().await.unwrap().minor, "36");
 
     let request = http::Request::get("/apis/certificates.k8s.io/v1").body(kube::client::Body::empty()).unwrap();
-    let answer = nobody.send(request).await.unwrap();
+    let answer = anonymous.send(request).await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.headers().contains_key("date")), (401, true));
 
-    // Someone whom the cluster knows, and whom no role is bound to.
+    // A user that authenticates, but has no role.
     let pair = control_plane.client_kubeconfig("jane", &["developers"], Duration::from_secs(60)).unwrap();
     assert_eq!(code(requests(&client(&pair).await).list(&ListParams::default()).await.unwrap_err()), 403);
 }
@@ -297,7 +298,7 @@ async fn an_expired_certificate_gets_401_on_old_and_new_connections() {
 }
 
 #[tokio::test]
-async fn watches_go_on_from_a_resource_version_and_end_by_their_timeout() {
+async fn watches_resume_from_a_resource_version_and_end_after_their_timeout() {
     let control_plane = control_plane::start(Options { manual_approval: true, ..options() }).await.unwrap();
     let (client, key) = (bootstrap(&control_plane).await, KeyPair::generate().unwrap());
     let api = requests(&client);
@@ -354,7 +355,7 @@ async fn c28_the_signers_clock_is_ahead_and_it_drops_a_name() {
     let (bootstrapper, key) = (bootstrap(&control_plane).await, KeyPair::generate().unwrap());
     let object = request("serving", SERVING, "worker", &["worker.example", "10.0.0.1"], &key);
     requests(&bootstrapper).create(&PostParams::default(), &object).await.unwrap();
-    // C13: nobody in tree approves a serving certificate.
+    // C13: no controller in Kubernetes approves serving certificates.
     let approved = json!({ "status": { "conditions": [{ "type": "Approved", "status": "True", "reason": "Test" }] } });
     let admin = admin(&control_plane).await;
     let patched = requests(&admin).patch_approval("serving", &PatchParams::default(), &Patch::Merge(&approved)).await;
@@ -370,13 +371,13 @@ async fn c28_the_signers_clock_is_ahead_and_it_drops_a_name() {
 }
 
 #[tokio::test]
-async fn the_server_is_overloaded_broken_hung_and_away() {
+async fn the_server_can_be_overloaded_failing_hung_and_unreachable() {
     let control_plane = control_plane::start(options()).await.unwrap();
     let client = bootstrap(&control_plane).await;
     let list = async || requests(&client).list(&ListParams::default()).await;
     list().await.unwrap();
 
-    // C20: the answer carries Retry-After, in the header and in the Status.
+    // C20: the response has Retry-After, in the header and in the Status.
     control_plane.change_faults(|faults| {
         faults.too_many_requests = 2;
         faults.retry_after = Some(Duration::from_secs(7));
@@ -410,7 +411,7 @@ async fn the_server_is_overloaded_broken_hung_and_away() {
 }
 
 #[tokio::test]
-async fn c07_with_another_client_ca_old_certificates_get_401_and_bootstrap_goes_on() {
+async fn c07_with_a_new_client_ca_old_certificates_get_401_and_bootstrap_works() {
     let control_plane = control_plane::start(options()).await.unwrap();
     let pair = enrol(&control_plane, "csr-1", "worker").await;
     let node = client(&kubeconfig(&control_plane, &pair)).await;
@@ -447,12 +448,12 @@ async fn every_key_algorithm_of_the_agent_is_signed() {
     }
 }
 
-/// kubectl, with everything that it writes in a temporary directory.
+/// kubectl with a temporary home directory.
 struct Kubectl {
     home: tempfile::TempDir,
 }
 
-/// A child that does not outlive its test.
+/// A child that is killed when the test ends.
 struct Running(Child);
 
 impl Drop for Running {
@@ -548,7 +549,7 @@ async fn an_unmodified_kubectl_lists_describes_approves_watches_and_deletes() {
     kubectl.run(&["certificate", "deny", "csr-2"]).await;
     assert!(kubectl.run(&["get", "csr"]).await.contains("Denied"));
 
-    // The node's own identity, as kubectl shows it.
+    // The node's own identity according to kubectl.
     let node = control_plane.client_kubeconfig("system:node:a", &["system:nodes"], Duration::from_secs(60)).unwrap();
     let node = Kubectl::with(&node);
     assert!(node.run(&["auth", "whoami"]).await.contains("system:node:a"));

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::identity::StartError;
 use crate::keys::{self, Keyring};
-use crate::proxy::Activated;
+use crate::proxy::ActivatedSockets;
 use crate::telemetry::{IdentityStatus, Telemetry};
 use crate::world::{Files as _, SystemFiles, task};
 use supervisor::Supervisor;
@@ -76,7 +76,7 @@ pub async fn serve(
     telemetry: &Telemetry,
     until: Until,
     stopped: watch::Receiver<bool>,
-    activated: Activated,
+    activated: ActivatedSockets,
 ) -> Result<(), ServeError> {
     let keyring = Keyring::start(keys::openers(&config.node)).map_err(|error| StartError {
         detail: format!("a backend's thread cannot be started: {error}"),

@@ -1,4 +1,4 @@
-//! TLS with the local client: exactly one certificate is let in.
+//! TLS with the local client, which must present exactly one certificate.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,16 +10,16 @@ use rustls::{CertificateError, Error, ServerConfig};
 use super::local_authority::LocalAuthority;
 use crate::tls::{ClientCertificates, Verifier};
 
-/// How many application protocols are remembered.
-const REMEMBERED: usize = 8;
+/// The number of application protocols with a cached configuration.
+const CACHED_PROTOCOLS: usize = 8;
 
-/// An application protocol, and the configuration that settles on it.
-type ForProtocol = (Option<Vec<u8>>, Arc<ServerConfig>);
+/// An application protocol, and the configuration that negotiates it.
+type ConfigForProtocol = (Option<Vec<u8>>, Arc<ServerConfig>);
 
-/// The listener's TLS, for each application protocol that an API server has settled on.
+/// The listener's TLS configurations, one per application protocol that API servers have negotiated.
 pub(super) struct LocalTls {
     base: ServerConfig,
-    by_protocol: Mutex<Vec<ForProtocol>>,
+    by_protocol: Mutex<Vec<ConfigForProtocol>>,
 }
 
 impl LocalTls {
@@ -32,16 +32,16 @@ impl LocalTls {
             .with_client_cert_verifier(Arc::new(verifier))
             .with_single_cert(vec![authority.server_certificate], authority.server_key)
             .map_err(io::Error::other)?;
-        // A local session may be resumed: it only says that the client is the client, and says nothing to the API
-        // server. The keys of the tickets are this process's own.
+        // Resuming a local session is safe: it proves only that the client is the same client, and does not affect
+        // the connection to the API server. The ticket keys never leave this process.
         base.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
         base.send_tls13_tickets = 1;
         base.ignore_client_order = true;
         Ok(Self { base, by_protocol: Mutex::default() })
     }
 
-    /// The configuration that settles on this protocol.
-    pub(super) fn settling_on(&self, protocol: Option<&[u8]>) -> Arc<ServerConfig> {
+    /// The configuration that negotiates this protocol and no other.
+    pub(super) fn for_protocol(&self, protocol: Option<&[u8]>) -> Arc<ServerConfig> {
         let mut known = self.by_protocol.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, config)) = known.iter().find(|(known, _)| known.as_deref() == protocol) {
             return Arc::clone(config);
@@ -49,15 +49,15 @@ impl LocalTls {
         let mut config = self.base.clone();
         config.alpn_protocols = protocol.iter().map(|protocol| protocol.to_vec()).collect();
         let config = Arc::new(config);
-        if known.len() < REMEMBERED {
+        if known.len() < CACHED_PROTOCOLS {
             known.push((protocol.map(<[u8]>::to_vec), Arc::clone(&config)));
         }
         config
     }
 }
 
-/// What the local side needs: nothing leaves the machine, so it is what takes the least time. The key exchange with the
-/// API server is another matter.
+/// Algorithms for the local side. Its traffic never leaves the machine, so they are chosen for speed; the connection
+/// to the API server uses the defaults.
 fn provider() -> CryptoProvider {
     use aws_lc_rs::{cipher_suite, kx_group};
     let mut provider = aws_lc_rs::default_provider();
@@ -67,12 +67,12 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-/// Lets in who holds the key of one certificate: it is compared byte by byte, so no chain is built, nothing that the
-/// authority might have signed otherwise counts, and the one of another boot is unknown.
+/// Accepts only the client that holds the key of one certificate. The certificate is compared byte by byte instead of
+/// verified as a chain, so no other certificate of the same authority, and none of another boot, is accepted.
 #[derive(Debug)]
 struct OnlyClient(CertificateDer<'static>);
 
-// It tells clients of no authority: they would have to parse that, and there is only one certificate to choose.
+// No hint: clients would have to parse it, and have only one certificate to choose from anyway.
 impl ClientCertificates for OnlyClient {
     fn check(&self, end_entity: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<(), Error> {
         if *end_entity == self.0 { Ok(()) } else { Err(CertificateError::UnknownIssuer.into()) }

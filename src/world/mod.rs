@@ -1,7 +1,7 @@
-//! The world outside the program, behind ports: time, files, users, randomness.
+//! The outside world behind interfaces: time, files, users, randomness.
 //!
-//! Only what is here asks the operating system for the time, the disk or a task; everything that an identity's rotation
-//! runs through gets it as an argument, so that the same code runs in a simulation.
+//! Only this module asks the operating system for time, files or tasks. The code of a rotation receives them as
+//! arguments, so that the same code runs in the simulation.
 
 pub mod clock;
 pub mod files;

@@ -1,4 +1,4 @@
-//! An API server that knows its version alone, with any certificate.
+//! An API server that only serves its version, with any certificate.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,13 +8,13 @@ use pintle::tls::{ClientCertificates, Verifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::{Error, ServerConfig, StreamOwned};
 
-/// The answer to everything.
+/// The response to every request.
 const VERSION: &str = r#"{"major":"1","minor":"36","gitVersion":"v1.36.3"}"#;
 
-/// Starts a server that presents this certificate, and takes any client certificate. It goes on until the test ends.
+/// Starts a server with this certificate, which accepts any client certificate and runs until the test process exits.
 pub(crate) fn start(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Verifier::without_signatures(Anybody, &provider);
+    let verifier = Verifier::without_signatures(AnyClient, &provider);
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
@@ -27,7 +27,7 @@ pub(crate) fn start(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'sta
     std::thread::spawn(move || {
         for stream in listener.incoming().filter_map(Result::ok) {
             let config = Arc::clone(&config);
-            // How a client's connection ends is its own affair.
+            // The clients report how a connection ends.
             std::thread::spawn(move || drop(serve(stream, config)));
         }
     });
@@ -48,11 +48,11 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>) -> std::io::Result<()> {
     stream.flush()
 }
 
-/// Asks for a certificate and takes any, X.509 v1 included.
+/// Requests a client certificate and accepts any, including X.509 v1.
 #[derive(Debug)]
-struct Anybody;
+struct AnyClient;
 
-impl ClientCertificates for Anybody {
+impl ClientCertificates for AnyClient {
     fn check(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<(), Error> {
         Ok(())
     }

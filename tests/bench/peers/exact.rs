@@ -1,11 +1,12 @@
-//! TLS that costs the generator and the server as little as can be, so that they leave the processors to the proxies.
+//! TLS configurations that use as little CPU as possible in the load generator and the server, to leave it to the
+//! proxies.
 
 use pintle::tls::{ClientCertificates, ServerCertificates, Verifier};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, Error};
 
-/// These key exchanges, and AES-128-GCM before the other ciphers.
+/// A provider with these key exchanges, which prefers AES-128-GCM.
 pub(crate) fn fast_provider(groups: Vec<&'static dyn SupportedKxGroup>) -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = groups;
@@ -14,7 +15,7 @@ pub(crate) fn fast_provider(groups: Vec<&'static dyn SupportedKxGroup>) -> Crypt
     provider
 }
 
-/// Exactly these certificates are good, and their keys must have signed; no chain is built.
+/// Accepts exactly these certificates, and verifies only the handshake signature, not a chain.
 #[derive(Debug)]
 pub(crate) struct ExactCertificates(Vec<CertificateDer<'static>>);
 

@@ -1,4 +1,4 @@
-//! The credentials with which a node asks for its first certificate.
+//! The credentials that a node requests its first certificate with.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::control_plane::ControlPlane;
 use crate::permissions::{GROUP, STATIC_TOKEN};
 
-/// What a bootstrap kubeconfig authenticates with.
+/// The credential in a bootstrap kubeconfig.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootstrapCredential {
-    /// A bootstrap token that is a Secret in kube-system, as `kubeadm token create` makes it.
+    /// A bootstrap token that is a Secret in kube-system, as created by `kubeadm token create`.
     SecretToken,
     /// A bearer token from `--token-auth-file`.
     StaticToken,
@@ -25,8 +25,7 @@ impl BootstrapCredential {
 }
 
 impl ControlPlane {
-    /// Writes a kubeconfig that may do nothing but ask for a node's certificate, with a new credential where the kind
-    /// allows one.
+    /// Writes a kubeconfig that can only request a node's certificate, with a new credential if its kind allows one.
     #[must_use]
     pub fn bootstrap_kubeconfig(&self, credential: BootstrapCredential) -> PathBuf {
         match credential {

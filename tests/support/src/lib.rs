@@ -1,4 +1,4 @@
-//! The test bed of pintle: a real control plane, a real kubelet, and the agent under test, as values that clean up after
+//! The test bed: a real control plane, a real kubelet, and the agent under test, as values that clean up after
 //! themselves.
 //!
 //! ```no_run
@@ -11,14 +11,14 @@
 //! ```
 //!
 //! # Guarantees
-//! - Nothing outlives the test: each process gets SIGKILL from the kernel when the test process ends, however it ends,
-//!   and each scratch directory is removed by then or shortly after.
-//! - Test processes running side by side do not meet: every port and directory is reserved first.
+//! - Nothing outlives the test. The kernel kills every process when the test process exits, for whatever reason, and
+//!   every scratch directory is removed by then or shortly after.
+//! - Tests that run in parallel do not interfere: every port and directory is reserved first.
 //!
 //! # Errors
-//! Everything here panics with one line that says what it waited for and the end of the log concerned: a test bed that
-//! does not work is a failed test. `./tests/run` sets the environment variable `PINTLE_TEST_CLUSTER`, which names the
-//! multi-call binary built from `tests/cluster`.
+//! Functions panic with a message that says what they waited for, and with the end of the relevant log: if the test
+//! bed does not work, the test fails. `./tests/run` sets the environment variable `PINTLE_TEST_CLUSTER` to the path
+//! of the multi-call binary built from `tests/cluster`.
 
 mod agent;
 mod audit;

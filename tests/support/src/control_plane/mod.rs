@@ -21,14 +21,14 @@ use crate::process::{Service, lock};
 use crate::scratch::write_private;
 use crate::{ReservedPorts, ScratchDirectory, permissions, programs};
 
-/// A cold start takes about 5 s on an idle machine with two cores; a busy one needs many times that.
+/// A cold start takes about 5 s on an idle machine with two cores, and much longer on a busy one.
 const START_DEADLINE: Duration = Duration::from_secs(180);
 /// Longer than any test.
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// How long a program may take to stop by itself. Everything it holds is thrown away, so there is little to wait for.
+/// How long a program may take to stop. Its data is discarded, so there is little to wait for.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// A real control plane; stopped, and its files removed, on drop.
+/// A real control plane. Dropping it stops its processes and removes its files.
 #[derive(Debug)]
 pub struct ControlPlane {
     etcd: Service,
@@ -36,7 +36,7 @@ pub struct ControlPlane {
     controller_manager: Service,
     /// Issues the API server's certificate, and those of clients until it is replaced.
     authority: Mutex<Arc<Authority>>,
-    /// Issues the administrator's certificate, which must go on working when the other authority is replaced.
+    /// Issues the administrator's certificate, which must remain valid when the other CA is replaced.
     administrators: Authority,
     certificate_authority: PathBuf,
     server_url: String,
@@ -44,13 +44,13 @@ pub struct ControlPlane {
     audit_log: PathBuf,
     sequence: AtomicU32,
     _ports: ReservedPorts,
-    // Last, so that the files go when nothing writes them any more.
+    // Last, so that the files are removed after the processes have stopped.
     scratch: ScratchDirectory,
 }
 
 impl ControlPlane {
-    /// Starts a control plane and waits until it is ready, with the role bindings that let bootstrap credentials ask for
-    /// a node's certificate and nodes renew their own.
+    /// Starts a control plane and waits until it is ready. Role bindings allow bootstrap credentials to request node
+    /// certificates, and nodes to renew their own.
     #[must_use]
     pub fn start(options: Options) -> Self {
         let scratch = ScratchDirectory::new();
@@ -95,7 +95,7 @@ impl ControlPlane {
         control_plane
     }
 
-    /// Waits until the API server and the signer do their work, for example after one of them was started again.
+    /// Waits until the API server and the signer work, for example after one of them was restarted.
     pub fn wait_until_ready(&self) {
         let not_ready = |what: &str, service: &Service| -> ! {
             panic!("not within {START_DEADLINE:?}: {what} is ready\n{}", service.last_lines())
@@ -123,20 +123,20 @@ impl ControlPlane {
         &self.server_url
     }
 
-    /// The authority whose clients the API server accepts, and with which the signer signs.
+    /// The CA that the API server verifies clients with, and the signer signs with.
     #[must_use]
     pub fn authority(&self) -> Arc<Authority> {
         Arc::clone(&lock(&self.authority))
     }
 
-    /// The certificate of the authority that issued the API server's certificate, PEM.
+    /// The file of the CA certificate for the API server's certificate, PEM.
     #[must_use]
     pub fn certificate_authority(&self) -> &Path {
         &self.certificate_authority
     }
 
-    /// Replaces the authority of clients: certificates issued so far are answered with 401 while they are unexpired,
-    /// and the signer signs with the new one. The API server keeps its own certificate.
+    /// Replaces the CA for clients: certificates issued before get 401 although they have not expired, and the signer
+    /// uses the new CA. The API server keeps its own certificate.
     pub fn replace_client_authority(&self) {
         let replacement =
             Arc::new(Authority::new(&format!("replacement-ca-{}", self.next_number()), self.scratch.path()));
@@ -145,7 +145,7 @@ impl ControlPlane {
             .map(|authority| self.kubeconfig_for(&authority.issue_client("probe", &["probes"], DAY)));
         trust_clients_of(&[&self.administrators, &replacement], &self.scratch);
         sign_with(&replacement, &self.scratch);
-        self.controller_manager.kill(); // it would notice the new files by itself, within a minute
+        self.controller_manager.kill(); // it would reload the files by itself, but only within a minute
         self.controller_manager.start();
         eventually("the API server accepts the new authority's clients alone", START_DEADLINE, || {
             (self.who_is_in(&accepted).is_ok() && self.who_is_in(&refused).is_err()).then_some(())
@@ -153,31 +153,31 @@ impl ControlPlane {
         self.wait_until_ready();
     }
 
-    /// The signer signs with an authority that the API server does not know, as after a restart with the wrong files.
+    /// Makes the signer use a CA that the API server does not trust, as after a restart with the wrong files.
     pub fn sign_with_unknown_authority(&self) {
         let unknown = Authority::new(&format!("unknown-ca-{}", self.next_number()), self.scratch.path());
         self.restart_signer_with(&unknown);
     }
 
-    /// The signer signs again with the authority that the API server knows.
+    /// Makes the signer use the CA that the API server trusts again.
     pub fn sign_with_known_authority(&self) {
         self.restart_signer_with(&self.authority());
     }
 
     fn restart_signer_with(&self, authority: &Authority) {
         sign_with(authority, &self.scratch);
-        self.controller_manager.kill(); // it would notice the new files by itself, within a minute
+        self.controller_manager.kill(); // it would reload the files by itself, but only within a minute
         self.controller_manager.start();
         self.wait_until_ready();
     }
 
-    /// A kubeconfig that may do everything (group system:masters).
+    /// A kubeconfig with all permissions (group system:masters).
     #[must_use]
     pub fn admin_kubeconfig(&self) -> &Path {
         &self.admin_kubeconfig
     }
 
-    /// kube-apiserver. After starting it again, call [`ControlPlane::wait_until_ready`].
+    /// kube-apiserver. After restarting it, call [`ControlPlane::wait_until_ready`].
     #[must_use]
     pub fn api_server(&self) -> &Service {
         &self.api_server
@@ -189,7 +189,7 @@ impl ControlPlane {
         &self.controller_manager
     }
 
-    /// Writes a new kubeconfig for this API server that names a pair by its files.
+    /// Writes a new kubeconfig for this API server that refers to the files of a pair.
     #[must_use]
     pub fn kubeconfig_for(&self, pair: &CertificatePair) -> PathBuf {
         self.write_kubeconfig(&pair.clone().into())
@@ -218,13 +218,13 @@ impl ControlPlane {
         self.kubectl(&["create", "-f", &file.to_string_lossy()]);
     }
 
-    /// The audit log so far: every request that was answered, oldest first. Empty without [`Options::audit`].
+    /// The audit log so far, oldest request first. Empty without [`Options::audit`].
     #[must_use]
     pub fn audit_events(&self) -> Vec<AuditEvent> {
         audit::read(&self.audit_log)
     }
 
-    /// The directory of the control plane's files and logs.
+    /// The directory with the control plane's files and logs.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.scratch.path()
@@ -240,13 +240,13 @@ impl Drop for ControlPlane {
     }
 }
 
-/// Writes the bundle of authorities whose clients the API server accepts; it looks at the file again by itself.
+/// Writes the CA bundle that the API server verifies clients with; it reloads the file by itself.
 fn trust_clients_of(authorities: &[&Authority], scratch: &ScratchDirectory) -> PathBuf {
     let bundle: Vec<String> = authorities.iter().map(|authority| authority.certificate_pem()).collect();
     replace_file(scratch, "client-authorities.crt", &bundle.concat())
 }
 
-/// Writes the pair with which the signer signs.
+/// Writes the CA pair that the signer uses.
 fn sign_with(authority: &Authority, scratch: &ScratchDirectory) -> CertificatePair {
     CertificatePair {
         certificate: replace_file(scratch, "signing.crt", &authority.certificate_pem()),
@@ -254,7 +254,7 @@ fn sign_with(authority: &Authority, scratch: &ScratchDirectory) -> CertificatePa
     }
 }
 
-/// By rename, so that a running server never reads half a file.
+/// By rename, so that a running server never reads an incomplete file.
 fn replace_file(scratch: &ScratchDirectory, name: &str, contents: &str) -> PathBuf {
     let (path, next) = (scratch.join(name), scratch.join(format!("{name}.next")));
     write_private(&next, contents.as_bytes());

@@ -1,11 +1,11 @@
-//! HTTP/2 as far as a change of connections needs it: frame headers, nothing of what is in them (RFC 9113, section 4.1).
+//! Tracks streams in HTTP/2 by frame headers alone (RFC 9113, section 4.1).
 
 use std::collections::HashMap;
 
-/// The client's connection preface (RFC 9113, section 3.4).
+/// The length of the client's connection preface, in bytes (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
-/// GOAWAY with the highest possible last stream and NO_ERROR: the client opens no more streams here, and none that it
-/// has opened is refused, not even one that is on its way (RFC 9113, section 6.8).
+/// GOAWAY with the highest stream identifier and NO_ERROR: the client opens no new streams on this connection, and no
+/// stream is refused, not even one in flight (RFC 9113, section 6.8).
 const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
 const DATA: u8 = 0;
@@ -21,13 +21,13 @@ const END_HEADERS: u8 = 0x4;
 const CLIENT_ENDED: u8 = 1;
 const SERVER_ENDED: u8 = 2;
 
-/// What is known of an HTTP/2 connection.
+/// The state of an HTTP/2 connection.
 #[derive(Default)]
 pub(in crate::proxy) struct Http2 {
     preface: usize,
     client: Frames,
     server: Frames,
-    /// The open streams, and which side has ended each.
+    /// The open streams, and which sides have closed each.
     streams: HashMap<u32, u8>,
     highest_stream: u32,
     settings_seen: bool,
@@ -35,7 +35,7 @@ pub(in crate::proxy) struct Http2 {
 }
 
 impl Http2 {
-    pub(super) fn client_said(&mut self, mut bytes: &[u8]) {
+    pub(super) fn observe_client(&mut self, mut bytes: &[u8]) {
         let preface = bytes.len().min(PREFACE - self.preface);
         self.preface += preface;
         bytes = &bytes[preface..];
@@ -49,9 +49,9 @@ impl Http2 {
         }
     }
 
-    /// Where in `bytes` a GOAWAY belongs, if one is wanted and there is a place for it.
-    pub(super) fn server_said(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
-        let mut place = (announce && self.may_announce()).then_some(0);
+    /// Where in `bytes` to insert a GOAWAY, if `announce` is set and these bytes have a place for it.
+    pub(super) fn observe_server(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
+        let mut position = (announce && self.may_announce()).then_some(0);
         let mut rest = bytes;
         while !rest.is_empty() {
             if let Some(frame) = self.server.advance(&mut rest) {
@@ -61,15 +61,15 @@ impl Http2 {
                     _ => self.end(&frame, SERVER_ENDED),
                 }
             }
-            if place.is_none() && announce && self.may_announce() {
-                place = Some(bytes.len() - rest.len());
+            if position.is_none() && announce && self.may_announce() {
+                position = Some(bytes.len() - rest.len());
             }
         }
-        self.going_away |= place.is_some();
-        place
+        self.going_away |= position.is_some();
+        position
     }
 
-    /// The GOAWAY to send now, while nothing comes from the server.
+    /// Whether to send the GOAWAY now, while the server sends nothing.
     pub(super) fn announce(&mut self) -> bool {
         let may = self.may_announce();
         self.going_away |= may;
@@ -88,11 +88,10 @@ impl Http2 {
         self.streams.is_empty() && self.client.at_boundary()
     }
 
-    /// Between two frames, but not within a header block (RFC 9113, section 4.3), not before the server's preface
-    /// (section 3.4), and not after the server's own GOAWAY, whose last stream must not be raised (section 6.8).
+    /// True between two frames, but not within a header block (RFC 9113, section 4.3), before the server's preface
+    /// (section 3.4), or after the server's own GOAWAY, whose last stream must not be raised (section 6.8).
     ///
-    /// Nor before the first request: a client opens a connection in order to use it, and some report a new connection that
-    /// goes away before it was of any use as an error.
+    /// Also not before the first request: some clients report a new connection that goes away unused as an error.
     fn may_announce(&self) -> bool {
         self.settings_seen && self.highest_stream > 0 && !self.going_away && self.server.at_boundary()
     }
@@ -124,7 +123,7 @@ struct Frame {
     stream: u32,
 }
 
-/// Where one direction stands in its frames.
+/// The parser state of one direction.
 #[derive(Default)]
 struct Frames {
     header: [u8; 9],
@@ -138,7 +137,7 @@ impl Frames {
         self.filled == 0 && self.payload_left == 0 && !self.in_header_block
     }
 
-    /// Takes some of `bytes`, and tells of a frame as soon as its header is whole.
+    /// Consumes some of `bytes`; returns a frame once its header is complete.
     fn advance(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
         if self.payload_left > 0 {
             let taken = self.payload_left.min(bytes.len());
@@ -178,52 +177,52 @@ mod tests {
 
     fn started() -> Http2 {
         let mut http2 = Http2::default();
-        http2.client_said(&[0; PREFACE]);
-        assert_eq!(http2.server_said(&frame(SETTINGS, 0, 0, 6), false), None);
+        http2.observe_client(&[0; PREFACE]);
+        assert_eq!(http2.observe_server(&frame(SETTINGS, 0, 0, 6), false), None);
         http2
     }
 
     #[test]
-    fn a_goaway_stands_between_frames_and_never_in_a_header_block() {
+    fn goaway_is_sent_between_frames_but_not_in_a_header_block() {
         let mut http2 = started();
         assert!(!http2.announce(), "before the first request");
-        http2.client_said(&frame(HEADERS, END_HEADERS, 1, 3));
+        http2.observe_client(&frame(HEADERS, END_HEADERS, 1, 3));
         let mut bytes = frame(HEADERS, 0, 1, 10);
         bytes.extend(frame(CONTINUATION, END_HEADERS, 1, 5));
-        let place = bytes.len();
+        let position = bytes.len();
         bytes.extend(frame(DATA, END_STREAM, 1, 100));
-        assert!(http2.server_said(&bytes[..4], false).is_none());
+        assert!(http2.observe_server(&bytes[..4], false).is_none());
         assert!(!http2.announce(), "within a frame's header");
-        assert_eq!(http2.server_said(&bytes[4..], true), Some(place - 4));
+        assert_eq!(http2.observe_server(&bytes[4..], true), Some(position - 4));
         assert!(!http2.announce(), "only once");
     }
 
     #[test]
-    fn before_the_server_preface_and_after_the_servers_own_goaway_there_is_none() {
+    fn no_goaway_before_the_server_preface_or_after_the_servers_own() {
         let request = [vec![0; PREFACE], frame(HEADERS, END_HEADERS, 1, 3)].concat();
         let mut http2 = Http2::default();
-        http2.client_said(&request);
+        http2.observe_client(&request);
         assert!(!http2.announce());
-        http2.server_said(&frame(SETTINGS, 0, 0, 6), false);
-        http2.server_said(&frame(GOAWAY_TYPE, 0, 0, 8), false);
+        http2.observe_server(&frame(SETTINGS, 0, 0, 6), false);
+        http2.observe_server(&frame(GOAWAY_TYPE, 0, 0, 8), false);
         assert!(!http2.announce() && http2.is_announced());
     }
 
     #[test]
-    fn streams_are_counted_whatever_the_pieces() {
+    fn streams_are_counted_however_reads_split_frames() {
         let mut http2 = started();
         let mut request = frame(HEADERS, END_HEADERS, 1, 3);
         request.extend(frame(DATA, END_STREAM, 1, 30));
         request.extend(frame(HEADERS, END_HEADERS | END_STREAM, 3, 0));
         for byte in &request {
-            http2.client_said(std::slice::from_ref(byte));
+            http2.observe_client(std::slice::from_ref(byte));
         }
         assert_eq!(http2.streams.len(), 2);
         let mut answer = frame(HEADERS, END_HEADERS, 1, 3);
         answer.extend(frame(DATA, END_STREAM, 1, 0));
         answer.extend(frame(RST_STREAM, 0, 3, 4));
         for byte in &answer {
-            http2.server_said(std::slice::from_ref(byte), false);
+            http2.observe_server(std::slice::from_ref(byte), false);
         }
         assert!(http2.is_idle());
     }

@@ -1,20 +1,20 @@
-//! HTTP/1.1 as far as a change of connections needs it: where messages begin and end (RFC 9112, section 6).
+//! Tracks message boundaries in HTTP/1.1 (RFC 9112, section 6).
 
 use std::collections::VecDeque;
 
 /// Makes the client open a new connection for its next request (RFC 9112, section 9.6).
 const CLOSE: &[u8] = b"Connection: close\r\n";
-/// As much of a line as is ever looked at.
+/// Lines are buffered up to this many bytes; the rest is not needed.
 const LINE: usize = 256;
 
-/// What is known of an HTTP/1.1 connection.
+/// The state of an HTTP/1.1 connection.
 #[derive(Default)]
 pub(in crate::proxy) struct Http1 {
     request: Message,
     response: Message,
-    /// Requests without a whole response.
+    /// Requests whose response is not complete yet.
     outstanding: VecDeque<Method>,
-    /// The connection is not, or no longer, HTTP (an upgrade), or not understood: only its ends are known.
+    /// The bytes cannot be parsed as HTTP, for example after an upgrade. Only the connection's close is observed.
     opaque: bool,
     announced: bool,
 }
@@ -26,7 +26,7 @@ enum Method {
     Other,
 }
 
-/// Where one direction stands in its messages.
+/// The parser state of one direction.
 #[derive(Default)]
 struct Message {
     part: Part,
@@ -43,14 +43,14 @@ enum Part {
     Headers,
     Body(u64),
     ChunkSize,
-    /// The octets of a chunk with the line end behind it.
+    /// The remaining bytes of a chunk, including the CRLF after it.
     Chunk(u64),
     Trailers,
     UntilClose,
 }
 
 impl Message {
-    /// Takes octets that are no line: how many.
+    /// Consumes body bytes and returns their number, or `None` if a line comes next.
     fn skip(&mut self, available: usize) -> Option<usize> {
         let (Part::Body(left) | Part::Chunk(left)) = self.part else {
             return (self.part == Part::UntilClose).then_some(available);
@@ -65,7 +65,7 @@ impl Message {
         Some(taken as usize)
     }
 
-    /// Takes octets of a line: how many, and whether the line is whole now.
+    /// Consumes bytes of a line; returns their number and whether the line is complete.
     fn take_line(&mut self, bytes: &[u8]) -> (usize, bool) {
         let end = bytes.iter().position(|byte| *byte == b'\n');
         let taken = end.map_or(bytes.len(), |end| end + 1);
@@ -74,12 +74,12 @@ impl Message {
         (taken, end.is_some())
     }
 
-    /// Octets: what is in a header need not be UTF-8 (RFC 9110, section 5.5), and a long line is cut anywhere.
+    /// As bytes: a header need not be UTF-8 (RFC 9110, section 5.5), and a long line is truncated anywhere.
     fn text(&self) -> &[u8] {
         self.line.trim_ascii_end()
     }
 
-    /// Notes a header that says where the body ends.
+    /// Reads the headers that determine the body's length.
     fn note_header(&mut self) {
         let text = self.text();
         let Some(colon) = text.iter().position(|byte| *byte == b':') else { return };
@@ -96,7 +96,7 @@ impl Message {
         (self.length, self.chunked) = (None, false);
     }
 
-    /// A chunk's size line or a trailer is whole; whether the message ends with it. `None` if it makes no sense.
+    /// Handles a chunk size or trailer line. Returns whether it completes the message, or `None` if it is malformed.
     fn chunk_line(&mut self) -> Option<bool> {
         if self.part == Part::Trailers {
             let last = self.text().is_empty();
@@ -116,13 +116,13 @@ fn number(digits: &[u8], radix: u32) -> Option<u64> {
     u64::from_str_radix(str::from_utf8(digits).ok()?, radix).ok()
 }
 
-/// An octet of a token (RFC 9110, section 5.6.2), as a method is one.
+/// Whether a byte may occur in a token, and so in a method (RFC 9110, section 5.6.2).
 fn is_token(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 impl Http1 {
-    pub(super) fn client_said(&mut self, mut bytes: &[u8]) {
+    pub(super) fn observe_client(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.opaque {
             if let Some(taken) = self.request.skip(bytes.len()) {
                 bytes = &bytes[taken..];
@@ -146,7 +146,7 @@ impl Http1 {
                     Some(b"HEAD") => Method::Head,
                     Some(b"CONNECT") => Method::Connect,
                     Some(method) if method.iter().all(is_token) => Method::Other,
-                    _ => return self.give_up(),
+                    _ => return self.become_opaque(),
                 };
                 request.begin();
                 self.outstanding.push_back(method);
@@ -161,15 +161,15 @@ impl Http1 {
             }
             _ => {
                 if request.chunk_line().is_none() {
-                    self.give_up();
+                    self.become_opaque();
                 }
             }
         }
     }
 
-    /// Where in `bytes` the announcement belongs, if one is wanted and there is a place for it.
-    pub(super) fn server_said(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
-        let (mut place, mut rest) = (None, bytes);
+    /// Where in `bytes` to insert the announcement, if `announce` is set and these bytes have a place for it.
+    pub(super) fn observe_server(&mut self, bytes: &[u8], announce: bool) -> Option<usize> {
+        let (mut position, mut rest) = (None, bytes);
         while !rest.is_empty() && !self.opaque {
             if let Some(taken) = self.response.skip(rest.len()) {
                 rest = &rest[taken..];
@@ -186,14 +186,14 @@ impl Http1 {
             let began = self.response.part == Part::StartLine;
             self.response_line();
             self.response.line.clear();
-            // Only in the answer to the last request: those behind it would be lost.
+            // Only in the response to the last outstanding request: the client would discard later responses.
             let last = began && self.response.status >= 200 && self.outstanding.len() == 1;
             if last && announce && !self.announced && !self.opaque {
                 self.announced = true;
-                place = Some(bytes.len() - rest.len());
+                position = Some(bytes.len() - rest.len());
             }
         }
-        place
+        position
     }
 
     fn response_line(&mut self) {
@@ -204,7 +204,7 @@ impl Http1 {
                 let text = response.text().strip_prefix(b"HTTP/1.");
                 let status = text.and_then(|text| number(text.get(2..5)?, 10)?.try_into().ok());
                 let Some(status): Option<u16> = status.filter(|_| !self.outstanding.is_empty()) else {
-                    return self.give_up();
+                    return self.become_opaque();
                 };
                 response.begin();
                 response.status = status;
@@ -213,7 +213,7 @@ impl Http1 {
             Part::Headers => {
                 let method = self.outstanding.front().copied().unwrap_or(Method::Other);
                 match (method, response.status) {
-                    (_, 101) | (Method::Connect, 200..=299) => self.give_up(),
+                    (_, 101) | (Method::Connect, 200..=299) => self.become_opaque(),
                     (_, 100..=199) => response.part = Part::StartLine,
                     (Method::Head, _) | (_, 204 | 304) => {
                         response.part = Part::StartLine;
@@ -233,7 +233,7 @@ impl Http1 {
             _ => match response.chunk_line() {
                 Some(true) => self.answered(),
                 Some(false) => {}
-                None => self.give_up(),
+                None => self.become_opaque(),
             },
         }
     }
@@ -242,7 +242,7 @@ impl Http1 {
         self.outstanding.pop_front();
     }
 
-    fn give_up(&mut self) {
+    fn become_opaque(&mut self) {
         *self = Self { opaque: true, ..Self::default() };
     }
 
@@ -266,15 +266,15 @@ impl Http1 {
 mod tests {
     use super::*;
 
-    /// What the client gets when `answer` comes in pieces of this size.
+    /// The bytes that the client receives when the server sends `answer` in pieces of this size.
     fn through(http1: &mut Http1, answer: &str, piece: usize, announce: bool) -> String {
         let mut seen = Vec::new();
         for bytes in answer.as_bytes().chunks(piece) {
-            match http1.server_said(bytes, announce) {
-                Some(place) => {
-                    seen.extend_from_slice(&bytes[..place]);
+            match http1.observe_server(bytes, announce) {
+                Some(position) => {
+                    seen.extend_from_slice(&bytes[..position]);
                     seen.extend_from_slice(CLOSE);
-                    seen.extend_from_slice(&bytes[place..]);
+                    seen.extend_from_slice(&bytes[position..]);
                 }
                 None => seen.extend_from_slice(bytes),
             }
@@ -283,11 +283,12 @@ mod tests {
     }
 
     #[test]
-    fn the_announcement_is_a_header_of_the_next_answer() {
+    fn the_announcement_is_a_header_of_the_next_response() {
         for piece in [1, 2, 7, 1000] {
             let mut http1 = Http1::default();
-            http1
-                .client_said(b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+            http1.observe_client(
+                b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            );
             let answer = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nHTTP/";
             let expected =
                 "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nHTTP/";
@@ -297,40 +298,41 @@ mod tests {
     }
 
     #[test]
-    fn messages_end_where_they_end() {
+    fn message_boundaries_are_found() {
         for piece in [1, 3, 1000] {
             let mut http1 = Http1::default();
-            http1.client_said(
+            http1.observe_client(
                 b"HEAD / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\nPUT / HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET ",
             );
             assert_eq!(http1.outstanding.len(), 3);
             through(&mut http1, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", piece, true);
-            assert!(!http1.is_announced(), "others are behind it");
+            assert!(!http1.is_announced(), "more requests are outstanding");
             through(&mut http1, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", piece, false);
             through(&mut http1, "A;x=y\r\n0123456789\r\n0\r\nTrailer: 1\r\n\r\n", piece, false);
             through(&mut http1, "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", piece, false);
             assert!(http1.is_idle(), "{piece}");
-            http1.client_said(b"GET / HT");
+            http1.observe_client(b"GET / HT");
             assert!(!http1.is_idle());
         }
     }
 
     #[test]
-    fn any_method_and_any_octets_in_a_header_are_understood() {
+    fn any_method_and_non_utf8_headers_are_parsed() {
         for long in [0, 210, 211, 212] {
             let mut http1 = Http1::default();
             let padding = "x".repeat(long);
-            http1.client_said(format!("M-SEARCH / HTTP/1.1\r\nX-Name: é{padding}ééééééééééééééééééé\r\n").as_bytes());
-            http1.client_said(b"X-Latin: \xe9\r\nContent-Length: 4\r\n\r\nbody");
-            http1.server_said(b"HTTP/1.1 200 \xe9\r\nX: \xff\r\nContent-Length: 5\r\n\r\n01234", false);
+            http1
+                .observe_client(format!("M-SEARCH / HTTP/1.1\r\nX-Name: é{padding}ééééééééééééééééééé\r\n").as_bytes());
+            http1.observe_client(b"X-Latin: \xe9\r\nContent-Length: 4\r\n\r\nbody");
+            http1.observe_server(b"HTTP/1.1 200 \xe9\r\nX: \xff\r\nContent-Length: 5\r\n\r\n01234", false);
             assert!(http1.is_idle(), "{long}");
         }
     }
 
     #[test]
-    fn an_upgrade_is_left_alone() {
+    fn bytes_after_an_upgrade_are_not_changed() {
         let mut http1 = Http1::default();
-        http1.client_said(b"GET /exec HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+        http1.observe_client(b"GET /exec HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
         let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
         assert_eq!(through(&mut http1, answer, 5, true), answer);
         assert!(!http1.is_idle());

@@ -1,4 +1,4 @@
-//! The demo as a person sees it: the real agent, an embedded control plane, and what both of them say.
+//! Runs the demo: the real agent and an embedded control plane, and prints the events of both.
 
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -13,36 +13,36 @@ use super::device::{Backend, Device};
 use crate::config::{Config, Flags};
 use crate::identity::StartError;
 use crate::node::{self, ServeError, Until};
-use crate::proxy::Activated;
+use crate::proxy::ActivatedSockets;
 use crate::telemetry::{Event, Log, Record, Telemetry};
 
-/// What the demo is to show.
+/// The demo's settings.
 pub struct Options {
-    /// The life of the certificates.
+    /// The lifetime of the certificates.
     pub cluster_signing_duration: Duration,
-    /// Whether a person approves.
+    /// Whether requests wait for manual approval.
     pub manual_approval: bool,
-    /// Whether it goes on after two rotations.
+    /// Whether to continue after two rotations.
     pub keep: bool,
-    /// Where the keys are.
+    /// Where the keys are stored.
     pub backend: Backend,
 }
 
-/// The demo ends after this many rotations.
-const ROTATIONS: u32 = 2;
-/// The width of the drawing of a certificate's life, characters.
+/// The demo stops after this many rotations.
+const DEMONSTRATED_ROTATIONS: u32 = 2;
+/// The width of the drawing of a certificate's lifetime, in characters.
 const WIDTH: usize = 60;
 
-/// Tells the whole story, and returns when it has ended.
+/// Runs the demo until it is complete or interrupted.
 ///
 /// # Errors
-/// If the temporary directory, a port or the agent cannot be had.
-pub async fn tell(options: Options) -> Result<(), ServeError> {
+/// If the temporary directory cannot be created, or the control plane or the agent cannot start.
+pub async fn run(options: Options) -> Result<(), ServeError> {
     let problem = |error: &dyn std::fmt::Display| StartError {
         detail: error.to_string(),
         hint: "the demo needs a temporary directory and a loopback port".to_owned(),
     };
-    // The credentials in it are of a toy, and yet nobody else's.
+    // Private, even though the credentials in it are for a throwaway cluster.
     let directory = tempfile::Builder::new()
         .prefix("pintle-demo-")
         .permissions(std::fs::Permissions::from_mode(0o700))
@@ -77,30 +77,30 @@ pub async fn tell(options: Options) -> Result<(), ServeError> {
     let telemetry = Telemetry::new(Log::silent());
     let (stop, stopped) = watch::channel(false);
     let mut signalled = node::stopped_by_signals()?;
-    let narrator = Narrator::new(&options, path);
-    narrator.introduce(&control_plane, &device.sentence);
-    let told = narrator.narrate(telemetry.events(), control_plane.observe());
-    let narration = tokio::spawn(async move {
+    let printer = Printer::new(&options, path);
+    printer.introduce(&control_plane, &device.sentence);
+    let printed_all = printer.print_events(telemetry.events(), control_plane.observe());
+    let printing = tokio::spawn(async move {
         tokio::select! {
-            () = told => {}
+            () = printed_all => {}
             _ = signalled.wait_for(|signalled| *signalled) => {}
         }
-        // The agent then ends, and with it everything else.
+        // Stops the agent, and with it the demo.
         let _ = stop.send(true);
     });
-    node::serve(config, &telemetry, Until::Stopped, stopped, Activated::default()).await?;
-    narration.abort();
+    node::serve(config, &telemetry, Until::Stopped, stopped, ActivatedSockets::default()).await?;
+    printing.abort();
     Ok(())
 }
 
-/// The demo reads no configuration file of this machine.
+/// Replaces the machine's configuration file.
 fn write_configuration(directory: &Path, backends: &str) -> std::io::Result<std::path::PathBuf> {
     let path = directory.join("config.toml");
-    std::fs::write(&path, format!("# Everything else is given as a flag.\n{backends}"))?;
+    std::fs::write(&path, format!("# All other settings are flags.\n{backends}"))?;
     Ok(path)
 }
 
-struct Narrator {
+struct Printer {
     started: Instant,
     colour: bool,
     keep: bool,
@@ -110,7 +110,7 @@ struct Narrator {
     rotations: u32,
 }
 
-impl Narrator {
+impl Printer {
     fn new(options: &Options, directory: &Path) -> Self {
         Self {
             started: Instant::now(),
@@ -131,22 +131,23 @@ impl Narrator {
         ));
         if self.keep || self.manual_approval {
             self.say(&format!(
-                "Look at it from another terminal:\n  {kubectl} get csr\n  openssl x509 -noout -subject -dates -in {pair}\n",
+                "Inspect it from another terminal:\n  {kubectl} get csr\n  openssl x509 -noout -subject \
+                 -dates -in {pair}\n",
                 kubectl = self.kubectl,
                 pair = self.pair
             ));
         }
     }
 
-    /// Tells what happens, until the demo has shown what it is for.
-    async fn narrate(
+    /// Prints events until the demo is complete.
+    async fn print_events(
         mut self,
         mut events: broadcast::Receiver<Record>,
         mut observations: broadcast::Receiver<Observation>,
     ) {
         loop {
             tokio::select! {
-                // What the control plane saw is told before what the agent made of it.
+                // The control plane's observations are printed before the agent's reaction to them.
                 biased;
                 observation = observations.recv() => match observation {
                     Ok(observation) => self.control_plane(&observation),
@@ -156,7 +157,10 @@ impl Narrator {
                 event = events.recv() => match event {
                     Ok(Record { event, .. }) => {
                         if self.agent(&event) && !self.keep {
-                            self.say("\nTwo rotations, each with a new key; the demo ends here. Try --keep, or --manual-approval.");
+                            self.say(
+                                "\nTwo rotations, each with a new key; the demo is complete. Try --keep or \
+                                 --manual-approval.",
+                            );
                             return;
                         }
                     }
@@ -183,7 +187,7 @@ impl Narrator {
         self.line("control plane", "36", &line);
     }
 
-    /// Tells an event of the agent's; whether the demo has shown what it is for.
+    /// Prints an event of the agent. Returns whether the demo is complete.
     fn agent(&mut self, event: &Event) -> bool {
         match event {
             Event::RotationStarted { reason } => {
@@ -209,10 +213,10 @@ impl Narrator {
             self.draw(*opens, *rotates_at, *not_after);
             self.rotations += 1;
         }
-        self.rotations > ROTATIONS
+        self.rotations > DEMONSTRATED_ROTATIONS
     }
 
-    /// The life of the certificate from now on: when its window opens, and when it is rotated.
+    /// Draws the certificate's remaining lifetime, with its rotation window and the scheduled rotation.
     fn draw(&self, opens: UnixTime, rotates_at: UnixTime, not_after: UnixTime) {
         let time = UnixTime::as_milliseconds;
         let now = crate::world::clock::now().as_milliseconds();
@@ -231,23 +235,23 @@ impl Narrator {
         #[allow(clippy::cast_precision_loss, reason = "milliseconds of a demo's certificate")]
         let seconds = |milliseconds: i64| milliseconds as f64 / 1000.0;
         self.say(&format!(
-            "          now ├{bar}┤ ends in {:.0} s; rotates in {:.0} s",
+            "          now ├{bar}┤ expires in {:.0} s; rotates in {:.0} s",
             seconds(life),
             seconds(time(rotates_at) - now)
         ));
     }
 
-    fn line(&self, who: &str, colour: &str, text: &str) {
+    fn line(&self, source: &str, colour: &str, text: &str) {
         let at = self.started.elapsed().as_secs_f64();
         if self.colour {
-            self.say(&format!("{at:5.1} s  \u{1b}[{colour}m{who:<13}\u{1b}[0m  {text}"));
+            self.say(&format!("{at:5.1} s  \u{1b}[{colour}m{source:<13}\u{1b}[0m  {text}"));
         } else {
-            self.say(&format!("{at:5.1} s  {who:<13}  {text}"));
+            self.say(&format!("{at:5.1} s  {source:<13}  {text}"));
         }
     }
 
     fn say(&self, text: &str) {
-        // Who watches may close the terminal.
+        // The terminal may be closed at any time.
         let _ = writeln!(std::io::stdout().lock(), "{text}");
     }
 }
