@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 const MOST_LINES: usize = 400;
 
 /// Longer ones, each with its reason. One that is no longer too long is taken out.
-const EXCEPTIONS: [(&str, &str); 0] = [];
+const EXCEPTIONS: [(&str, &str); 1] =
+    [("src/simulation/disk.rs", "one file system: what its calls do, and what of that a power cut leaves")];
 
 /// All Rust sources of the workspace, by their path in it.
 fn sources(root: &Path) -> Vec<PathBuf> {

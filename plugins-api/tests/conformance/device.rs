@@ -1,4 +1,4 @@
-//! The conformance suite passes an honest backend and catches each way of lying.
+//! A device that is honest, or tells one lie.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -6,188 +6,27 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
-use pintle_plugins_api::conformance::{self, Harness, Outcome, Report, Situation};
+use pintle_plugins_api::conformance::{Harness, Situation};
 use pintle_plugins_api::{
     BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, PublicKey, Resource, SignatureScheme,
 };
 
-#[test]
-fn honest_backend_passes_every_check() {
-    let report = report_of(None);
-    report.assert_passed();
-    for row in &report.rows {
-        assert_eq!(row.outcome, Outcome::Passed, "{}", row.name);
-    }
-}
-
-#[test]
-fn every_lie_is_caught_by_the_check_that_is_meant_for_it() {
-    for (lie, check) in LIES {
-        let report = report_of(Some(*lie));
-        let failed: Vec<_> = report.failures().map(|row| row.name.as_str()).collect();
-        assert!(failed.iter().any(|name| name.starts_with(check)), "{lie:?} was not caught by {check:?}\n{report}");
-    }
-}
-
-#[test]
-fn throwaway_keys_are_deleted_whatever_fails() {
-    // All but the lies that are about deleting or listing, and those whose device is lost for good.
-    for (lie, _) in LIES.iter().filter(|(lie, _)| !lie.leaves_keys()) {
-        let device = Device::new(Some(*lie));
-        conformance::run(&mut device.clone());
-        let left: Vec<_> = device.store().keys.keys().filter(|id| id.as_bytes() != OPERATORS_KEY).cloned().collect();
-        assert_eq!(left, [], "{lie:?}");
-    }
-}
-
-#[test]
-fn what_a_harness_cannot_arrange_is_skipped_with_a_reason() {
-    struct Plain(Device);
-    impl Harness for Plain {
-        fn open(&mut self) -> Result<Box<dyn KeyBackend>, BackendError> {
-            self.0.open()
-        }
-
-        fn algorithms(&self) -> Vec<KeyAlgorithm> {
-            vec![KeyAlgorithm::Ed25519]
-        }
-    }
-    let device = Device::new(Some(Lie::OnlyEd25519));
-    let report = conformance::run(&mut Plain(device.clone()));
-    report.assert_passed();
-    let skipped = report.rows.iter().filter(|row| matches!(&row.outcome, Outcome::Skipped(why) if !why.is_empty()));
-    assert_eq!(skipped.count(), 4, "{report}");
-    let ids: Vec<_> = device.store().keys.keys().cloned().collect();
-    assert_eq!(ids.iter().map(KeyId::as_bytes).collect::<Vec<_>>(), [OPERATORS_KEY]);
-}
+use crate::lie::Lie;
 
 /// A key that was there before the suite.
-const OPERATORS_KEY: &[u8] = b"node-1/client/7";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lie {
-    OnlyEd25519,
-    NewKeyAtEachGenerate,
-    AnotherAlgorithmThanAsked,
-    ConflictIgnored,
-    UnknownAlgorithmIsUnavailable,
-    OneKeyForAll,
-    GarbageSignature,
-    EmptyMessageRefused,
-    LongMessageCut,
-    ForeignSchemeAccepted,
-    AbsentKeyHasPublicKey,
-    AbsentKeyIsCorrupt,
-    AbsentKeySigns,
-    ErrorOfManyLines,
-    ReferenceHoldsPrivateKey,
-    ReferenceHoldsPin,
-    ReferenceToAbsentFile,
-    ListIsEmpty,
-    ListRepeats,
-    ListShowsForeignKeys,
-    UsageFails,
-    UsageHasNoName,
-    UsageIsBeyondTheLimit,
-    IdEndsAtNul,
-    IdIsText,
-    IdIsPrefix,
-    DeleteDoesNothing,
-    DeleteOfAbsentKeyFails,
-    DeletedKeySignsFromMemory,
-    DeletedKeyComesBackAtRestart,
-    DeletedKeyIsGeneratedAgain,
-    DeleteTakesAnotherKeyToo,
-    KeysForgottenAtRestart,
-    OpensOnlyOnce,
-    CallersMixedUp,
-    GoneDeviceIsNotFound,
-    GoneDeviceSigns,
-    GoneDeviceDeletes,
-    ReturnedDeviceIsLocked,
-    WrongPinIsUnavailable,
-    WrongPinIsRetried,
-    LostKeyIsCorrupt,
-    LostKeySigns,
-    Panics,
-}
-
-impl Lie {
-    fn leaves_keys(self) -> bool {
-        matches!(
-            self,
-            Self::DeleteDoesNothing
-                | Self::DeletedKeyComesBackAtRestart
-                | Self::DeleteTakesAnotherKeyToo
-                | Self::ReturnedDeviceIsLocked
-                | Self::LostKeySigns
-        )
-    }
-}
-
-/// Each lie, and how the name of the check begins that must catch it.
-const LIES: &[(Lie, &str)] = &[
-    (Lie::OnlyEd25519, "generate ecdsa-p256"),
-    (Lie::NewKeyAtEachGenerate, "generate ecdsa-p256 again"),
-    (Lie::AnotherAlgorithmThanAsked, "generate ed25519"),
-    (Lie::ConflictIgnored, "generate with another algorithm"),
-    (Lie::UnknownAlgorithmIsUnavailable, "generate of an algorithm that it does not have"),
-    (Lie::OneKeyForAll, "two ids are two keys"),
-    (Lie::GarbageSignature, "sign EcdsaP256Sha256"),
-    (Lie::EmptyMessageRefused, "sign Ed25519"),
-    (Lie::LongMessageCut, "sign Ed25519"),
-    (Lie::ForeignSchemeAccepted, "ecdsa-p256 refuses the schemes"),
-    (Lie::AbsentKeyHasPublicKey, "an absent key"),
-    (Lie::AbsentKeyIsCorrupt, "an absent key"),
-    (Lie::AbsentKeySigns, "an absent key"),
-    (Lie::ErrorOfManyLines, "an absent key"),
-    (Lie::ReferenceHoldsPrivateKey, "reference"),
-    (Lie::ReferenceHoldsPin, "reference"),
-    (Lie::ReferenceToAbsentFile, "reference"),
-    (Lie::ListIsEmpty, "list shows"),
-    (Lie::ListRepeats, "list shows"),
-    (Lie::ListShowsForeignKeys, "a key that somebody else made"),
-    (Lie::UsageFails, "usage"),
-    (Lie::UsageHasNoName, "usage"),
-    (Lie::UsageIsBeyondTheLimit, "usage"),
-    (Lie::IdEndsAtNul, "ids of any octets"),
-    (Lie::IdIsText, "ids of any octets"),
-    (Lie::IdIsPrefix, "an id that begins as another"),
-    (Lie::DeleteDoesNothing, "delete destroys"),
-    (Lie::DeleteDoesNothing, "all throwaway keys"),
-    (Lie::DeleteOfAbsentKeyFails, "delete of an absent key"),
-    (Lie::DeletedKeySignsFromMemory, "delete destroys"),
-    (Lie::DeletedKeyComesBackAtRestart, "delete destroys"),
-    (Lie::DeletedKeyIsGeneratedAgain, "generate after delete"),
-    (Lie::DeleteTakesAnotherKeyToo, "the keys that were there before"),
-    (Lie::KeysForgottenAtRestart, "keys outlive a restart"),
-    (Lie::OpensOnlyOnce, "concurrent callers"),
-    (Lie::CallersMixedUp, "concurrent callers"),
-    (Lie::GoneDeviceIsNotFound, "while the device is gone"),
-    (Lie::GoneDeviceSigns, "while the device is gone"),
-    (Lie::GoneDeviceDeletes, "while the device is gone"),
-    (Lie::ReturnedDeviceIsLocked, "while the device is gone"),
-    (Lie::WrongPinIsUnavailable, "a refused PIN"),
-    (Lie::WrongPinIsRetried, "a refused PIN"),
-    (Lie::LostKeyIsCorrupt, "a lost key"),
-    (Lie::LostKeySigns, "a lost key"),
-    (Lie::Panics, "sign Ed25519"),
-];
-
-fn report_of(lie: Option<Lie>) -> Report {
-    conformance::run(&mut Device::new(lie))
-}
+pub(crate) const OPERATORS_KEY: &[u8] = b"node-1/client/7";
 
 /// A device in memory.
 #[derive(Clone)]
-struct Device {
+pub(crate) struct Device {
     lie: Option<Lie>,
     store: Arc<Mutex<Store>>,
 }
 
+/// What is in it, and how it stands.
 #[derive(Default)]
-struct Store {
-    keys: BTreeMap<KeyId, Arc<Key>>,
+pub(crate) struct Store {
+    pub(crate) keys: BTreeMap<KeyId, Arc<Key>>,
     /// Deleted ones, for the lies that still have them.
     deleted: BTreeMap<KeyId, Arc<Key>>,
     situation: Option<Situation>,
@@ -197,7 +36,8 @@ struct Store {
     open: usize,
 }
 
-enum Key {
+/// A private key.
+pub(crate) enum Key {
     Ecdsa(EcdsaKeyPair),
     Ed25519(Ed25519KeyPair),
 }
@@ -229,14 +69,14 @@ impl Key {
 }
 
 impl Device {
-    fn new(lie: Option<Lie>) -> Self {
+    pub(crate) fn new(lie: Option<Lie>) -> Self {
         let device = Self { lie, store: Arc::default() };
         let id = KeyId::new(OPERATORS_KEY).expect("an id");
         device.store().keys.insert(id, Arc::new(Key::new(KeyAlgorithm::EcdsaP256)));
         device
     }
 
-    fn store(&self) -> MutexGuard<'_, Store> {
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
@@ -303,7 +143,7 @@ impl Opened {
     }
 
     /// The store, if it can be reached.
-    fn store(&self) -> Result<MutexGuard<'_, Store>, BackendError> {
+    pub(crate) fn store(&self) -> Result<MutexGuard<'_, Store>, BackendError> {
         let mut store = self.device.store();
         if self.locked {
             store.pin_attempts += u64::from(self.lies(Lie::WrongPinIsRetried));
