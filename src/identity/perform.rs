@@ -27,12 +27,13 @@ impl Agent {
             Action::Wait { .. } => Event::Woke,
             Action::Generate { key, algorithm } => {
                 let id = key.id.clone();
-                let generated = match self.ports.keyring.backend(&key.backend) {
-                    Ok(backend) => {
-                        backend.call(GENERATE_DEADLINE, move |backend| backend.generate(&id, algorithm)).await
-                    }
-                    Err(error) => Err(error),
+                let generate = async {
+                    let backend = self.ports.keyring.backend(&key.backend)?;
+                    backend.call(GENERATE_DEADLINE, move |backend| backend.generate(&id, algorithm)).await
                 };
+                // While the backend works, what it takes to ask for a certificate is made ready.
+                let prepare = async { self.ports.api.prepare(&self.caller(self.state.authority(self.now()))) };
+                let (generated, ()) = futures::join!(generate, prepare);
                 match generated {
                     Ok(public_key) => {
                         let algorithm = public_key.algorithm().to_string();
@@ -78,6 +79,9 @@ impl Agent {
                     request: request.name.clone(),
                     authority: Self::authority_word(authority),
                 });
+                self.note_pending(&request, false);
+                // From no version on, a watch begins with the request as it is.
+                self.watchable = Some((request.clone(), String::new()));
                 Event::Submitted(request)
             }
             Err(Refusal::Backend(error)) => Event::SigningFailed(error),
@@ -105,16 +109,14 @@ impl Agent {
             Ok(api) => api,
             Err(failure) => return self.api_failed(authority, failure).await,
         };
+        if let Some((_, version)) = self.watchable.take_if(|(watchable, _)| watchable == request) {
+            return self.watch(api.as_ref(), next, request, &version, authority).await;
+        }
         let outcome = match api.outcome(request).await {
             Ok(outcome) => outcome,
             Err(failure) => return self.api_failed(authority, failure).await,
         };
         self.note_clock(api.clock_ahead());
-        if let Outcome::Pending { approved, resource_version } = &outcome
-            && self.reporter.pending == Some((request.name.clone(), *approved))
-        {
-            return self.watch(api.as_ref(), next, request, (*approved, resource_version), authority).await;
-        }
         Event::Observed(self.observation(next, request, outcome))
     }
 
@@ -137,15 +139,20 @@ impl Agent {
             Outcome::Denied(detail) => Observation::Denied(detail),
             Outcome::Failed(detail) => Observation::Failed(detail),
             Outcome::Gone => Observation::Gone,
-            Outcome::Pending { approved, .. } => {
-                let known = Some((request.name.clone(), approved));
-                if self.reporter.pending != known {
-                    self.reporter.pending = known;
-                    // So that the status says it before the wait begins.
-                    self.telemetry.emit(telemetry::Event::RequestPending { request: request.name.clone(), approved });
-                }
+            Outcome::Pending { approved, resource_version } => {
+                self.note_pending(request, approved);
+                self.watchable = Some((request.clone(), resource_version));
                 Observation::Pending
             }
+        }
+    }
+
+    /// Notes that the request is pending, so that the status says it before the wait begins.
+    fn note_pending(&mut self, request: &SubmittedRequest, approved: bool) {
+        let known = Some((request.name.clone(), approved));
+        if self.reporter.pending != known {
+            self.reporter.pending = known;
+            self.telemetry.emit(telemetry::Event::RequestPending { request: request.name.clone(), approved });
         }
     }
 
@@ -155,18 +162,25 @@ impl Agent {
         api: &dyn ApiClient,
         next: &Candidate,
         request: &SubmittedRequest,
-        (approved, version): (bool, &str),
+        version: &str,
         authority: Authority,
     ) -> Event {
+        let approved = self.reporter.pending == Some((request.name.clone(), true));
         let clock = Arc::clone(&self.ports.clock);
         let started = clock.monotonic();
         let mut watch = api.watch(request, approved, version);
+        let mut is_saved = false;
         let watched = loop {
             tokio::select! {
                 biased;
                 watched = &mut watch => break watched,
                 Some(command) = self.commands.recv() => return self.handle_command(command).await,
                 () = clock.sleep_until(None) => {}
+            }
+            if !is_saved {
+                // It takes longer than that nothing needs to be known of it.
+                is_saved =
+                    self.save_journal(&Action::Observe { next: next.clone(), request: request.clone(), authority });
             }
             // A request can be pending for days, during which everything else is looked at as ever.
             self.telemetry.alive();

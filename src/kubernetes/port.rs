@@ -29,6 +29,9 @@ pub trait ApiServer: Send + Sync {
     /// `NoCredential` where there is no kubeconfig, credential or key to speak with.
     fn connect<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, Result<Arc<dyn ApiClient>, ApiFailure>>;
 
+    /// Begins to make ready what a later [`connect`](Self::connect) as this caller takes, without waiting for it.
+    fn prepare(&self, _caller: &Caller) {}
+
     /// Closes the connections as this caller and reads its credential anew at the next call. A bootstrap credential
     /// whose file is gone stays: it may be the only one (case C23).
     fn forget(&self, caller: &Caller);
