@@ -123,7 +123,7 @@ pub(super) fn check_naming(suite: &mut Suite<'_>) {
         }
         Ok(Some(latency))
     });
-    suite.check("ids of any bytes keep keys apart", |suite| {
+    suite.check("ids of any octets keep keys apart", |suite| {
         let mut keys: Vec<Throwaway> = Vec::new();
         for ending in ODD_ENDINGS {
             let id = suite.id(ending)?;
