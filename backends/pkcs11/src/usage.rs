@@ -19,8 +19,8 @@ pub(crate) fn usage(session: &mut LoggedInSession) -> Result<Vec<Resource>, Faul
     let mut resources = vec![Resource::new("objects", objects, None)];
     if let Some(info) = session.token_info()? {
         resources.extend(sessions(&info));
-        let public = ("octets of public memory", info.total_public_memory(), info.free_public_memory());
-        let private = ("octets of private memory", info.total_private_memory(), info.free_private_memory());
+        let public = ("bytes of public memory", info.total_public_memory(), info.free_public_memory());
+        let private = ("bytes of private memory", info.total_private_memory(), info.free_private_memory());
         resources.extend([public, private].into_iter().filter_map(|(name, total, free)| {
             let (total, free) = (total? as u64, free? as u64);
             Some(Resource::new(name, total.saturating_sub(free), Some(total)))
