@@ -7,7 +7,7 @@ pub struct Options {
     pub cluster_signing_duration: String,
     /// Leave kubelets' requests pending until somebody approves them: the approving controller is not started.
     pub manual_approval: bool,
-    /// Write the audit log that [`ControlPlane::audit_events`] reads.
+    /// Write the audit log that [`ControlPlane::audit_events`](crate::ControlPlane::audit_events) reads.
     pub audit: bool,
     /// More bearer tokens for `--token-auth-file`.
     pub static_tokens: Vec<StaticToken>,
