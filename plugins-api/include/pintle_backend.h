@@ -187,15 +187,15 @@ enum PintleSignatureScheme
      */
     PINTLE_SIGNATURE_SCHEME_RSA_PKCS1_SHA512 = 5,
     /**
-     * RSASSA-PSS with SHA-256, MGF1 with SHA-256 and a salt of 32 octets, as TLS 1.3 demands (RFC 8446, section 4.2.3).
+     * RSASSA-PSS with SHA-256, MGF1 with SHA-256 and a salt of 32 bytes, as TLS 1.3 demands (RFC 8446, section 4.2.3).
      */
     PINTLE_SIGNATURE_SCHEME_RSA_PSS_SHA256 = 6,
     /**
-     * RSASSA-PSS with SHA-384 and a salt of 48 octets.
+     * RSASSA-PSS with SHA-384 and a salt of 48 bytes.
      */
     PINTLE_SIGNATURE_SCHEME_RSA_PSS_SHA384 = 7,
     /**
-     * RSASSA-PSS with SHA-512 and a salt of 64 octets.
+     * RSASSA-PSS with SHA-512 and a salt of 64 bytes.
      */
     PINTLE_SIGNATURE_SCHEME_RSA_PSS_SHA512 = 8,
     /**

@@ -122,7 +122,7 @@ fn pin_changed(token: &TestToken, test: &str) {
         return;
     }
     let mut backend = token.open();
-    generate(&mut backend, &id("key"));
+    backend.generate(&id("key"), KeyAlgorithm::EcdsaP256).expect("a key");
     token.pkcs11_tool_logged_in(&["--change-pin", "--new-pin", NEW]);
     // The login that we have goes on.
     assert!(backend.sign(&id("key"), SCHEME, MESSAGE).is_ok());
