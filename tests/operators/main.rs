@@ -157,7 +157,7 @@ fn two_agents_never_share_a_state_directory() {
     wait_until_holding(&mut agent);
     let second = node.run(&["run", "--once"]);
     assert_eq!(second.code, Some(1), "{second:?}");
-    assert!(second.error.contains("another pintle runs") && second.error.contains("hint: "), "{second:?}");
+    assert!(second.error.contains("another pintle is running") && second.error.contains("hint: "), "{second:?}");
     assert_eq!(node.status()["state"], "ready", "the first one's control socket is untouched");
     assert!(agent.terminate(DEADLINE).success());
     assert_eq!(node.run(&["rotate"]).code, Some(1));
