@@ -64,8 +64,8 @@ pub(super) fn candidate_failed(state: &mut State, error: &BackendError, now: Uni
     match error.kind {
         BackendErrorKind::Conflict => {
             // Somebody else's key has this id; it is not ours to destroy.
-            state.discarded = state.discarded.saturating_add(1);
-            state.enter(Phase::RETIRING);
+            state.disown(key);
+            state.let_candidate_go(&reason, true, now);
         }
         BackendErrorKind::NotFound | BackendErrorKind::KeyLost => {
             state.let_candidate_go(&reason, true, now);

@@ -57,6 +57,29 @@ fn id_that_somebody_elses_key_has_taken_is_let_go_and_nothing_destroyed() {
     }
 }
 
+/// The pair was perhaps written before a crash: it names a key that is not the certificate's, so nobody can use it.
+#[test]
+fn pair_whose_id_somebody_elses_key_has_taken_gives_way_to_the_held_one() {
+    let conflict = Event::PublishFailed(PublishError::Backend(error(BackendErrorKind::Conflict)));
+    let (state, action) = now(in_phase(phases()[PUBLISHING].clone()), conflict);
+    let until = back_off(&action);
+    let (state, action) = at(state, Event::Woke, until);
+    assert_eq!(action, Action::Publish { credential: credential(1) });
+    let (state, _) = at(state, Event::Published, until);
+    assert_eq!((state.held.as_ref(), state.keys()), (Some(&credential(1)), vec![&key(1)]), "the other is not ours");
+}
+
+/// Its key's name is another key's: what was in use before is taken back, and neither destroys what is not ours.
+#[test]
+fn published_unproven_whose_id_somebody_elses_key_has_taken_gives_way_too() {
+    let (state, action) = now(unproven(), Event::ProofKeyFailed(error(BackendErrorKind::Conflict)));
+    let Phase::Restoring { dropped, .. } = state.phase.clone() else { panic!("{action:?}") };
+    let restored = state.held.clone().expect("the one before");
+    assert_eq!(action, Action::Publish { credential: restored.clone() });
+    let (state, _) = now(state, Event::Published);
+    assert!(!state.keys().contains(&dropped.key()) && state.keys().contains(&restored.key()), "{state:?}");
+}
+
 #[test]
 fn device_that_does_not_answer_or_is_locked_is_waited_for() {
     for kind in [BackendErrorKind::Unavailable, BackendErrorKind::Locked, BackendErrorKind::Unsupported] {
