@@ -175,6 +175,24 @@ fn candidate_elsewhere_than_configured_is_finished_unless_it_fails() {
     assert_eq!(action, Action::Generate { key: next, algorithm: policy().algorithm }, "and then it moves");
 }
 
+/// Case C34: the key in use is in the dead device too.
+#[test]
+fn held_key_in_a_device_that_was_given_up_is_not_waited_for_where_there_is_a_bootstrap_credential() {
+    let requesting = Candidate { key: KeyName { backend: "token".to_owned(), ..key(2) }, ..candidate(2, 1) };
+    let state = in_phase(Phase::Requesting { next: requesting.clone() });
+    let no_key = || ApiFailure::NoCredential("the device does not answer".to_owned());
+    let (state, action) = step(state, held_failed(no_key()), NOW, &elsewhere());
+    assert_eq!(action, Action::Submit { next: requesting.clone(), authority: Authority::Bootstrap });
+    // Without one, both are tried in turn.
+    let (state, action) = step(state, bootstrap_failed(no_key()), NOW, &elsewhere());
+    let (state, action) = step(state, Event::Woke, back_off(&action), &elsewhere());
+    assert_eq!(action, Action::Submit { next: requesting, authority: Authority::Held });
+    assert!(state.retiring.is_empty(), "the device may be back");
+
+    let (_, action) = now(awaiting(), held_failed(no_key()));
+    back_off(&action);
+}
+
 #[test]
 fn another_template_is_asked_for_at_once_with_another_key() {
     let other = Policy { template: Some(template(1)), ..policy() };
