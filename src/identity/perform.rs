@@ -334,7 +334,23 @@ impl Agent {
         if authority == Authority::Held && self.held_key_is_lost().await {
             return Event::HeldRefused { key_lost: true };
         }
+        let failure = match (&failure, self.backend_left_behind()) {
+            (ApiFailure::Unreachable(_), Some(error)) if authority == Authority::Held => {
+                ApiFailure::NoCredential(format!("the key in use cannot sign: {error}"))
+            }
+            _ => failure,
+        };
         Event::ApiFailed { authority, failure }
+    }
+
+    /// What was wrong with the backend of the key in use at the last call, where new keys are made in another one: it is
+    /// not waited for (case C34).
+    fn backend_left_behind(&self) -> Option<BackendError> {
+        let name = &self.state.held()?.key().backend;
+        if *name == self.policy.backend {
+            return None;
+        }
+        self.ports.keyring.backend(name).map_or_else(Some, |backend| backend.health())
     }
 }
 
