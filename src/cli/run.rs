@@ -34,11 +34,7 @@ impl Arguments {
         keep_secrets_in_memory();
         let _lock = lock_state_directory(&config.node.state_dir)?;
         let until = if self.once { Until::Installed { timeout: self.timeout } } else { Until::Stopped };
-        let log = Log::new(self.log_format).map_err(|error| {
-            CliError::new(Exit::Problem, format!("the log's thread cannot be started: {error}"), "see ulimit -u")
-        })?;
-        let telemetry = Telemetry::new(log);
-        // Before there are threads: it changes the environment.
+        // Before there are threads, and the log is one: it changes the environment.
         let activated = Activated::from_environment().map_err(|error| {
             CliError::new(
                 Exit::Problem,
@@ -46,6 +42,10 @@ impl Arguments {
                 "the unit may pass on TCP and unix stream listeners",
             )
         })?;
+        let log = Log::new(self.log_format).map_err(|error| {
+            CliError::new(Exit::Problem, format!("the log's thread cannot be started: {error}"), "see ulimit -u")
+        })?;
+        let telemetry = Telemetry::new(log);
         let outcome = super::runtime()?.block_on(async {
             let stopped = node::stopped_by_signals()?;
             node::serve(config, &telemetry, until, stopped, activated).await
