@@ -33,11 +33,7 @@ impl Arguments {
         keep_secrets_in_memory();
         let _lock = lock_state_directory(&config.node.state_dir)?;
         let until = if self.once { Until::Installed { timeout: self.timeout } } else { Until::Stopped };
-        let log = Log::new(self.log_format).map_err(|error| {
-            CliError::new(Exit::Problem, format!("cannot start the log's thread: {error}"), "check ulimit -u")
-        })?;
-        let telemetry = Telemetry::new(log);
-        // Before any thread starts: it changes the environment.
+        // Before there are threads, and the log is one: it changes the environment.
         let activated = ActivatedSockets::from_environment().map_err(|error| {
             CliError::new(
                 Exit::Problem,
@@ -45,6 +41,10 @@ impl Arguments {
                 "only TCP and unix stream listeners may be passed",
             )
         })?;
+        let log = Log::new(self.log_format).map_err(|error| {
+            CliError::new(Exit::Problem, format!("cannot start the log's thread: {error}"), "check ulimit -u")
+        })?;
+        let telemetry = Telemetry::new(log);
         let outcome = super::runtime()?.block_on(async {
             let stopped = node::stopped_by_signals()?;
             node::serve(config, &telemetry, until, stopped, activated).await
