@@ -59,6 +59,13 @@ impl AgentCommand {
         self
     }
 
+    /// Starts the agent where what it mounts is its own.
+    #[must_use]
+    pub fn private_mounts(mut self) -> Self {
+        self.command = self.command.private_mounts();
+        self
+    }
+
     /// Gives the agent a wall clock that the test can move.
     #[must_use]
     pub fn clock(mut self, clock: &MovableClock) -> Self {
