@@ -27,7 +27,10 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 /// How a control plane is started.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `--cluster-signing-duration`: the lifetime of what the signer issues, as Go writes durations (`30s`, `1h`).
+    /// The release of kube-apiserver and kube-controller-manager.
+    pub release: Release,
+    /// `--cluster-signing-duration`: the lifetime of what the signer issues, as Go writes durations (`30s`, `1h`). Empty
+    /// leaves the flag out.
     pub cluster_signing_duration: String,
     /// Leave kubelets' requests pending until somebody approves them: the approving controller is not started.
     pub manual_approval: bool,
@@ -42,6 +45,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            release: Release::Newest,
             cluster_signing_duration: "1h".into(),
             manual_approval: false,
             audit: true,
@@ -49,6 +53,16 @@ impl Default for Options {
             api_server_flags: Vec::new(),
         }
     }
+}
+
+/// A release of Kubernetes that the test bed can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// That of `tests/cluster`.
+    Newest,
+    /// 1.21, of `tests/cluster-1.21`: its signer counts lifetimes from five minutes before the present, and its API server
+    /// has no SelfSubjectReview, so [`ControlPlane::who_is`] always fails.
+    V1_21,
 }
 
 /// A line of `--token-auth-file`.
@@ -389,10 +403,22 @@ impl Drop for ControlPlane {
 /// The multi-call binary built from `tests/cluster`: the environment variable `PINTLE_TEST_CLUSTER`.
 #[must_use]
 pub fn cluster_binary() -> PathBuf {
-    match std::env::var_os("PINTLE_TEST_CLUSTER") {
+    binary_named_by("PINTLE_TEST_CLUSTER")
+}
+
+/// kube-apiserver and kube-controller-manager of a release in one binary.
+pub(crate) fn binary_of(release: Release) -> PathBuf {
+    match release {
+        Release::Newest => cluster_binary(),
+        Release::V1_21 => binary_named_by("PINTLE_TEST_CLUSTER_1_21"),
+    }
+}
+
+fn binary_named_by(variable: &str) -> PathBuf {
+    match std::env::var_os(variable) {
         Some(path) => path.into(),
         None => panic!(
-            "PINTLE_TEST_CLUSTER is not set\nhint: run ./tests/run, or eval \"$(./tests/run --environment)\" before cargo test"
+            "{variable} is not set\nhint: run ./tests/run, or eval \"$(./tests/run --environment)\" before cargo test"
         ),
     }
 }

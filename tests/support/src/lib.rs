@@ -18,7 +18,7 @@
 //! # Errors
 //! Everything here panics with one line that says what it waited for and the end of the log concerned: a test bed that
 //! does not work is a failed test. `./tests/run` sets the environment variable `PINTLE_TEST_CLUSTER`, which names the
-//! multi-call binary built from `tests/cluster`.
+//! multi-call binary built from `tests/cluster`, and `PINTLE_TEST_CLUSTER_1_21` for that of an old release.
 
 mod agent;
 mod audit;
@@ -48,7 +48,7 @@ pub use authority::{Authority, CertificatePair};
 pub use bootstrap::BootstrapCredential;
 pub use clock::MovableClock;
 pub use condition::{eventually, holds_within};
-pub use control_plane::{ControlPlane, Identity, Options, StaticToken, cluster_binary, kubectl};
+pub use control_plane::{ControlPlane, Identity, Options, Release, StaticToken, cluster_binary, kubectl};
 pub use faulty_module::faulty_module;
 pub use forward::forward;
 pub use kubelet::{Kubelet, KubeletOptions};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::authority::{CertificatePair, new_key};
-use crate::control_plane::{Options, cluster_binary};
+use crate::control_plane::{Options, Release, binary_of, cluster_binary};
 use crate::process::ProcessCommand;
 use crate::{ReservedPorts, ScratchDirectory, audit, bootstrap};
 
@@ -33,7 +33,7 @@ pub(crate) fn api_server(
     let service_account_public_key = scratch.write("service-account.pub", service_account_key.public_key_pem());
     let service_account_key = scratch.write("service-account.key", service_account_key.serialize_pem());
     let tokens = scratch.write("tokens.csv", bootstrap::token_file(&options.static_tokens));
-    let mut command = ProcessCommand::new(cluster_binary(), scratch.join("kube-apiserver.log"))
+    let mut command = ProcessCommand::new(binary_of(options.release), scratch.join("kube-apiserver.log"))
         .argument("kube-apiserver")
         .flag("etcd-servers", format!("http://127.0.0.1:{}", ports.port(0)))
         .flag("bind-address", "127.0.0.1")
@@ -65,16 +65,22 @@ pub(crate) fn controller_manager(
     signing: &CertificatePair,
     kubeconfig: &Path,
 ) -> ProcessCommand {
-    let mut controllers = vec![
-        "certificatesigningrequest-signing-controller",
-        "certificatesigningrequest-cleaner-controller",
-        "bootstrap-signer-controller",
-        "token-cleaner-controller",
-    ];
+    // They have other names since 1.28.
+    let [signing_controller, cleaning, bootstrap_signer, token_cleaner, approving] = match options.release {
+        Release::Newest => [
+            "certificatesigningrequest-signing-controller",
+            "certificatesigningrequest-cleaner-controller",
+            "bootstrap-signer-controller",
+            "token-cleaner-controller",
+            "certificatesigningrequest-approving-controller",
+        ],
+        Release::V1_21 => ["csrsigning", "csrcleaner", "bootstrapsigner", "tokencleaner", "csrapproving"],
+    };
+    let mut controllers = vec![signing_controller, cleaning, bootstrap_signer, token_cleaner];
     if !options.manual_approval {
-        controllers.push("certificatesigningrequest-approving-controller");
+        controllers.push(approving);
     }
-    ProcessCommand::new(cluster_binary(), scratch.join("kube-controller-manager.log"))
+    let mut command = ProcessCommand::new(binary_of(options.release), scratch.join("kube-controller-manager.log"))
         .argument("kube-controller-manager")
         .flag("kubeconfig", kubeconfig)
         .argument("--authentication-skip-lookup")
@@ -82,6 +88,12 @@ pub(crate) fn controller_manager(
         .flag("leader-elect", "false")
         .flag("controllers", controllers.join(","))
         .flag("cluster-signing-cert-file", &signing.certificate)
-        .flag("cluster-signing-key-file", &signing.key)
-        .flag("cluster-signing-duration", &options.cluster_signing_duration)
+        .flag("cluster-signing-key-file", &signing.key);
+    if options.release == Release::V1_21 {
+        command = command.flag("port", "0"); // it would serve without TLS, on a port that others may have
+    }
+    if !options.cluster_signing_duration.is_empty() {
+        command = command.flag("cluster-signing-duration", &options.cluster_signing_duration);
+    }
+    command
 }
