@@ -53,7 +53,7 @@ fn check_cluster(config: &IdentityConfig, proxy: &ProxySettings) -> Result<(), C
     let refused = |error: ClusterError| {
         CliError::new(Exit::Usage, error, "correct the cluster's entry there, or remove the table [proxy]")
     };
-    match super::runtime()?.block_on(Cluster::read(&config.kubeconfig)) {
+    match Cluster::read(&config.kubeconfig) {
         Ok(cluster) => Upstream::of(&cluster, &proxy.api_servers).map(drop).map_err(refused),
         Err(_) => Ok(()),
     }

@@ -146,7 +146,7 @@ fn use_proxy(config: &IdentityConfig, kubeconfig: &mut Kubeconfig, target: Optio
     let upstream = super::runtime()?.block_on(async {
         let sources = [&config.kubeconfig].into_iter().chain(&config.bootstrap_kubeconfig);
         for path in sources {
-            if let Ok(cluster) = Cluster::read(path).await {
+            if let Ok(cluster) = Cluster::read(path) {
                 return Some(cluster.url().clone());
             }
         }

@@ -17,7 +17,7 @@ mod unfinished;
 
 use std::sync::Arc;
 
-use pintle_agent_core::rotation::Waiting;
+use pintle_agent_core::rotation::{SubmittedRequest, Waiting};
 use pintle_agent_core::{Action, Event, KeyName, Phase, Policy, State, Template, UnixTime, step};
 use pintle_plugins_api::{BackendError, KeyAlgorithm};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -75,6 +75,8 @@ pub struct Agent {
     /// Held for as long as the agent lives, so that no other publishes into the same directory.
     _pairs_lock: Option<FileLock>,
     probe: look_around::Probe,
+    /// The pending request that can be watched, and from which version of it on.
+    watchable: Option<(SubmittedRequest, String)>,
     /// Why it is not known yet what is held: then nothing is done.
     unfinished: Option<unfinished::Unfinished>,
 }
@@ -140,9 +142,7 @@ impl Agent {
     /// Saves the journal, then performs the action. Both end early when there is something else to look at.
     async fn act(&mut self, action: Action) -> Event {
         let waits = matches!(action, Action::Wait { .. });
-        let unsaved = self.journal.save(&self.state).err().map(|error| error.to_string());
-        let is_saved = unsaved.is_none();
-        self.note_journal(unsaved, &action);
+        let is_saved = self.journal.covers(&self.state) || self.save_journal(&action);
         self.installed.send_replace(is_saved && self.is_installed(&action));
         if !is_saved && !waits {
             // Nothing is done that is not written down first; what is known stays in memory meanwhile (case C29).
@@ -152,6 +152,14 @@ impl Agent {
             Action::Wait { until, .. } => self.pause(until).await,
             action => self.perform(action).await,
         }
+    }
+
+    /// Saves the journal, and tells when that does not work; whether it has.
+    fn save_journal(&mut self, action: &Action) -> bool {
+        let unsaved = self.journal.save(&self.state).err().map(|error| error.to_string());
+        let is_saved = unsaved.is_none();
+        self.note_journal(unsaved, action);
+        is_saved
     }
 
     /// Waits for a time, a command, a step of the clock, or a refusal of the certificate in use.

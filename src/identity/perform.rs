@@ -14,9 +14,8 @@ use super::pair::{check_or_restore_key, write_pair};
 use super::proxy::StillSpeaks;
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE};
-use crate::kubernetes::api::Watched;
 use crate::kubernetes::port::{ApiClient, Caller};
-use crate::kubernetes::requests::{Outcome, Standing};
+use crate::kubernetes::requests::{Outcome, Standing, Watched};
 use crate::telemetry;
 
 /// A watch is given up after this time and the request looked at anew: its connection does not survive a suspend.
@@ -28,12 +27,13 @@ impl Agent {
             Action::Wait { .. } => Event::Woke,
             Action::Generate { key, algorithm } => {
                 let id = key.id.clone();
-                let generated = match self.ports.keyring.backend(&key.backend) {
-                    Ok(backend) => {
-                        backend.call(GENERATE_DEADLINE, move |backend| backend.generate(&id, algorithm)).await
-                    }
-                    Err(error) => Err(error),
+                let generate = async {
+                    let backend = self.ports.keyring.backend(&key.backend)?;
+                    backend.call(GENERATE_DEADLINE, move |backend| backend.generate(&id, algorithm)).await
                 };
+                // While the backend works, what it takes to ask for a certificate is made ready.
+                let prepare = async { self.ports.api.prepare(&self.caller(self.state.authority(self.now()))) };
+                let (generated, ()) = futures::join!(generate, prepare);
                 match generated {
                     Ok(public_key) => {
                         let algorithm = public_key.algorithm().to_string();
@@ -59,18 +59,13 @@ impl Agent {
         let template = &next.template;
         let name = template.request_name(&next.public_key, next.attempt);
         let created = async {
-            let find = async || api.find(&name, &next.public_key, &template.signer_name).await.map_err(Refusal::Api);
-            // Created before a crash: then there is nothing to sign.
-            if let Some(standing) = find().await? {
-                return Ok(standing);
-            }
-            let server_minor = api.server_minor().await.unwrap_or(None);
-            let request = self.certification_request(next).await?;
-            let usages = template.usages(next.public_key.algorithm(), server_minor);
-            let created = api.submit(&name, &request, template, &usages).await.map_err(Refusal::Api)?;
+            let (server_minor, request) = futures::join!(api.server_minor(), self.certification_request(next));
+            let usages = template.usages(next.public_key.algorithm(), server_minor.unwrap_or(None));
+            let created = api.submit(&name, &request?, template, &usages).await.map_err(Refusal::Api)?;
             let standing = match created {
                 Some(request) => Some(Standing::Ours(request)),
-                None => find().await?,
+                // Created before a crash, or by somebody else.
+                None => api.find(&name, &next.public_key, &template.signer_name).await.map_err(Refusal::Api)?,
             };
             let gone = || format!("it has no certificates.k8s.io/v1, or {name} was just deleted");
             standing.ok_or_else(|| Refusal::Api(ApiFailure::Server(gone())))
@@ -84,6 +79,9 @@ impl Agent {
                     request: request.name.clone(),
                     authority: Self::authority_word(authority),
                 });
+                self.note_pending(&request, false);
+                // From no version on, a watch begins with the request as it is.
+                self.watchable = Some((request.clone(), String::new()));
                 Event::Submitted(request)
             }
             Err(Refusal::Backend(error)) => Event::SigningFailed(error),
@@ -111,12 +109,19 @@ impl Agent {
             Ok(api) => api,
             Err(failure) => return self.api_failed(authority, failure).await,
         };
+        if let Some((_, version)) = self.watchable.take_if(|(watchable, _)| watchable == request) {
+            return self.watch(api.as_ref(), next, request, &version, authority).await;
+        }
         let outcome = match api.outcome(request).await {
             Ok(outcome) => outcome,
             Err(failure) => return self.api_failed(authority, failure).await,
         };
         self.note_clock(api.clock_ahead());
-        let observation = match outcome {
+        Event::Observed(self.observation(next, request, outcome))
+    }
+
+    fn observation(&mut self, next: &Candidate, request: &SubmittedRequest, outcome: Outcome) -> Observation {
+        match outcome {
             Outcome::Issued(chain) => {
                 self.reread_authorities();
                 let authorities = self.authorities.as_deref();
@@ -135,31 +140,36 @@ impl Agent {
             Outcome::Failed(detail) => Observation::Failed(detail),
             Outcome::Gone => Observation::Gone,
             Outcome::Pending { approved, resource_version } => {
-                let known = Some((request.name.clone(), approved));
-                if self.reporter.pending != known {
-                    self.reporter.pending = known;
-                    let request = request.name.clone();
-                    self.telemetry.emit(telemetry::Event::RequestPending { request, approved });
-                    // So that the status says it before the wait begins.
-                    return Event::Observed(Observation::Pending);
-                }
-                return self.watch(api.as_ref(), request, &resource_version, authority).await;
+                self.note_pending(request, approved);
+                self.watchable = Some((request.clone(), resource_version));
+                Observation::Pending
             }
-        };
-        Event::Observed(observation)
+        }
     }
 
-    /// Watches a pending request, as long as nothing else happens.
+    /// Notes that the request is pending, so that the status says it before the wait begins.
+    fn note_pending(&mut self, request: &SubmittedRequest, approved: bool) {
+        let known = Some((request.name.clone(), approved));
+        if self.reporter.pending != known {
+            self.reporter.pending = known;
+            self.telemetry.emit(telemetry::Event::RequestPending { request: request.name.clone(), approved });
+        }
+    }
+
+    /// Watches a request that is pending, from this version of it on, as long as nothing else happens.
     async fn watch(
         &mut self,
         api: &dyn ApiClient,
+        next: &Candidate,
         request: &SubmittedRequest,
         version: &str,
         authority: Authority,
     ) -> Event {
+        let approved = self.reporter.pending == Some((request.name.clone(), true));
         let clock = Arc::clone(&self.ports.clock);
         let started = clock.monotonic();
-        let mut watch = api.watch(request, version);
+        let mut watch = api.watch(request, approved, version);
+        let mut is_saved = false;
         let watched = loop {
             tokio::select! {
                 biased;
@@ -167,7 +177,12 @@ impl Agent {
                 Some(command) = self.commands.recv() => return self.handle_command(command).await,
                 () = clock.sleep_until(None) => {}
             }
-            // A request can be pending for days, while which everything else is looked at as ever.
+            if !is_saved {
+                // It takes longer than that nothing needs to be known of it.
+                is_saved =
+                    self.save_journal(&Action::Observe { next: next.clone(), request: request.clone(), authority });
+            }
+            // A request can be pending for days, during which everything else is looked at as ever.
             self.telemetry.alive();
             let known = self.probe.trouble().cloned();
             let event = self.observe_environment().await;
@@ -177,12 +192,13 @@ impl Agent {
                 return event;
             }
         };
+        drop(watch);
         match watched {
+            Ok(Watched::Outcome(outcome)) => Event::Observed(self.observation(next, request, outcome)),
             // The request is looked at anew by the next action.
-            Ok(Watched::Changed) => Event::Observed(Observation::Pending),
+            Ok(Watched::Nothing) => Event::Observed(Observation::Pending),
             // May get, may not watch, or not from the object's version: then it is looked at every few seconds.
             Ok(Watched::Expired) | Err(ApiFailure::Forbidden(_)) => {
-                let clock = Arc::clone(&self.ports.clock);
                 clock.sleep_until(Some(clock.now() + Duration::from_secs(5))).await;
                 Event::Observed(Observation::Pending)
             }

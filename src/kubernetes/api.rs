@@ -1,5 +1,6 @@
 //! One connection's worth of the API server: requests go out, answers or [`ApiFailure`]s come back.
 
+use std::marker::PhantomData;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -32,21 +33,27 @@ const SHORTEST_WATCH: Duration = Duration::from_secs(5);
 /// An answer longer than this is not what was asked for.
 const MAXIMUM_ANSWER: usize = 4 << 20;
 
-/// What a watch has shown.
+/// An event of a watch, and the object as it is since.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Watched {
-    /// That the object is to be looked at again.
-    Changed,
-    /// That nothing can be watched from a version as old as the one asked for.
+pub enum WatchEvent<T> {
+    /// It was created or has changed.
+    Changed(T),
+    /// It is deleted.
+    Deleted,
+    /// Nothing can be watched from a version as old as the one asked for.
     Expired,
+    /// The server has ended the watch.
+    Ended,
 }
 
-/// An event of a watch.
-#[derive(serde::Deserialize)]
-struct WatchEvent {
-    #[serde(rename = "type")]
-    kind: String,
-    object: serde_json::Value,
+/// A watch that is open.
+pub struct Watch<T> {
+    frames: BodyStream<Body>,
+    /// What has arrived of the line that comes next.
+    arrived: Vec<u8>,
+    opened: Duration,
+    shown: bool,
+    object: PhantomData<fn() -> T>,
 }
 
 impl Api {
@@ -91,27 +98,25 @@ impl Api {
         parse(&content).map(Some)
     }
 
-    /// Waits until a watch shows any event, or the server or the time ends it.
+    /// Opens a watch; `None` if nothing can be watched from a version as old as the one asked for.
     ///
     /// # Errors
-    /// Those of [`ApiFailure`], also where the server says it in an event; and a watch that the server ends at once.
-    pub async fn watch_once(&self, path: &str, limit: Duration) -> Result<Watched, ApiFailure> {
+    /// Those of [`ApiFailure`].
+    pub async fn open_watch<T: DeserializeOwned>(&self, path: &str) -> Result<Option<Watch<T>>, ApiFailure> {
         let request = self.request(Method::GET, path, Vec::new())?;
         let response =
             within(ANSWER_TIMEOUT, async { self.client.send(request).await.map_err(|error| self.unreachable(&error)) })
                 .await?;
         let (parts, body) = response.into_parts();
         self.note_clock(&parts.headers);
+        if parts.status == StatusCode::GONE {
+            return Ok(None);
+        }
         if !parts.status.is_success() {
             let content = collect(body).await?;
-            return expired(parts.status).map_or_else(|| Err(failure(parts.status, &parts.headers, &content)), Ok);
+            return Err(failure(parts.status, &parts.headers, &content));
         }
-        let started = monotonic();
-        match timeout(limit, first_line(body)).await {
-            Ok(line) => watched(&line?, monotonic() - started),
-            // The end of our patience: the object is looked at again.
-            Err(_) => Ok(Watched::Changed),
-        }
+        Ok(Some(Watch::new(body)))
     }
 
     async fn send(&self, method: Method, path: &str, content: Vec<u8>) -> Result<(StatusCode, Vec<u8>), ApiFailure> {
@@ -174,44 +179,86 @@ async fn collect(body: Body) -> Result<Vec<u8>, ApiFailure> {
     Ok(collected.to_bytes().to_vec())
 }
 
-/// A watch's first event, as far as it comes.
-async fn first_line(body: Body) -> Result<Vec<u8>, ApiFailure> {
-    let (mut frames, mut line) = (BodyStream::new(body), Vec::new());
-    while !line.contains(&b'\n') && line.len() < MAXIMUM_ANSWER {
-        match frames.next().await {
-            Some(Ok(frame)) => line.extend_from_slice(frame.data_ref().map_or(&[], AsRef::as_ref)),
-            Some(Err(error)) => return Err(unreachable(&error)),
-            None => break,
+impl<T: DeserializeOwned> Watch<T> {
+    fn new(body: Body) -> Self {
+        let frames = BodyStream::new(body);
+        Self { frames, arrived: Vec::new(), opened: monotonic(), shown: false, object: PhantomData }
+    }
+
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    /// Those of [`ApiFailure`], also where the server says it in an event; and a watch that the server ends at once.
+    pub async fn next(&mut self) -> Result<WatchEvent<T>, ApiFailure> {
+        /// As it is sent. What an object is, is for its type to say.
+        #[derive(serde::Deserialize)]
+        struct Sent {
+            #[serde(rename = "type")]
+            kind: String,
+            object: serde_json::Value,
+        }
+        loop {
+            let line = self.line().await?;
+            if line.is_empty() {
+                return ended(self.shown, monotonic() - self.opened);
+            }
+            let Sent { kind, object } = parse(&line)?;
+            self.shown = true;
+            return match kind.as_str() {
+                "BOOKMARK" => continue,
+                "DELETED" => Ok(WatchEvent::Deleted),
+                "ERROR" => {
+                    let code = object["code"].as_u64().and_then(|code| u16::try_from(code).ok());
+                    let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+                    match code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR) {
+                        // An object that nobody has touched for some minutes has a version that the server no longer
+                        // watches from.
+                        StatusCode::GONE => Ok(WatchEvent::Expired),
+                        code => Err(failure(code, &http::HeaderMap::new(), object.to_string().as_bytes())),
+                    }
+                }
+                _ => serde_json::from_value(object).map(WatchEvent::Changed).map_err(|error| unusable(&error)),
+            };
         }
     }
-    line.truncate(line.iter().position(|octet| *octet == b'\n').unwrap_or(line.len()));
-    Ok(line)
+
+    /// The next line; empty at the end.
+    async fn line(&mut self) -> Result<Vec<u8>, ApiFailure> {
+        let mut searched = 0;
+        loop {
+            if let Some(length) = self.arrived[searched..].iter().position(|byte| *byte == b'\n') {
+                let rest = self.arrived.split_off(searched + length + 1);
+                let mut line = std::mem::replace(&mut self.arrived, rest);
+                line.pop();
+                return Ok(line);
+            }
+            searched = self.arrived.len();
+            if searched > MAXIMUM_ANSWER {
+                return Err(ApiFailure::Server("an event of its watch is too long".to_owned()));
+            }
+            match self.frames.next().await {
+                Some(Ok(frame)) => self.arrived.extend_from_slice(frame.data_ref().map_or(&[], AsRef::as_ref)),
+                Some(Err(error)) => return Err(unreachable(&error)),
+                None => return Ok(std::mem::take(&mut self.arrived)),
+            }
+        }
+    }
 }
 
-/// What a watch has shown that ended, or whose first event came, after this time.
-fn watched(line: &[u8], after: Duration) -> Result<Watched, ApiFailure> {
-    if line.is_empty() {
-        let early = || ApiFailure::Server("it ends a watch at once, and without an event".to_owned());
-        return if after < SHORTEST_WATCH { Err(early()) } else { Ok(Watched::Changed) };
+/// What it means that a watch has ended, after an event or without one, and after this time.
+fn ended<T>(shown: bool, after: Duration) -> Result<WatchEvent<T>, ApiFailure> {
+    if shown || after >= SHORTEST_WATCH {
+        return Ok(WatchEvent::Ended);
     }
-    let event: WatchEvent = parse(line)?;
-    if event.kind != "ERROR" {
-        return Ok(Watched::Changed);
-    }
-    let code = event.object["code"].as_u64().and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
-    let code = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let content = event.object.to_string();
-    expired(code).map_or_else(|| Err(failure(code, &http::HeaderMap::new(), content.as_bytes())), Ok)
-}
-
-/// An object that nobody has touched for some minutes has a version that the server no longer watches from.
-fn expired(status: StatusCode) -> Option<Watched> {
-    (status == StatusCode::GONE).then_some(Watched::Expired)
+    Err(ApiFailure::Server("it ends a watch at once, and without an event".to_owned()))
 }
 
 fn parse<T: DeserializeOwned>(content: &[u8]) -> Result<T, ApiFailure> {
-    serde_json::from_slice(content)
-        .map_err(|error| ApiFailure::Server(format!("its answer cannot be used: {}", parse_error::json(&error))))
+    serde_json::from_slice(content).map_err(|error| unusable(&error))
+}
+
+fn unusable(error: &serde_json::Error) -> ApiFailure {
+    ApiFailure::Server(format!("its answer cannot be used: {}", parse_error::json(error)))
 }
 
 /// The causes of an error in one line: what went wrong deep down (refused, expired, unknown issuer) is what helps.
@@ -272,10 +319,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watch_that_shows_nothing_is_not_taken_for_a_change() {
-        let watch = async |status, answer| answering(status, answer).watch_once("/", Duration::from_secs(60)).await;
+    async fn a_watch_shows_its_events_one_by_one_and_nothing_else_is_taken_for_one() {
+        let watch = async |status, answer| match answering(status, answer).open_watch::<serde_json::Value>("/").await? {
+            Some(mut watch) => watch.next().await,
+            None => Ok(WatchEvent::Expired),
+        };
         let ok = StatusCode::OK;
-        assert_eq!(watch(ok, "{\"type\":\"MODIFIED\",\"object\":{}}\n{").await, Ok(Watched::Changed));
+        let changed = |object| Ok(WatchEvent::Changed(object));
+        assert_eq!(watch(ok, "{\"type\":\"MODIFIED\",\"object\":{}}\n{").await, changed(serde_json::json!({})));
+        let after_a_bookmark = "{\"type\":\"BOOKMARK\",\"object\":{}}\n{\"type\":\"ADDED\",\"object\":1}\n";
+        assert_eq!(watch(ok, after_a_bookmark).await, changed(serde_json::json!(1)));
+        assert_eq!(watch(ok, "{\"type\":\"DELETED\",\"object\":{}}\n").await, Ok(WatchEvent::Deleted));
         assert!(matches!(watch(ok, "").await, Err(ApiFailure::Server(_))));
         assert!(matches!(watch(ok, "<html>").await, Err(ApiFailure::Server(_))));
         let throttled = r#"{"type":"ERROR","object":{"code":429,"message":"no","details":{"retryAfterSeconds":7}}}"#;
@@ -284,9 +338,19 @@ mod tests {
             matches!(watch(ok, throttled).await, Err(ApiFailure::Throttled { retry_after, .. }) if retry_after == after)
         );
         let expired = r#"{"type":"ERROR","object":{"code":410,"message":"too old resource version"}}"#;
-        assert_eq!(watch(ok, expired).await, Ok(Watched::Expired));
-        assert_eq!(watch(StatusCode::GONE, "").await, Ok(Watched::Expired));
-        assert_eq!(watched(b"", Duration::from_secs(60)), Ok(Watched::Changed));
+        assert_eq!(watch(ok, expired).await, Ok(WatchEvent::Expired));
+        assert_eq!(watch(StatusCode::GONE, "").await, Ok(WatchEvent::Expired));
+    }
+
+    #[tokio::test]
+    async fn a_watch_ends_after_an_event_or_some_time_without_a_failure() {
+        let event = "{\"type\":\"MODIFIED\",\"object\":{}}\n";
+        let opened = answering(StatusCode::OK, event).open_watch::<serde_json::Value>("/").await;
+        let mut watch = opened.expect("answered").expect("open");
+        assert!(matches!(watch.next().await, Ok(WatchEvent::Changed(_))));
+        assert_eq!(watch.next().await, Ok(WatchEvent::Ended));
+        assert_eq!(ended::<()>(false, SHORTEST_WATCH), Ok(WatchEvent::Ended));
+        assert!(ended::<()>(false, Duration::ZERO).is_err());
     }
 
     #[tokio::test]

@@ -19,10 +19,7 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use tokio::sync::oneshot;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
-
-use crate::world::task;
 
 use super::authorities::{Authorities, no_verification};
 use super::kubeconfig::{ClientPair, KubeconfigFile, UserEntry};
@@ -83,12 +80,7 @@ impl Cluster {
     ///
     /// # Errors
     /// If there is no such file, or it cannot be used.
-    #[expect(clippy::unused_async, reason = "its callers will read files through a port that is async")]
-    pub async fn read(path: &Path) -> Result<Self, ClusterError> {
-        Self::read_now(path)
-    }
-
-    fn read_now(path: &Path) -> Result<Self, ClusterError> {
+    pub fn read(path: &Path) -> Result<Self, ClusterError> {
         let failed = |detail: String| ClusterError { path: path.to_owned(), detail, missing: false };
         let unreadable = |error: io::Error| ClusterError {
             missing: error.kind() == io::ErrorKind::NotFound,
@@ -212,21 +204,12 @@ impl Cluster {
             && self.trust == other.trust
     }
 
-    /// A client with the credential that the kubeconfig carries. Having it may take as long as an exec plugin likes, and
-    /// nothing can end that, so it is done on a thread of its own, and the answer comes when it comes.
+    /// A client with the credential that the kubeconfig carries. This blocks for as long as an exec plugin likes, and
+    /// nothing can end that, so it is called on a thread of its own.
     ///
     /// # Errors
-    /// The answer is an error if that credential cannot be read or obtained.
-    pub fn connect(self) -> oneshot::Receiver<Result<Api, ClusterError>> {
-        let (sender, receiver) = oneshot::channel();
-        task::spawn_thread(move || {
-            // Nobody may be waiting any more.
-            let _ = sender.send(self.connect_now());
-        });
-        receiver
-    }
-
-    fn connect_now(&self) -> Result<Api, ClusterError> {
+    /// If that credential cannot be read or obtained.
+    pub fn connect(&self) -> Result<Api, ClusterError> {
         let directory = self.directory();
         let mut auth = self.exec_and_impersonation.clone();
         if let Some((name, password)) = self.user.basic() {
@@ -286,6 +269,8 @@ impl Cluster {
     fn api(&self, tls: rustls::ClientConfig, auth: AuthInfo) -> Result<Api, ClusterError> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
+        // Else what follows the end of a TLS handshake waits for the server's delayed acknowledgement, some 40 ms.
+        tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let Some(proxy) = &self.proxy else { return Ok(Api::new(self.client_over(tls, auth, tcp)?, None)) };
         let client = match proxy.url.scheme_str() {
@@ -388,14 +373,14 @@ fn socks<C>(to: &Proxy, connector: C) -> proxy::SocksV5<C> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_pipe_or_a_directory_is_refused_and_not_waited_for() {
+    #[test]
+    fn a_pipe_or_a_directory_is_refused_and_not_waited_for() {
         let directory = tempfile::tempdir().expect("a directory");
         let pipe = directory.path().join("pipe");
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).expect("made");
         for path in [&pipe, directory.path()] {
-            let error = Cluster::read(path).await.err().expect("it is refused");
+            let error = Cluster::read(path).err().expect("it is refused");
             assert!(error.to_string().contains("regular file"), "{error}");
         }
     }

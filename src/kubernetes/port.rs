@@ -10,8 +10,7 @@ use pintle_agent_core::{Credential, Template};
 use pintle_plugins_api::PublicKey;
 
 use super::Api;
-use super::api::Watched;
-use super::requests::{Outcome, Standing};
+use super::requests::{Outcome, Standing, Watched};
 
 /// As whom the API server is asked.
 #[derive(Clone, Debug)]
@@ -29,6 +28,9 @@ pub trait ApiServer: Send + Sync {
     /// # Errors
     /// `NoCredential` where there is no kubeconfig, credential or key to speak with.
     fn connect<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, Result<Arc<dyn ApiClient>, ApiFailure>>;
+
+    /// Begins to make ready what a later [`connect`](Self::connect) as this caller takes, without waiting for it.
+    fn prepare(&self, _caller: &Caller) {}
 
     /// Closes the connections as this caller and reads its credential anew at the next call. A bootstrap credential
     /// whose file is gone stays: it may be the only one (case C23).
@@ -66,10 +68,11 @@ pub trait ApiClient: Send + Sync {
     /// What has become of the request.
     fn outcome<'a>(&'a self, request: &'a SubmittedRequest) -> BoxFuture<'a, Result<Outcome, ApiFailure>>;
 
-    /// Waits until something happens to the request, or for some minutes at most.
+    /// Waits until something happens to the request that stands so, or for some minutes at most.
     fn watch<'a>(
         &'a self,
         request: &'a SubmittedRequest,
+        approved: bool,
         resource_version: &'a str,
     ) -> BoxFuture<'a, Result<Watched, ApiFailure>>;
 
@@ -112,9 +115,10 @@ impl ApiClient for Api {
     fn watch<'a>(
         &'a self,
         request: &'a SubmittedRequest,
+        approved: bool,
         resource_version: &'a str,
     ) -> BoxFuture<'a, Result<Watched, ApiFailure>> {
-        Box::pin(self.watch(request, resource_version))
+        Box::pin(self.watch(request, approved, resource_version))
     }
 
     fn who_am_i(&self) -> BoxFuture<'_, Result<Option<String>, ApiFailure>> {

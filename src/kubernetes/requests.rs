@@ -13,12 +13,16 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
 use super::Api;
-use super::api::Watched;
+use super::api::WatchEvent;
+use crate::world::task::timeout;
 
 const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 /// A watch is opened anew after this time: a connection that died silently, as in a suspended machine, must not hold up
 /// a certificate for ever.
 const WATCH_LIMIT: Duration = Duration::from_secs(240);
+
+/// A request that is approved is usually signed this soon, and then seen by the same watch.
+const SIGNING_TIME: Duration = Duration::from_secs(1);
 
 /// What stands at the API server under the name of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,6 +31,17 @@ pub enum Standing {
     Ours(SubmittedRequest),
     /// Another's, for another key or signer: whoever may create one may call it what they like.
     NotOurs,
+}
+
+/// What a watch has shown.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// What has become of the request.
+    Outcome(Outcome),
+    /// Nothing, for some minutes.
+    Nothing,
+    /// That nothing can be watched from a version as old as the one asked for.
+    Expired,
 }
 
 /// What has become of a request.
@@ -116,17 +131,43 @@ impl Api {
         Ok(found.map_or(Outcome::Gone, |found| outcome_of(found, &request.uid)))
     }
 
-    /// Waits until something happens to the request, or for some minutes at most.
+    /// Waits until something happens to the request that stands so, or for some minutes at most.
     ///
     /// # Errors
     /// Those of [`ApiFailure`]; `Forbidden` where the credential may get a request and not watch it.
-    pub async fn watch(&self, request: &SubmittedRequest, resource_version: &str) -> Result<Watched, ApiFailure> {
+    pub async fn watch(
+        &self,
+        request: &SubmittedRequest,
+        approved: bool,
+        resource_version: &str,
+    ) -> Result<Watched, ApiFailure> {
         let path = format!(
             "{PATH}?watch=true&fieldSelector=metadata.name%3D{}&resourceVersion={resource_version}&timeoutSeconds={}",
             request.name,
             WATCH_LIMIT.as_secs()
         );
-        self.watch_once(&path, WATCH_LIMIT + Duration::from_secs(10)).await
+        let Some(mut watch) = self.open_watch::<CertificateSigningRequest>(&path).await? else {
+            return Ok(Watched::Expired);
+        };
+        // When the server or our patience ends the watch, the request is looked at again.
+        let (mut last, mut patience) = (Watched::Nothing, WATCH_LIMIT + Duration::from_secs(10));
+        while let Ok(event) = timeout(patience, watch.next()).await {
+            match event? {
+                WatchEvent::Expired => return Ok(Watched::Expired),
+                WatchEvent::Ended => break,
+                WatchEvent::Deleted => return Ok(Watched::Outcome(Outcome::Gone)),
+                WatchEvent::Changed(object) => {
+                    let outcome = outcome_of(object, &request.uid);
+                    match outcome {
+                        Outcome::Pending { approved: true, .. } if !approved => patience = SIGNING_TIME,
+                        Outcome::Pending { .. } => continue,
+                        _ => return Ok(Watched::Outcome(outcome)),
+                    }
+                    last = Watched::Outcome(outcome);
+                }
+            }
+        }
+        Ok(last)
     }
 
     /// As whom the API server knows the one who asks, where it says so (since Kubernetes 1.28). Any answer at all shows

@@ -14,9 +14,9 @@ use crate::config::IdentityConfig;
 use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{HeldCertificate, Keyring, certified_key};
 use crate::kubernetes::port::{ApiClient, ApiServer, Caller};
-use crate::kubernetes::{Api, Cluster, ClusterError};
+use crate::kubernetes::{Api, Cluster};
 use crate::store::FileStamp;
-use crate::world::task::timeout;
+use crate::world::task::{self, timeout};
 use crate::world::{Files as _, SystemFiles};
 
 /// An exec plugin that takes longer is said to hang. It is waited for all the same.
@@ -45,7 +45,7 @@ struct Known {
 /// A bootstrap credential that is being obtained. One at a time: an exec plugin that hangs would otherwise be started
 /// again and again.
 struct Connecting {
-    answer: oneshot::Receiver<Result<Api, ClusterError>>,
+    answer: oneshot::Receiver<Result<Api, ApiFailure>>,
 }
 
 /// Files as they were when they were last read.
@@ -101,28 +101,12 @@ impl Connections {
         let Some(path) = &self.config.bootstrap_kubeconfig else {
             return Err(ApiFailure::NoCredential("there is no certificate and no bootstrap kubeconfig".to_owned()));
         };
-        let no_credential = |error: ClusterError| ApiFailure::NoCredential(error.to_string());
-        // Another kubeconfig is worth another try.
-        let connecting = {
-            let mut known = self.known();
-            let unchanged = known.seen.as_ref().is_some_and(|seen| !seen.changed());
-            known.connecting.take().filter(|_| unchanged)
-        };
-        let mut connecting = match connecting {
-            Some(connecting) => connecting,
-            None => {
-                let mut seen = SeenFiles::default();
-                seen.note(path);
-                self.known().seen = Some(seen);
-                let cluster = Cluster::read(path).await.map_err(no_credential)?;
-                if let Some(seen) = &mut self.known().seen {
-                    cluster.token_file().into_iter().for_each(|token| seen.note(&token));
-                }
-                Connecting { answer: cluster.connect() }
-            }
+        self.begin_bootstrap(path)?;
+        let Some(mut connecting) = self.known().connecting.take() else {
+            return Err(ApiFailure::NoCredential("another call waits for the credential".to_owned()));
         };
         let api = match timeout(CREDENTIAL_TIMEOUT, &mut connecting.answer).await {
-            Ok(Ok(answer)) => Arc::new(answer.map_err(no_credential)?),
+            Ok(Ok(answer)) => Arc::new(answer?),
             Ok(Err(_)) => return Err(ApiFailure::NoCredential("the thread that asks for it has ended".to_owned())),
             Err(_) => {
                 self.known().connecting = Some(connecting);
@@ -132,25 +116,42 @@ impl Connections {
                 return Err(ApiFailure::NoCredential(detail));
             }
         };
-        if !SystemFiles.exists(&self.config.kubeconfig) {
-            let kept = self.config.cluster_kubeconfig();
-            let written = Kubeconfig::for_cluster_of(&SystemFiles, path)
-                .and_then(|kubeconfig| kubeconfig.write(&SystemFiles, &kept, None));
-            written.map_err(|error| {
-                ApiFailure::NoCredential(format!("the cluster of {} cannot be kept: {error}", path.display()))
-            })?;
-        }
         self.known().bootstrap = Some(Arc::clone(&api));
         Ok(api)
+    }
+
+    /// Begins to obtain the bootstrap credential, unless that has begun already, and nothing has changed since: another
+    /// kubeconfig is worth another try.
+    fn begin_bootstrap(&self, path: &Path) -> Result<(), ApiFailure> {
+        let mut known = self.known();
+        let unchanged = known.seen.as_ref().is_some_and(|seen| !seen.changed());
+        if unchanged && known.connecting.is_some() {
+            return Ok(());
+        }
+        let mut seen = SeenFiles::default();
+        seen.note(path);
+        known.seen = Some(seen);
+        let cluster = Cluster::read(path).map_err(|error| ApiFailure::NoCredential(error.to_string()))?;
+        if let Some(seen) = &mut known.seen {
+            cluster.token_file().into_iter().for_each(|token| seen.note(&token));
+        }
+        let kept = (!SystemFiles.exists(&self.config.kubeconfig)).then(|| self.config.cluster_kubeconfig());
+        let (sender, answer) = oneshot::channel();
+        task::spawn_thread(move || {
+            // Nobody may be waiting any more.
+            let _ = sender.send(connect(&cluster, kept.as_deref()));
+        });
+        known.connecting = Some(Connecting { answer });
+        Ok(())
     }
 
     /// Where the API server is: the kubelet's kubeconfig says so, and before there is one, the bootstrap kubeconfig or
     /// what was kept of it. One that is torn or invalid is as good as none.
     pub(super) async fn cluster(&self) -> Result<Cluster, ApiFailure> {
-        let mut found = Cluster::read(&self.config.kubeconfig).await;
+        let mut found = Cluster::read(&self.config.kubeconfig);
         for path in self.config.bootstrap_kubeconfig.iter().chain([&self.config.cluster_kubeconfig()]) {
             let Err(error) = &found else { break };
-            let other = Cluster::read(path).await;
+            let other = Cluster::read(path);
             // Of two that cannot be used, the one that exists says more.
             if other.is_ok() || error.missing {
                 found = other;
@@ -158,6 +159,21 @@ impl Connections {
         }
         found.map_err(|error| ApiFailure::NoCredential(error.to_string()))
     }
+}
+
+/// A client as the bootstrap credential. Where the cluster is, is kept in a file of our own if one is named: the
+/// kubeconfig may be gone when it is needed (case C23).
+fn connect(cluster: &Cluster, kept: Option<&Path>) -> Result<Api, ApiFailure> {
+    let api = cluster.connect().map_err(|error| ApiFailure::NoCredential(error.to_string()))?;
+    if let Some(kept) = kept {
+        let written = Kubeconfig::for_cluster_of(&SystemFiles, cluster.source())
+            .and_then(|kubeconfig| kubeconfig.write(&SystemFiles, kept, None));
+        written.map_err(|error| {
+            let source = cluster.source().display();
+            ApiFailure::NoCredential(format!("the cluster of {source} cannot be kept: {error}"))
+        })?;
+    }
+    Ok(api)
 }
 
 impl ApiServer for Connections {
@@ -169,6 +185,15 @@ impl ApiServer for Connections {
             };
             Ok(api as Arc<dyn ApiClient>)
         })
+    }
+
+    fn prepare(&self, caller: &Caller) {
+        if let (Caller::Bootstrap, Some(path)) = (caller, &self.config.bootstrap_kubeconfig)
+            && self.known().bootstrap.is_none()
+        {
+            // What is wrong is told when a client is asked for.
+            let _ = self.begin_bootstrap(path);
+        }
     }
 
     fn forget(&self, caller: &Caller) {

@@ -18,9 +18,8 @@ use super::disk::{Disk, DiskCall};
 use super::random::Random;
 use super::time::{Timers, crash};
 use crate::keys::{BackendThread, Keyring, Opener};
-use crate::kubernetes::api::Watched;
 use crate::kubernetes::port::{ApiClient, ApiServer, Caller};
-use crate::kubernetes::requests::{Outcome, Standing};
+use crate::kubernetes::requests::{Outcome, Standing, Watched};
 use crate::world::Clock;
 
 /// When simulations begin, in milliseconds since 1970.
@@ -351,7 +350,8 @@ impl ApiClient for Client {
     fn watch<'a>(
         &'a self,
         request: &'a SubmittedRequest,
-        version: &'a str,
+        approved: bool,
+        _: &'a str,
     ) -> BoxFuture<'a, Result<Watched, ApiFailure>> {
         Box::pin(async move {
             let server = self.world.lock().control_plane.server;
@@ -362,12 +362,12 @@ impl ApiClient for Client {
             let begun = self.world.timers.now();
             while self.world.timers.now() - begun < 240_000 {
                 let outcome = self.ask("watch", true, |control_plane, _| control_plane.outcome(request)).await?;
-                if !matches!(&outcome, Outcome::Pending { resource_version, .. } if resource_version == version) {
-                    break;
+                if !matches!(&outcome, Outcome::Pending { approved: now, .. } if *now == approved) {
+                    return Ok(Watched::Outcome(outcome));
                 }
                 self.world.timers.sleep(Duration::from_secs(60)).await;
             }
-            Ok(Watched::Changed)
+            Ok(Watched::Nothing)
         })
     }
 

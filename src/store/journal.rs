@@ -18,7 +18,7 @@ pub struct Journal {
     files: Arc<dyn Files>,
     path: PathBuf,
     template: Template,
-    saved: Option<Vec<u8>>,
+    saved: Option<State>,
 }
 
 /// What every version writes.
@@ -99,11 +99,19 @@ impl Journal {
         Ok(Some(state))
     }
 
+    /// Whether what was saved last is enough to get to this state again after a crash.
+    pub fn covers(&self, state: &State) -> bool {
+        self.saved.as_ref().is_some_and(|saved| state.follows_from(saved))
+    }
+
     /// Saves the state, unless it is what was saved last.
     ///
     /// # Errors
     /// Whatever the file system says; the journal then is as it was.
     pub fn save(&mut self, state: &State) -> io::Result<()> {
+        if self.saved.as_ref() == Some(state) {
+            return Ok(());
+        }
         let entry = Entry {
             version: VERSION,
             identity: self.template.common_name.clone(),
@@ -111,10 +119,8 @@ impl Journal {
             rotation: state.clone(),
         };
         let content = serde_json::to_vec_pretty(&entry).map_err(io::Error::other)?;
-        if self.saved.as_ref() != Some(&content) {
-            durable::replace(self.files.as_ref(), &self.path, &content, 0o600)?;
-            self.saved = Some(content);
-        }
+        durable::replace(self.files.as_ref(), &self.path, &content, 0o600)?;
+        self.saved = Some(entry.rotation);
         Ok(())
     }
 

@@ -24,9 +24,8 @@ fn kubectl_takes(kubeconfig: &Path) -> Result<(), String> {
 fn pintle_takes(kubeconfig: &Path) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("a runtime can be made").block_on(async {
-        let cluster = Cluster::read(kubeconfig).await.map_err(|error| error.to_string())?;
-        let api = cluster.connect().await.map_err(|_| "its thread has panicked".to_owned())?;
-        let api = api.map_err(|error| error.to_string())?;
+        let cluster = Cluster::read(kubeconfig).map_err(|error| error.to_string())?;
+        let api = cluster.connect().map_err(|error| error.to_string())?;
         let minor = api.server_minor().await.map_err(|failure| failure.to_string())?;
         minor.map(drop).ok_or_else(|| "there is no version".to_owned())
     })

@@ -96,7 +96,7 @@ async fn the_key_exchange_with_an_api_server_that_can_is_post_quantum() {
         listener.local_addr().unwrap()
     );
     std::fs::write(path("kubeconfig"), kubeconfig).unwrap();
-    let cluster = Cluster::read(&path("kubeconfig")).await.unwrap();
+    let cluster = Cluster::read(&path("kubeconfig")).unwrap();
     let upstream = Arc::new(Upstream::of(&cluster, &[]).unwrap());
     let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
     let (stream, client) = tokio::join!(accept_known(&listener, &authority), bed.connect("http/1.1"));

@@ -85,6 +85,17 @@ impl Phase {
         }
     }
 
+    /// How often a certificate for the next key has been requested, this time included.
+    pub(super) fn attempt(&self) -> u32 {
+        match self {
+            Self::Requesting { next }
+            | Self::Awaiting { next, .. }
+            | Self::Proving { next, .. }
+            | Self::Publishing { next, .. } => next.attempt,
+            _ => 1,
+        }
+    }
+
     /// The key that is being made, requested or published, and is not in use yet.
     pub fn next_key(&self) -> Option<&KeyName> {
         match self {

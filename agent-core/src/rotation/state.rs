@@ -55,6 +55,20 @@ impl State {
         Self { installation, ..Self::default() }
     }
 
+    /// Whether an agent that starts again from the earlier state `saved` gets to this one by itself, because only what can
+    /// be repeated has happened since: the key of the id that was chosen was made, and its certificate requested, issued
+    /// or proven. Generating a key again, or creating a request again, finds the one that is there.
+    pub fn follows_from(&self, saved: &Self) -> bool {
+        let is_repeatable = match &self.phase {
+            Phase::Requesting { next } | Phase::Awaiting { next, .. } => next.attempt == saved.phase.attempt(),
+            Phase::Proving { next, refusals: 0, unanswered: false, .. } => next.attempt == saved.phase.attempt(),
+            _ => false,
+        };
+        is_repeatable
+            && self.phase.next_key() == saved.phase.next_key()
+            && Self { phase: saved.phase.clone(), ..self.clone() } == *saved
+    }
+
     /// What tells this installation's keys from those of any other agent that shares a device.
     pub fn installation(&self) -> &str {
         &self.installation

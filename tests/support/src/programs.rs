@@ -86,6 +86,9 @@ pub(crate) fn controller_manager(
         .argument("--authentication-skip-lookup")
         .flag("secure-port", "0")
         .flag("leader-elect", "false")
+        // By default it sends 20 requests a second, some five certificates' worth, which every test would wait for.
+        .flag("kube-api-qps", "1000")
+        .flag("kube-api-burst", "1000")
         .flag("controllers", controllers.join(","))
         .flag("cluster-signing-cert-file", &signing.certificate)
         .flag("cluster-signing-key-file", &signing.key);
