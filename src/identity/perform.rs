@@ -184,8 +184,11 @@ impl Agent {
             }
             // A request can be pending for days, during which everything else is looked at as ever.
             self.telemetry.alive();
+            let known = self.probe.trouble().cloned();
             let event = self.observe_environment().await;
-            if event != Event::Woke || clock.monotonic() - started > WATCH_LIMIT {
+            // The status has to say what is wrong, or no longer wrong, before the watch goes on.
+            let is_news = self.probe.trouble() != known.as_ref();
+            if event != Event::Woke || is_news || clock.monotonic() - started > WATCH_LIMIT {
                 return event;
             }
         };

@@ -212,8 +212,15 @@ impl Agent {
             "rotation is off: the certificate is not renewed before it expires".clone_into(&mut status.reason);
             "run with --rotate-certificates=true".clone_into(&mut status.hint);
         }
+        // What others read is in trouble also while an approver or the signer is waited for, perhaps for days.
         if let Some(trouble) = self.probe.trouble()
-            && matches!(status.state, telemetry::State::Ready | telemetry::State::RotationOff)
+            && matches!(
+                status.state,
+                telemetry::State::Ready
+                    | telemetry::State::RotationOff
+                    | telemetry::State::WaitingForApproval
+                    | telemetry::State::WaitingForSigner
+            )
         {
             status.state = telemetry::State::Failing;
             status.reason = format!("{} cannot be used: {}", trouble.path, trouble.reason);

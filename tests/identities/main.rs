@@ -2,6 +2,8 @@
 
 #[path = "../embedded/mod.rs"]
 mod embedded;
+mod faults;
+mod interceptor;
 mod once;
 mod several;
 mod upgrade;
@@ -39,8 +41,18 @@ impl Machine {
 
     /// `pintle run`.
     pub(crate) fn agent(&self) -> AgentCommand {
-        let command = AgentCommand::new(PINTLE, &self.scratch).argument("run");
-        let command = command.flag("config", self.scratch.join("config.toml"));
+        self.run_by(AgentCommand::new(PINTLE, &self.scratch))
+    }
+
+    /// `pintle run` with a tmpfs of 64 KiB, which goes with it, as one of the machine's directories.
+    pub(crate) fn agent_with_small_disk(&self, directory: &str) -> AgentCommand {
+        let script = r#"mkdir -p "$0" && mount -t tmpfs -o size=64k,mode=700 tmpfs "$0" && exec "$@""#;
+        let shell = AgentCommand::new("/bin/sh", &self.scratch).private_mounts();
+        self.run_by(shell.arguments(["-c", script]).argument(self.scratch.join(directory)).argument(PINTLE))
+    }
+
+    fn run_by(&self, command: AgentCommand) -> AgentCommand {
+        let command = command.argument("run").flag("config", self.scratch.join("config.toml"));
         let environment = self.environment.iter().cloned();
         environment.fold(command, |command, (name, value)| command.environment(name, value))
     }

@@ -59,6 +59,13 @@ impl AgentCommand {
         self
     }
 
+    /// Starts the agent in a mount namespace of its own.
+    #[must_use]
+    pub fn private_mounts(mut self) -> Self {
+        self.command = self.command.private_mounts();
+        self
+    }
+
     /// Gives the agent a wall clock that the test can change.
     #[must_use]
     pub fn clock(mut self, clock: &MovableClock) -> Self {

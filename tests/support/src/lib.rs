@@ -18,7 +18,7 @@
 //! # Errors
 //! Functions panic with a message that says what they waited for, and with the end of the relevant log: if the test
 //! bed does not work, the test fails. `./tests/run` sets the environment variable `PINTLE_TEST_CLUSTER` to the path
-//! of the multi-call binary built from `tests/cluster`.
+//! of the multi-call binary built from `tests/cluster`, and `PINTLE_TEST_CLUSTER_1_21` to that of an old release.
 
 mod agent;
 mod audit;
@@ -28,6 +28,7 @@ mod clock;
 mod condition;
 mod control_plane;
 mod faulty_module;
+mod forward;
 mod kubeconfig;
 mod kubelet;
 mod load;
@@ -51,10 +52,11 @@ pub use clock::MovableClock;
 pub use condition::{eventually, holds_within};
 pub use control_plane::{ControlPlane, Identity};
 pub use faulty_module::faulty_module;
+pub use forward::forward;
 pub use kubelet::{Kubelet, KubeletOptions};
 pub use load::{Load, LoadCount, LoadReport};
 pub use node::{Answer, Node, Pair, serial_text};
-pub use options::{Options, StaticToken};
+pub use options::{Options, Release, StaticToken};
 pub use ports::ReservedPorts;
 pub use private_key_search::{Finding, private_key_structures, private_keys_in_files, private_keys_in_memory};
 pub use process::{ProcessCommand, Service, TestProcess};

@@ -3,7 +3,9 @@
 /// How a control plane is started.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `--cluster-signing-duration`: the lifetime of what the signer issues, as Go writes durations (`30s`, `1h`).
+    /// The release of kube-apiserver and kube-controller-manager.
+    pub release: Release,
+    /// `--cluster-signing-duration`: the lifetime of certificates, in Go's format (`30s`, `1h`). Empty leaves the flag out.
     pub cluster_signing_duration: String,
     /// Leave kubelets' requests pending until somebody approves them: the approving controller is not started.
     pub manual_approval: bool,
@@ -18,6 +20,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            release: Release::Newest,
             cluster_signing_duration: "1h".into(),
             manual_approval: false,
             audit: true,
@@ -25,6 +28,16 @@ impl Default for Options {
             api_server_flags: Vec::new(),
         }
     }
+}
+
+/// A release of Kubernetes that the test bed can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// That of `tests/cluster`.
+    Newest,
+    /// 1.21, of `tests/cluster-1.21`: its signer counts lifetimes from five minutes before the present, and its API server
+    /// has no SelfSubjectReview, so [`ControlPlane::who_is`](crate::ControlPlane::who_is) always fails.
+    V1_21,
 }
 
 /// A line of `--token-auth-file`.

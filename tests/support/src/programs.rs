@@ -4,17 +4,29 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::authority::{CertificatePair, new_key};
-use crate::options::Options;
+use crate::options::{Options, Release};
 use crate::process::ProcessCommand;
 use crate::{ReservedPorts, ScratchDirectory, audit, permissions};
 
 /// The multi-call binary built from `tests/cluster`: the environment variable `PINTLE_TEST_CLUSTER`.
 #[must_use]
 pub fn cluster_binary() -> PathBuf {
-    match std::env::var_os("PINTLE_TEST_CLUSTER") {
+    binary_named_by("PINTLE_TEST_CLUSTER")
+}
+
+/// kube-apiserver and kube-controller-manager of a release in one binary.
+fn binary_of(release: Release) -> PathBuf {
+    match release {
+        Release::Newest => cluster_binary(),
+        Release::V1_21 => binary_named_by("PINTLE_TEST_CLUSTER_1_21"),
+    }
+}
+
+fn binary_named_by(variable: &str) -> PathBuf {
+    match std::env::var_os(variable) {
         Some(path) => path.into(),
         None => panic!(
-            "PINTLE_TEST_CLUSTER is not set\nhint: run ./tests/run, or eval \"$(./tests/run --environment)\" before cargo test"
+            "{variable} is not set\nhint: run ./tests/run, or eval \"$(./tests/run --environment)\" before cargo test"
         ),
     }
 }
@@ -53,7 +65,7 @@ pub(crate) fn api_server(
     let service_account_public_key = scratch.write("service-account.pub", service_account_key.public_key_pem());
     let service_account_key = scratch.write("service-account.key", service_account_key.serialize_pem());
     let tokens = scratch.write("tokens.csv", permissions::token_file(&options.static_tokens));
-    let mut command = ProcessCommand::new(cluster_binary(), scratch.join("kube-apiserver.log"))
+    let mut command = ProcessCommand::new(binary_of(options.release), scratch.join("kube-apiserver.log"))
         .argument("kube-apiserver")
         .flag("etcd-servers", format!("http://127.0.0.1:{}", ports.port(0)))
         .flag("bind-address", "127.0.0.1")
@@ -85,16 +97,22 @@ pub(crate) fn controller_manager(
     signing: &CertificatePair,
     kubeconfig: &Path,
 ) -> ProcessCommand {
-    let mut controllers = vec![
-        "certificatesigningrequest-signing-controller",
-        "certificatesigningrequest-cleaner-controller",
-        "bootstrap-signer-controller",
-        "token-cleaner-controller",
-    ];
+    // They have other names since 1.28.
+    let [signing_controller, cleaning, bootstrap_signer, token_cleaner, approving] = match options.release {
+        Release::Newest => [
+            "certificatesigningrequest-signing-controller",
+            "certificatesigningrequest-cleaner-controller",
+            "bootstrap-signer-controller",
+            "token-cleaner-controller",
+            "certificatesigningrequest-approving-controller",
+        ],
+        Release::V1_21 => ["csrsigning", "csrcleaner", "bootstrapsigner", "tokencleaner", "csrapproving"],
+    };
+    let mut controllers = vec![signing_controller, cleaning, bootstrap_signer, token_cleaner];
     if !options.manual_approval {
-        controllers.push("certificatesigningrequest-approving-controller");
+        controllers.push(approving);
     }
-    ProcessCommand::new(cluster_binary(), scratch.join("kube-controller-manager.log"))
+    let mut command = ProcessCommand::new(binary_of(options.release), scratch.join("kube-controller-manager.log"))
         .argument("kube-controller-manager")
         .flag("kubeconfig", kubeconfig)
         .argument("--authentication-skip-lookup")
@@ -105,6 +123,12 @@ pub(crate) fn controller_manager(
         .flag("kube-api-burst", "1000")
         .flag("controllers", controllers.join(","))
         .flag("cluster-signing-cert-file", &signing.certificate)
-        .flag("cluster-signing-key-file", &signing.key)
-        .flag("cluster-signing-duration", &options.cluster_signing_duration)
+        .flag("cluster-signing-key-file", &signing.key);
+    if options.release == Release::V1_21 {
+        command = command.flag("port", "0"); // it would serve without TLS, on a port that others may have
+    }
+    if !options.cluster_signing_duration.is_empty() {
+        command = command.flag("cluster-signing-duration", &options.cluster_signing_duration);
+    }
+    command
 }
