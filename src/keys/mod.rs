@@ -15,7 +15,7 @@ mod module;
     clippy::disallowed_types,
     reason = "it looks at a file with the rights of another user, which only a thread of its own can give up to"
 )]
-mod refused;
+mod refused_pins;
 #[allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
@@ -35,7 +35,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{BackendConfiguration, Isolation, NodeConfig};
 use isolation::IsolatedBackend;
-use refused::{PinState, RefusedPins, Remembering};
+use refused_pins::{PinState, RefusedPins, Remembering};
 
 pub use module::ModuleConfiguration;
 pub(crate) use module::plugin_trust;

@@ -27,7 +27,7 @@ mod login;
 mod module;
 mod objects;
 mod pin;
-mod refused;
+mod refused_pins;
 mod session;
 mod signature;
 mod token;

@@ -12,7 +12,7 @@ use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use crate::fault::{Fault, describe, return_value};
 use crate::pin::{PinSource, Stamp};
-use crate::refused::{self, Refusal};
+use crate::refused_pins::{self, Refusal};
 use crate::session::LoggedInSession;
 
 /// Logins that fail by an unknown code before the PIN counts as refused: a token may lock its PIN at the third wrong one.
@@ -70,7 +70,7 @@ impl Login {
         }
         let token = format!("{} {:?}", self.module_path.display(), session.identity());
         // Before the file is read: one that is replaced meanwhile then counts as another one.
-        let (stamp, refusal) = (self.pin.stamp(), refused::last(&token));
+        let (stamp, refusal) = (self.pin.stamp(), refused_pins::last(&token));
         if let Some(refusal) = refusal.as_ref().filter(|refusal| refusal.stamp == stamp) {
             return Err(self.refused_before(refusal).into());
         }
@@ -108,7 +108,7 @@ impl Login {
         };
         let Err(error) = outcome else {
             self.doubtful = None;
-            refused::forget(&token);
+            refused_pins::forget(&token);
             return Ok(());
         };
         let pin = pin.as_ref().map(|pin| pin.as_slice());
@@ -126,7 +126,7 @@ impl Login {
                 let refused = self.refused_before(&refusal);
                 // Without a file somebody types it, and may have mistyped it.
                 if pin.is_some() {
-                    refused::remember(&token, refusal);
+                    refused_pins::remember(&token, refusal);
                 }
                 Err(refused.into())
             }
@@ -163,7 +163,7 @@ impl Login {
                 let answer = format!("refused the login without saying why: {}", describe(&error));
                 let refusal = Refusal::new(stamp, pin, answer, session.generation());
                 let refused = self.refused_before(&refusal);
-                refused::remember(&token, refusal);
+                refused_pins::remember(&token, refusal);
                 Err(refused.into())
             }
         }

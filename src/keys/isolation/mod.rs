@@ -28,7 +28,7 @@ use pintle_plugins_api::{
 };
 
 use super::module::{ModuleConfiguration, PinOrigin};
-use super::refused::{PinState, RefusedPins};
+use super::refused_pins::{PinState, RefusedPins};
 use crate::config::ProcessIsolation;
 use crate::world::User;
 use process::{CallFailure, ChildProcess};

@@ -11,6 +11,7 @@ use super::Agent;
 use super::pair::{check_or_restore_key, is_lost, leaf_key_of, read_hint, restore_key, write_hint, write_pair};
 use super::recovery::NotAdopted;
 use crate::config::BackendConfiguration;
+use crate::consumers::kubeconfig::Kubeconfig;
 use crate::telemetry;
 
 /// Whether the API server still accepts the certificate in use is asked this often. A rotation would come too late to
@@ -233,6 +234,31 @@ impl Agent {
             Some(held) => self.ports.keyring.try_key(held.key()).await.is_ok() || self.restore_key(held).await,
             None => false,
         }
+    }
+
+    /// Writes the kubelet's kubeconfig where there is none.
+    pub(super) fn ensure_kubeconfig(&self) -> Result<(), String> {
+        let path = &self.config.kubeconfig;
+        // What cannot be seen may well be there.
+        let missing = self.ports.files.metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if !missing || !self.config.owns_kubeconfig {
+            return Ok(());
+        }
+        // Without any of them, the API server's address is not known, and nothing could be written.
+        let kept = self.config.cluster_kubeconfig();
+        let Some(cluster) =
+            self.config.bootstrap_kubeconfig.iter().chain([&kept]).find(|path| self.ports.files.exists(path))
+        else {
+            return Ok(());
+        };
+        let (pair, files) = (self.pairs.current(), self.ports.files.as_ref());
+        let written = Kubeconfig::for_cluster_of(files, cluster).and_then(|mut kubeconfig| {
+            kubeconfig.use_files(&pair, &pair)?;
+            kubeconfig.write(files, path, None)
+        });
+        written.map_err(|error| format!("the kubeconfig {} cannot be written: {error}", path.display()))?;
+        self.telemetry.emit(telemetry::Event::KubeconfigWritten { path: path.display().to_string() });
+        Ok(())
     }
 
     async fn restore_key(&self, held: &Credential) -> bool {
