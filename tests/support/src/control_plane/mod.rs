@@ -109,7 +109,8 @@ impl ControlPlane {
             not_ready("kube-apiserver", &self.api_server)
         }
         let signing = || {
-            self.controller_manager.assert_running();
+            // On a busy machine it may have given up on the API server, which it gives ten seconds to become healthy.
+            self.controller_manager.start();
             self.controller_manager.has_printed("Caches are synced").then_some(())
         };
         if holds_within(START_DEADLINE, signing).is_none() {
