@@ -257,7 +257,7 @@ impl IdentityConfig {
     }
 
     /// Where the last migration is recorded.
-    pub(super) fn migration(&self) -> PathBuf {
+    pub(crate) fn migration(&self) -> PathBuf {
         self.own_file("migration.json")
     }
 

@@ -63,6 +63,20 @@ pub fn save(files: &dyn Files, config: &IdentityConfig, backend: &str) -> io::Re
     durable::replace(files, &path, &serde_json::to_vec_pretty(&migration).map_err(io::Error::other)?, 0o600)
 }
 
+/// Removes the record of a migration after which the configuration has come to name another backend: it must not hold
+/// again when the configuration comes back to the one from before.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn forget_outdated(files: &dyn Files, config: &IdentityConfig) -> io::Result<()> {
+    let path = config.migration();
+    let Ok(content) = files.read(&path, LONGEST_FILE) else { return Ok(()) };
+    match serde_json::from_slice::<Migration>(&content) {
+        Ok(migration) if migration.configured != config.configured_backend => remove(files, &path),
+        _ => Ok(()),
+    }
+}
+
 fn remove(files: &dyn Files, path: &Path) -> io::Result<()> {
     match files.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -94,7 +108,12 @@ mod tests {
         save(&SystemFiles, &config, "one").expect("saved");
         let moved = load("file");
         assert_eq!((moved.backend.as_str(), moved.configured_backend.as_str()), ("one", "file"));
-        assert_eq!(load("two").backend, "two");
+        let changed = load("two");
+        assert_eq!(changed.backend, "two");
+        forget_outdated(&SystemFiles, &moved).expect("kept");
+        assert_eq!(load("file").backend, "one");
+        forget_outdated(&SystemFiles, &changed).expect("removed");
+        assert_eq!(load("file").backend, "file", "an agent has run with another backend meanwhile");
         save(&SystemFiles, &moved, "file").expect("saved");
         assert_eq!(load("file").backend, "file");
     }

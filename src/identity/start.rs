@@ -13,7 +13,7 @@ use super::recovery::{Recovery, Standing};
 use super::start_error::{StartError, renamed};
 use super::unfinished::Unfinished;
 use super::{Agent, Parts};
-use crate::config::IdentityConfig;
+use crate::config::{IdentityConfig, migration};
 use crate::consumers::kubeconfig;
 use crate::store::journal::JournalError;
 use crate::store::{Journal, PairDirectory};
@@ -42,6 +42,13 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
         });
     }
     let pairs_lock = lock(files.as_ref(), &config.cert_dir)?;
+    if let Err(error) = migration::forget_outdated(files.as_ref(), &config) {
+        let path = config.migration();
+        return Err(StartError {
+            detail: format!("{} is of an earlier configuration, and cannot be removed: {error}", path.display()),
+            hint: "remove it, or make its directory writable".to_owned(),
+        });
+    }
     let journalled = journalled.unwrap_or_default();
     let installation = match journalled.installation() {
         "" => (ports.installation)().map_err(|_| StartError {
