@@ -22,7 +22,10 @@ pub fn json(error: &serde_json::Error) -> String {
         Category::Eof => "it ends too early".to_owned(),
         Category::Syntax => "it is not valid JSON".to_owned(),
         // The place stands at the end of the message.
-        Category::Data => of_schema(error.to_string().split(" at line ").next().unwrap_or_default()),
+        Category::Data => {
+            let message = error.to_string();
+            of_schema(message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message))
+        }
     };
     format!("line {}, column {}: {what}", error.line(), error.column())
 }
@@ -52,7 +55,7 @@ pub fn yaml(error: &serde_saphyr::Error) -> String {
 
 /// What a message of serde says of the schema. All but the last part of it may come from the file.
 fn of_schema(message: &str) -> String {
-    let message = message.lines().next().unwrap_or_default();
+    // As a whole: a value that it quotes may have several lines, and words that look like serde's.
     if message.starts_with("missing field ") || message.starts_with("duplicate field ") {
         return message.to_owned();
     }
@@ -103,6 +106,7 @@ mod tests {
     fn toml_errors_say_where_and_quote_nothing() {
         for (text, words) in [
             ("number = \"hunter2, expected hunter2\"", "line 1: invalid type, expected u8"),
+            ("word = \"\"\"a, expected hunter2\n\"\"\"", "line 1: unknown variant, expected `one` or `two`"),
             ("\nword = \"hunter2\"", "line 2: unknown variant, expected `one` or `two`"),
             ("HUNTER2 = 1", "line 1: unknown field, expected `number` or `word`"),
             ("nummer = 1", "line 1: unknown field `nummer`, expected `number` or `word`"),
@@ -120,6 +124,9 @@ mod tests {
     fn json_errors_say_where_and_quote_nothing() {
         for (text, words) in [
             ("{\"number\": \"hunter2 at line 9\"}", "line 1, column "),
+            ("{\"number\": \"a, expected hunter2 at line 9\"}", "line 1, column 42: invalid type, expected u8"),
+            ("{\"word\": \"a, expected hunter2\\n\"}", "line 1, column "),
+            ("{\"word\": \"a`, expected hunter2 at line 9 column 9\\n\"}", "line 1, column "),
             ("{\"word\":\n\"hunter2\"}", "line 2, column 9: unknown variant, expected `one` or `two`"),
             ("{\"HUNTER2\": 1}", "line 1, column "),
             ("hunter2", "line 1, column 1: it is not valid JSON"),

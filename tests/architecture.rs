@@ -1,7 +1,13 @@
 //! The arrows between the crates, and what the core must never see.
 
+#[path = "architecture/outside.rs"]
+mod outside;
 #[path = "architecture/rooms.rs"]
 mod rooms;
+#[path = "architecture/sizes.rs"]
+mod sizes;
+#[path = "architecture/sources.rs"]
+mod sources;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

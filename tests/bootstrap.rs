@@ -1,4 +1,4 @@
-//! The first certificate from the real control plane, with every credential that a bootstrap kubeconfig can carry.
+//! First certificates from a real control plane, with every kind of credential in a bootstrap kubeconfig.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -17,13 +17,13 @@ fn bootstrap_kubeconfig(credential: BootstrapCredential) -> String {
     std::fs::read_to_string(SHARED.bootstrap_kubeconfig(credential)).expect("readable")
 }
 
-/// The line of a kubeconfig of the test bed that carries the token.
+/// The line of the test bed's kubeconfig that contains the token.
 fn token_line(kubeconfig: &str) -> (&str, &str) {
     let line = kubeconfig.lines().find(|line| line.trim().starts_with("token: ")).expect("a token");
     (line, line.trim().trim_start_matches("token: "))
 }
 
-/// Enrols a node with this bootstrap kubeconfig, and looks at what has come of it from every side.
+/// Enrolls a node with this bootstrap kubeconfig, and checks the result.
 fn enrol(name: &str, kubeconfig: &str, requester: &str) -> Node {
     let node = Node::new(env!("CARGO_BIN_EXE_pintle"), name);
     node.give_bootstrap(kubeconfig);
@@ -52,14 +52,14 @@ fn enrol(name: &str, kubeconfig: &str, requester: &str) -> Node {
     assert_eq!(status["fingerprint"], pair.sha256.as_str());
     let table = node.run(&["status"]);
     assert!(table.code == Some(0) && table.output.contains(&identity.username), "{table:?}");
-    // Proven: the agent itself has spoken to the API server as the new identity.
-    let known = format!("knows serial {} as system:node:{name}", pair.serial);
+    // Proven: the agent itself has authenticated to the API server with the new identity.
+    let known = format!("authenticates serial {} as system:node:{name}", pair.serial);
     assert!(output.contains(&known), "{known}: {output}");
     node
 }
 
 #[test]
-fn every_credential_of_a_bootstrap_kubeconfig_gets_a_node_its_certificate() {
+fn every_bootstrap_credential_obtains_a_certificate() {
     let secret = bootstrap_kubeconfig(BootstrapCredential::SecretToken);
     enrol("by-secret-token", &secret, "system:bootstrap:");
 
@@ -77,7 +77,7 @@ fn every_credential_of_a_bootstrap_kubeconfig_gets_a_node_its_certificate() {
     enrol("by-exec-plugin", &secret.replace(line, &plugin), "system:bootstrap:");
 }
 
-/// A user entry whose token comes from a program (client.authentication.k8s.io/v1).
+/// A user entry whose token comes from an exec plugin (client.authentication.k8s.io/v1).
 fn exec_plugin(directory: &Path, token: &str) -> String {
     let credential = format!(
         r#"{{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{{"token":"{token}"}}}}"#
@@ -100,10 +100,10 @@ fn c08_proxy_and_server_name_are_used_and_kept() {
     let written = std::fs::read_to_string(node.kubeconfig()).expect("readable");
     assert!(written.contains(&format!("proxy-url: http://{}", proxy.address)), "{written}");
     assert!(written.contains("tls-server-name: kubernetes"), "{written}");
-    // The bootstrap credential, the held one, and kubectl.
+    // From the bootstrap credential, the held one, and kubectl.
     assert!(proxy.connections.load(Ordering::Relaxed) >= 3);
 
-    // And nothing goes past it.
+    // Nothing connects directly.
     drop(proxy);
     let mut agent = node.agent().start();
     agent.wait_for_log("the certificate is held", DEADLINE, |line| line["event"] == "holding");
@@ -111,7 +111,7 @@ fn c08_proxy_and_server_name_are_used_and_kept() {
     assert!(answer.code == Some(1) && answer.error.contains("cannot be reached"), "{answer:?}");
 }
 
-/// An HTTP proxy that knows CONNECT alone (RFC 9110, section 9.3.6); refuses connections after the drop.
+/// An HTTP proxy that supports only CONNECT (RFC 9110, section 9.3.6). After the drop, it refuses connections.
 struct ConnectProxy {
     address: std::net::SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -145,7 +145,7 @@ impl ConnectProxy {
 impl Drop for ConnectProxy {
     fn drop(&mut self) {
         self.open.store(false, Ordering::Relaxed);
-        // The listener closes when it sees the next connection.
+        // The thread closes the listener at the next connection.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -166,7 +166,7 @@ fn tunnel(client: TcpStream, connections: &AtomicUsize) -> std::io::Result<()> {
         let _ = to_server.shutdown(Shutdown::Write);
     });
     let mut server = server;
-    // How a connection ends is the clients' affair.
+    // The clients report how a connection ends.
     let _ = std::io::copy(&mut server, &mut to_client);
     let _ = to_client.shutdown(Shutdown::Both);
     let _ = upward.join();

@@ -1,5 +1,5 @@
-//! The well-known manual check: look at the dates, move the clock, and see the certificate renewed. The clock moved is the
-//! agent's alone.
+//! The common manual test: check the dates, change the clock, and see the certificate renewed. Only the agent's clock
+//! is changed.
 
 mod embedded;
 
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use embedded::{DEADLINE, Embedded};
 use pintle_test_support::{Agent, Node};
 
-/// The signer grants so long when it is not asked for less.
+/// The lifetime that the signer grants by default.
 const LIFE: u64 = 24 * 3600;
 
 fn node(control_plane: &Embedded, name: &str) -> Node {
@@ -33,7 +33,7 @@ fn seconds_left(node: &Node) -> i64 {
 
 fn wait_for_renewal(agent: &mut Agent, node: &Node, from: &str) {
     agent.wait_for_log("it is renewed", DEADLINE, |line| line["event"] == "holding" && line["serial"] != from);
-    assert!(seconds_left(node) > 3600, "it lives as long as the signer grants");
+    assert!(seconds_left(node) > 3600, "its lifetime is the signer's default");
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn c04_c05_a_clock_moved_into_the_last_tenth_renews_without_a_restart() {
     let mut agent = node.agent().start();
     agent.wait_for_log("it is held", DEADLINE, |line| line["event"] == "holding" && line["serial"] == *before);
     node.set_clock(seconds_left(&node) - 300);
-    // Within 15 s of the step: a look at the wall clock each five seconds.
+    // Within 15 s of the step: the wall clock is checked every five seconds.
     let deadline = Duration::from_secs(15);
     agent.wait_for_log("it is noticed", deadline, |line| line["event"] == "rotation_started");
     wait_for_renewal(&mut agent, &node, &before);
@@ -53,7 +53,7 @@ fn c04_c05_a_clock_moved_into_the_last_tenth_renews_without_a_restart() {
     assert!(requests.iter().any(|request| request.spec.username.as_deref() == Some("system:node:moved")));
     assert_eq!(requests.len(), 2);
 
-    // And back: a certificate that is not yet valid by such a clock is kept, and nothing is requested.
+    // Set back, the clock makes the certificate not valid yet. It is kept, and nothing is requested.
     let renewed = node.current().expect("a pair");
     node.set_clock(-7 * 24 * 3600);
     agent.kill();
@@ -76,7 +76,7 @@ fn a_restart_in_the_last_tenth_renews_at_once() {
 }
 
 #[test]
-fn a_clock_moved_past_the_end_enrols_again() {
+fn a_clock_moved_past_expiry_enrols_again() {
     let control_plane = Embedded::signing_for(LIFE);
     let node = node(&control_plane, "past");
     let before = node.current().expect("a pair").serial;

@@ -1,4 +1,5 @@
-//! Who uses a credential without the proxy: a kubeconfig that names the pair, the exec credential plugin, Prometheus.
+//! Consumers of a credential without the proxy: a kubeconfig with the pair's path, the exec credential plugin,
+//! Prometheus.
 
 mod embedded;
 
@@ -15,7 +16,7 @@ use serde_json::Value;
 
 const HOUR: u64 = 3600;
 
-/// A node that holds a certificate, and its agent.
+/// A node with a certificate, and its agent.
 fn enrolled(control_plane: &Embedded, name: &str, configuration: &str) -> (Node, Agent) {
     let node = Node::new(env!("CARGO_BIN_EXE_pintle"), name);
     let _ = node.scratch().write("config.toml", configuration);
@@ -31,7 +32,7 @@ fn succeed(node: &Node, arguments: &[&str]) -> String {
     answer.output
 }
 
-/// As whom kubectl is known with this kubeconfig, and with which certificate (`credential-id`).
+/// The certificate that kubectl authenticates with when it uses this kubeconfig (`credential-id`).
 fn whoami(node: &Node, kubeconfig: &Path) -> String {
     let mut command = kubectl();
     command.arg("--kubeconfig").arg(kubeconfig).args(["auth", "whoami", "-o", "json"]);
@@ -44,7 +45,7 @@ fn whoami(node: &Node, kubeconfig: &Path) -> String {
 }
 
 #[test]
-fn kubectl_follows_rotations_with_a_kubeconfig_for_file_and_for_exec() {
+fn kubectl_uses_new_certificates_with_a_kubeconfig_for_file_and_for_exec() {
     let control_plane = Embedded::signing_for(HOUR);
     let (node, _agent) = enrolled(&control_plane, "consumer", "");
     let path = |consumer: &str| node.scratch().join(format!("for-{consumer}"));
@@ -64,16 +65,15 @@ fn kubectl_follows_rotations_with_a_kubeconfig_for_file_and_for_exec() {
 }
 
 #[test]
-fn c08_a_kubeconfig_with_an_old_certificate_in_it_is_mended_on_request() {
+fn c08_a_kubeconfig_with_an_inline_certificate_is_fixed_on_request() {
     let control_plane = Embedded::signing_for(HOUR);
-    let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "c08-mended");
+    let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "c08-fixed");
     node.give_bootstrap(control_plane.bootstrap_kubeconfig());
-    let inline =
-        control_plane.client_kubeconfig("system:node:c08-mended", &["system:nodes"], Duration::from_secs(HOUR));
+    let inline = control_plane.client_kubeconfig("system:node:c08-fixed", &["system:nodes"], Duration::from_secs(HOUR));
     let inline = inline.expect("a certificate can be issued");
     let _ = node.scratch().write("kubeconfig", format!("{inline}\nextensions: [{{name: mine, extension: kept}}]\n"));
     let mut agent = node.agent().start();
-    agent.wait_for_log("it is told", DEADLINE, |line| {
+    agent.wait_for_log("it is reported", DEADLINE, |line| {
         line["event"] == "kubeconfig_stale"
             && line["message"].as_str().is_some_and(|message| message.contains("pintle kubeconfig --for file --write"))
     });
@@ -86,7 +86,7 @@ fn c08_a_kubeconfig_with_an_old_certificate_in_it_is_mended_on_request() {
     assert_eq!(whoami(&node, &node.kubeconfig()), format!("X509SHA256={}", node.current().expect("a pair").sha256));
 }
 
-/// The answer of `pintle credential` to a client that says this in KUBERNETES_EXEC_INFO.
+/// The result of `pintle credential` with this KUBERNETES_EXEC_INFO.
 fn credential(node: &Node, info: Option<&str>) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pintle"));
     command.arg("credential").args(node.flags()).env_remove("KUBERNETES_EXEC_INFO");
@@ -97,7 +97,7 @@ fn credential(node: &Node, info: Option<&str>) -> (Option<i32>, String, String) 
 }
 
 #[test]
-fn the_exec_plugin_answers_in_the_clients_version_and_refuses_what_it_cannot_do() {
+fn the_exec_plugin_uses_the_clients_api_version_and_rejects_unsupported_requests() {
     let control_plane = Embedded::signing_for(HOUR);
     let (node, _agent) = enrolled(&control_plane, "exec-plugin", "");
     let v1beta1 = r#"{"apiVersion":"client.authentication.k8s.io/v1beta1","kind":"ExecCredential","spec":{}}"#;
@@ -111,7 +111,7 @@ fn the_exec_plugin_answers_in_the_clients_version_and_refuses_what_it_cannot_do(
         let status = &answer["status"];
         assert!(status["clientCertificateData"].as_str().is_some_and(|chain| !chain.contains("PRIVATE")));
         assert!(status["clientKeyData"].as_str().is_some_and(|key| key.contains("PRIVATE KEY")));
-        // The end of the rotation window: by then there is another one.
+        // The end of the rotation window, by when there is a new one.
         assert_eq!(status["expirationTimestamp"], node.status()["windowCloses"]);
     }
     let (code, output, error) = credential(&node, Some(&v1beta1.replace("v1beta1", "v1alpha1")));
@@ -129,11 +129,11 @@ fn the_exec_plugin_answers_in_the_clients_version_and_refuses_what_it_cannot_do(
     assert_eq!((code, output.as_str()), (Some(1), ""));
     assert!(error.contains("in a device") && error.contains("--for proxy"), "{error}");
     let answer = device.run(&["kubeconfig", "--for", "proxy"]);
-    assert_eq!(answer.code, Some(2), "there is no table [proxy]: {}", answer.error);
+    assert_eq!(answer.code, Some(2), "there is no [proxy] table: {}", answer.error);
 }
 
 #[test]
-fn several_writers_of_a_kubeconfig_do_not_disturb_one_another() {
+fn concurrent_writers_of_a_kubeconfig_do_not_interfere() {
     let control_plane = Embedded::signing_for(HOUR);
     let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "writers");
     node.give_bootstrap(control_plane.bootstrap_kubeconfig());
@@ -158,11 +158,11 @@ fn several_writers_of_a_kubeconfig_do_not_disturb_one_another() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// As the packaged service starts it, with the capabilities that a drop-in for proxy.user names.
+/// As started by the packaged service, with the capabilities that a drop-in for proxy.user adds.
 #[test]
-fn a_user_of_the_proxy_gets_in_under_the_services_umask_and_capabilities() {
+fn the_proxys_user_has_access_under_the_services_umask_and_capabilities() {
     if !rustix::process::getuid().is_root() {
-        return; // Only root can become another user.
+        return; // Only root can switch to another user.
     }
     let control_plane = Embedded::signing_for(HOUR);
     let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "user");
@@ -182,7 +182,7 @@ fn a_user_of_the_proxy_gets_in_under_the_services_umask_and_capabilities() {
             .arguments(["-c", &script, "sh", env!("CARGO_BIN_EXE_pintle"), "run"])
             .arguments(node.flags())
     };
-    // The directory that the operator made for it.
+    // The directory that the operator has created.
     std::fs::create_dir(node.scratch().join("local")).expect("made");
     let refused = |capabilities: &str| {
         let (status, output) = service(capabilities).run(DEADLINE);
@@ -190,7 +190,7 @@ fn a_user_of_the_proxy_gets_in_under_the_services_umask_and_capabilities() {
         assert!(output.contains("CAP_CHOWN CAP_DAC_READ_SEARCH"), "{capabilities}: {output}");
     };
     refused("-all");
-    // Where another user can start it.
+    // A path from which another user can start it.
     let program = node.scratch().join("kubectl");
     std::fs::copy(kubectl().get_program(), &program).expect("copied");
     for _ in ["at first", "restarted"] {
@@ -213,7 +213,7 @@ fn a_user_of_the_proxy_gets_in_under_the_services_umask_and_capabilities() {
 }
 
 #[test]
-fn prometheus_finds_the_metrics_where_the_configuration_says() {
+fn prometheus_scrapes_the_configured_address() {
     let control_plane = Embedded::signing_for(HOUR);
     let (port, proxy) = (ReservedPorts::one(), ReservedPorts::one());
     let scratch = pintle_test_support::ScratchDirectory::new();
@@ -240,7 +240,7 @@ fn prometheus_finds_the_metrics_where_the_configuration_says() {
     assert!(page.contains("pintle_proxy_connections{identity=\"client\",certificate=\"current\"} 0"), "{page}");
     assert!(get("GET /").starts_with("HTTP/1.1 404") && get("POST /metrics").starts_with("HTTP/1.1 405"));
 
-    // Whoever keeps a connection keeps nobody else out.
+    // Clients that keep their connection open do not block others.
     let kept: Vec<_> = (0..20)
         .map(|_| {
             let mut stream = TcpStream::connect(("127.0.0.1", port.port(0))).expect("it listens");

@@ -1,4 +1,4 @@
-//! The test bed itself: what the other tests stand on is the real thing, and is gone afterwards.
+//! The test bed itself: its control plane is real, and is removed afterwards.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,11 +12,11 @@ use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Starting one takes seconds, so the tests of this file share it. A value in a `static` is never dropped: the kernel
-/// ends its processes with this one, and a sweeper removes its files.
+/// Starting a control plane takes seconds, so the tests of this file share one. A value in a `static` is never
+/// dropped: the kernel kills its processes together with this one, and a cleanup process removes its files.
 static SHARED: LazyLock<ControlPlane> = LazyLock::new(|| ControlPlane::start(Options::default()));
 
-/// Makes the key NODE.key and a PKCS#10 request with openssl; returns the request in base64.
+/// Generates the key NODE.key and a PKCS#10 request with openssl; returns the request in base64.
 fn request(scratch: &ScratchDirectory, node: &str) -> String {
     let (key, request) = (scratch.join(format!("{node}.key")), scratch.join(format!("{node}.csr")));
     let status = Command::new("openssl")
@@ -38,7 +38,7 @@ fn base64(file: &Path) -> String {
     String::from_utf8(output.stdout).expect("base64 is text")
 }
 
-/// Asks for a node's certificate by hand, with openssl and kubectl.
+/// Requests a node's certificate with openssl and kubectl.
 fn submit(control_plane: &ControlPlane, scratch: &ScratchDirectory, kubeconfig: &Path, node: &str) {
     let request = request(scratch, node);
     let object = json!({
@@ -52,12 +52,12 @@ fn submit(control_plane: &ControlPlane, scratch: &ScratchDirectory, kubeconfig: 
         },
     });
     let file = scratch.write(format!("{node}.json"), object.to_string());
-    // The role of bootstrap credentials does not include reading the schema against which kubectl would validate.
+    // Bootstrap credentials may not read the schema that kubectl would validate with.
     let arguments = ["create", "--validate=false", "-f", file.to_str().expect("UTF-8")];
     control_plane.try_kubectl_as(kubeconfig, &arguments).expect("the request is accepted");
 }
 
-/// Waits for the certificate of a request that was submitted and writes the pair.
+/// Waits for the certificate of a request and writes the pair.
 fn collect(control_plane: &ControlPlane, scratch: &ScratchDirectory, node: &str) -> CertificatePair {
     let certificate = eventually("the certificate is issued", DEADLINE, || control_plane.request(node)?.certificate);
     let encoded = scratch.write(format!("{node}.b64"), certificate);
@@ -74,7 +74,7 @@ fn enrol(control_plane: &ControlPlane, scratch: &ScratchDirectory, kubeconfig: &
     collect(control_plane, scratch, node)
 }
 
-/// SHA-256 of the certificate's DER, as the API server names it.
+/// SHA-256 of the certificate's DER, as in the API server's credential ID.
 fn fingerprint(certificate: &Path) -> String {
     let arguments = ["x509", "-noout", "-fingerprint", "-sha256", "-in"];
     let output = Command::new("openssl").args(arguments).arg(certificate).output().expect("openssl starts");
@@ -83,7 +83,7 @@ fn fingerprint(certificate: &Path) -> String {
 }
 
 #[test]
-fn each_bootstrap_credential_gets_a_node_its_certificate() {
+fn every_bootstrap_credential_obtains_a_certificate() {
     let scratch = ScratchDirectory::new();
     for (credential, requester) in [
         (BootstrapCredential::SecretToken, "system:bootstrap:"),
@@ -103,7 +103,7 @@ fn each_bootstrap_credential_gets_a_node_its_certificate() {
         assert!(identity.groups.iter().any(|group| group == "system:nodes"));
         assert_eq!(identity.certificate_sha256.as_ref(), Some(&fingerprint(&pair.certificate)));
 
-        // The audit log says the same, and who asked for what with which credential.
+        // The audit log also says who requested what, with which credential.
         let events = SHARED.audit_events();
         assert!(events.iter().any(|event| {
             event.username == identity.username && event.certificate_sha256 == identity.certificate_sha256
@@ -120,7 +120,7 @@ fn each_bootstrap_credential_gets_a_node_its_certificate() {
 }
 
 #[test]
-fn a_kubelet_becomes_ready_with_a_pair_made_by_hand_and_one_that_rotates_with_its_own() {
+fn a_kubelet_becomes_ready_with_a_given_pair_and_with_one_that_it_rotates() {
     let scratch = ScratchDirectory::new();
     let bootstrap = SHARED.bootstrap_kubeconfig(BootstrapCredential::SecretToken);
     let pair = enrol(&SHARED, &scratch, &bootstrap, "by-hand");
@@ -143,7 +143,7 @@ fn a_kubelet_becomes_ready_with_a_pair_made_by_hand_and_one_that_rotates_with_it
 }
 
 #[test]
-fn servers_can_be_paused_and_restarted_and_everything_is_gone_after_the_drop() {
+fn servers_can_be_paused_and_restarted_and_everything_is_removed_on_drop() {
     let scratch = ScratchDirectory::new();
     let options = Options { manual_approval: true, cluster_signing_duration: "30s".into(), ..Options::default() };
     let control_plane = ControlPlane::start(options);
@@ -166,12 +166,12 @@ fn servers_can_be_paused_and_restarted_and_everything_is_gone_after_the_drop() {
     eventually("the approved one is issued", DEADLINE, || control_plane.request("approved")?.certificate);
     assert!(!control_plane.request("denied").expect("it is there").is_live());
 
-    // As when a cluster's authority is replaced: an unexpired certificate is refused, a new one can be had.
+    // As when a cluster's CA is replaced: an unexpired certificate is rejected, and a new one can be issued.
     let (before, lifetime) = (control_plane.authority(), Duration::from_secs(3600));
     let before = before.issue_client("system:node:before", &["system:nodes"], lifetime);
     assert_eq!(control_plane.who_is(&before).expect("a node").username, "system:node:before");
     control_plane.replace_client_authority();
-    let refused = control_plane.who_is(&before).expect_err("the authority was replaced");
+    let refused = control_plane.who_is(&before).expect_err("the CA was replaced");
     assert!(refused.contains("Unauthorized"), "{refused}");
     submit(&control_plane, &scratch, &bootstrap, "after");
     control_plane.approve("after");

@@ -1,4 +1,4 @@
-//! `pintle demo`, as a person watches it.
+//! `pintle demo` as a user sees it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pintle_test_support::{ProcessCommand, ScratchDirectory, TestProcess, eventually, kubectl};
 
-/// The demo promises to end within a minute.
+/// The demo is documented to take less than a minute.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn start(scratch: &ScratchDirectory, arguments: &[&str]) -> TestProcess {
@@ -17,12 +17,12 @@ fn start(scratch: &ScratchDirectory, arguments: &[&str]) -> TestProcess {
         .start()
 }
 
-/// Whether the texts are in the output, each after the one before.
+/// Checks that the output contains these texts in this order.
 #[track_caller]
 fn assert_in_order(output: &str, texts: &[&str]) {
     let mut rest = output;
     for text in texts {
-        let Some(found) = rest.find(text) else { panic!("{text:?} is not in its place in:\n{output}") };
+        let Some(found) = rest.find(text) else { panic!("{text:?} is missing or out of order in:\n{output}") };
         rest = &rest[found + text.len()..];
     }
 }
@@ -34,13 +34,13 @@ fn wait_for(demo: &mut TestProcess, text: &str) -> String {
     })
 }
 
-/// What the demo says to look at it with, as words.
+/// The words of a command that the demo prints.
 fn said(output: &str, beginning: &str) -> Vec<String> {
     let line = output.lines().find_map(|line| line.find(beginning).map(|at| &line[at..]));
-    line.expect("the demo says how").split_whitespace().map(str::to_owned).collect()
+    line.expect("the demo prints the command").split_whitespace().map(str::to_owned).collect()
 }
 
-/// Runs a command as the demo says it, with the kubectl of the test bed.
+/// Runs a command that the demo has printed, with the test bed's kubectl.
 fn run(scratch: &ScratchDirectory, words: &[String]) -> (ExitStatus, String) {
     let mut command = match words[0].as_str() {
         "kubectl" => kubectl(),
@@ -57,25 +57,25 @@ fn left_behind(scratch: &ScratchDirectory) -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_demo_tells_the_whole_story_and_ends() {
-    tells_the_whole_story(&[], "file:");
+fn the_demo_completes_with_the_file_backend() {
+    completes(&[], "file:");
 }
 
 #[test]
-fn the_demo_makes_itself_a_token() {
-    tells_the_whole_story(&["--backend", "pkcs11"], "key token:");
+fn the_demo_completes_with_a_token() {
+    completes(&["--backend", "pkcs11"], "key token:");
 }
 
 #[test]
-fn the_demo_makes_itself_a_tpm() {
-    tells_the_whole_story(&["--backend", "tpm"], "key tpm:");
+fn the_demo_completes_with_a_tpm() {
+    completes(&["--backend", "tpm"], "key tpm:");
 }
 
-fn tells_the_whole_story(arguments: &[&str], key: &str) {
+fn completes(arguments: &[&str], key: &str) {
     let scratch = ScratchDirectory::new();
     let mut demo = start(&scratch, arguments);
     assert!(demo.wait(DEADLINE).success(), "{}", demo.output());
-    let rotation = ["generated", "Pending", "Approved", "Issued", "knows serial", "is current", "rotates in"];
+    let rotation = ["generated", "Pending", "Approved", "Issued", "authenticates serial", "is current", "rotates in"];
     let milestones =
         [&["Bootstrap:"], &rotation[..], &["Rotation 1:"], &rotation, &["Rotation 2:"], &rotation].concat();
     assert_in_order(&demo.output(), &milestones);
@@ -85,7 +85,7 @@ fn tells_the_whole_story(arguments: &[&str], key: &str) {
 }
 
 #[test]
-fn a_person_approves_and_looks_and_stops_it() {
+fn the_demo_waits_for_manual_approval_until_stopped() {
     let scratch = ScratchDirectory::new();
     let mut demo = start(&scratch, &["--manual-approval", "--keep", "--cluster-signing-duration=1h"]);
     let output = wait_for(&mut demo, "approve it: ");
@@ -95,7 +95,7 @@ fn a_person_approves_and_looks_and_stops_it() {
     let approve = said(&output[output.find("approve it: ").unwrap_or_default()..], "kubectl");
     assert!(run(&scratch, &approve).0.success());
     let output = wait_for(&mut demo, "rotates in");
-    assert_in_order(&output, &["Pending", "Approved", "Issued", "knows serial", "is current"]);
+    assert_in_order(&output, &["Pending", "Approved", "Issued", "authenticates serial", "is current"]);
     let (status, dates) = run(&scratch, &said(&output, "openssl"));
     assert!(status.success() && dates.contains("system:node:demo-node") && dates.contains("notAfter="), "{dates}");
 

@@ -1,5 +1,4 @@
-//! The operators' pages tell the truth: every command of docs/hardware.md and docs/kubelet.md is run, in order, as it
-//! stands there.
+//! Runs the commands of docs/hardware.md and docs/kubelet.md in order.
 
 mod debian;
 mod device;
@@ -19,10 +18,10 @@ use pintle_test_support::{ControlPlane, Options, ScratchDirectory, Swtpm, TokenM
 
 const HARDWARE: &str = include_str!("../docs/hardware.md");
 const KUBELET: &str = include_str!("../docs/kubelet.md");
-/// For what takes seconds.
+/// Limit for operations that take seconds.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The commands of the page as one script that says which line of the page it is at.
+/// The page's commands as one script, which prints the line of the page that it is at.
 fn script(page: &str) -> String {
     let mut script = String::from("set -euo pipefail\n");
     let mut in_block = false;
@@ -77,7 +76,7 @@ fn commands_of_the_hardware_page_work() {
     for words in
         ["never extractable", "Signature Verified Successfully", "Verified OK", "token/ecdsa-p256", "tpm/ecdsa-p256"]
     {
-        assert!(said.contains(words), "nothing says {words:?}:\n{said}");
+        assert!(said.contains(words), "{words:?} is missing in:\n{said}");
     }
 }
 
@@ -103,17 +102,17 @@ fn commands_of_the_kubelet_page_work() {
     machine.run(&["apt-get", "install", "--yes", "--no-install-recommends", &packages[0], &packages[1]]);
     let (node, user) = ("worker-1", "system:node:worker-1");
     let (to, back) = KUBELET.split_at(KUBELET.find("\n## Back\n").expect("the page has a way back"));
-    // On the lines where it stands on the page.
+    // Keeps the line numbers of the page.
     let back = "\n".repeat(to.matches('\n').count()) + back;
 
     let said = run_part(&machine, to, &swtpm.tcti());
     for words in
         ["tpm/ecdsa-p256   Ready", "tpm       worker-1_client_", "_2   ecdsa-p256   in-use", user, "rotated: serial"]
     {
-        assert!(said.contains(words), "nothing says {words:?}");
+        assert!(said.contains(words), "{words:?} is missing");
     }
     kubeadm::wait_ready(&cluster, node);
-    // The kubelet speaks as what pintle holds, whatever is in its own files, and does not renew that itself.
+    // The kubelet uses the certificate that pintle holds, whatever is in its own files, and does not renew it itself.
     let is_in_use = |machine: &Machine| {
         let status = machine.run(&["pintle", "status", "-o", "json"]);
         let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
@@ -123,29 +122,27 @@ fn commands_of_the_kubelet_page_work() {
         });
         kubelets.next_back().is_some_and(|event| event.certificate_sha256 == Some(fingerprint))
     };
-    eventually("the kubelet speaks as the certificate that was rotated last", DEADLINE, || {
-        is_in_use(&machine).then_some(())
-    });
-    // Old connections end sooner than after a quarter of an hour, so that there is more than one rotation to see; the
-    // kubelet does not notice that pintle is restarted either.
+    eventually("the kubelet uses the latest certificate", DEADLINE, || is_in_use(&machine).then_some(()));
+    // Drain connections faster than in 15 minutes, to see more than one rotation. The kubelet also does not notice
+    // that pintle is restarted.
     let process = machine.property("kubelet.service", "MainPID");
     machine.run(&["sed", "-i", "s/^\\[proxy\\]$/&\\ndrain = \"2s\"/", "/etc/pintle/config.toml"]);
     machine.run(&["systemctl", "restart", "pintle.service"]);
     for _ in 0..2 {
         machine.run(&["pintle", "rotate", "--wait"]);
-        eventually("the kubelet follows", DEADLINE, || is_in_use(&machine).then_some(()));
+        eventually("the kubelet uses the new certificate", DEADLINE, || is_in_use(&machine).then_some(()));
     }
     kubeadm::wait_ready(&cluster, node);
-    assert_eq!(machine.property("kubelet.service", "MainPID"), process, "it has not noticed");
+    assert_eq!(machine.property("kubelet.service", "MainPID"), process, "it was not restarted");
 
-    // At a boot everything comes by itself, the kubelet after pintle.
+    // After a reboot everything starts by itself, the kubelet after pintle.
     machine.reboot();
     kubeadm::wait_ready(&cluster, node);
     let started = ["pintle.service", "kubelet.service"].map(|unit| {
         machine.property(unit, "ActiveEnterTimestampMonotonic").parse::<u64>().expect("a number of microseconds")
     });
     assert!(started[0] <= started[1], "{started:?}");
-    eventually("the kubelet speaks as the certificate that it had", DEADLINE, || is_in_use(&machine).then_some(()));
+    eventually("the kubelet uses the certificate from before", DEADLINE, || is_in_use(&machine).then_some(()));
     let requests = cluster.requests();
     assert!(requests.iter().filter(|request| !request.name.starts_with("pintle-")).count() == 1, "{requests:?}");
 
@@ -161,7 +158,7 @@ fn commands_of_the_kubelet_page_work() {
 }
 
 #[test]
-fn script_holds_the_marked_blocks_and_nothing_else() {
+fn the_script_contains_only_the_marked_blocks() {
     let page = "text\n```ini\na = 1\n```\n```sh test\nfirst\n```\nmore\n```sh test\nsecond\n```\n";
     let lines: Vec<_> = script(page).lines().map(str::to_owned).collect();
     assert_eq!(

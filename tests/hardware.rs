@@ -1,5 +1,5 @@
-//! Keys that never leave: bootstrap and ten rotations against the real control plane with each device, and what others
-//! make of the published pair.
+//! Keys in devices: bootstrap and ten rotations with each device and a real control plane, and use of the published
+//! pair by other programs.
 
 mod device;
 
@@ -15,22 +15,24 @@ use pintle_test_support::{
     TokenModule, eventually, private_keys_in_files, private_keys_in_memory,
 };
 
-/// Long enough that a busy machine rotates within the last tenth of it.
+/// Long enough that a busy machine still rotates in the last tenth.
 const LIFE: &str = "15s";
 const ROTATIONS: usize = 10;
-/// Ten rotations at nine tenths of a life each, and as much again.
+/// Twice the time of ten rotations, each at nine tenths of the lifetime.
 const PATIENCE: Duration = Duration::from_secs(400);
 
 static CONTROL_PLANE: LazyLock<ControlPlane> =
     LazyLock::new(|| ControlPlane::start(Options { cluster_signing_duration: LIFE.into(), ..Options::default() }));
 
-/// A device that holds keys, as somebody other than pintle sees it.
+/// A device that holds keys, as seen by programs other than pintle.
 trait Device: Sync {
-    /// How many keys it holds.
+    /// The number of keys in it.
     fn count(&self) -> usize;
-    /// The public keys in it, DER SubjectPublicKeyInfo, after each was seen to be unable to leave.
+    /// The public keys in it (DER SubjectPublicKeyInfo), after checking that none of the private keys can be
+    /// exported.
     fn inspect(&self) -> Vec<Vec<u8>>;
-    /// Whether the process that holds the module is free of keys as well. A token in software is in that process's memory.
+    /// Whether the module's process is also free of private keys. A software token keeps them in that process's
+    /// memory.
     fn keeps_keys_elsewhere(&self) -> bool;
 }
 
@@ -55,7 +57,7 @@ impl Device for Token {
     }
 }
 
-/// A TPM, and the directory of the blobs that only it can load.
+/// A TPM, and the directory with the key blobs that only it can load.
 struct Tpm {
     swtpm: Swtpm,
     directory: std::path::PathBuf,
@@ -81,21 +83,20 @@ impl Device for Tpm {
     }
 }
 
-/// Loads a `TSS2 PRIVATE KEY` below the storage primary with tpm2-tools, asserts what the TPM says of it, and answers its
-/// public key.
+/// Loads a `TSS2 PRIVATE KEY` below the storage primary with tpm2-tools, checks the attributes that the TPM reports,
+/// and returns its public key.
 fn load_and_check(swtpm: &Swtpm, pem: &str) -> Vec<u8> {
     let blob = pem::parse(pem).expect("PEM");
     assert_eq!(blob.tag(), "TSS2 PRIVATE KEY");
     // SEQUENCE { OID, [0] emptyAuth, INTEGER parent, OCTET STRING TPM2B_PUBLIC, OCTET STRING TPM2B_PRIVATE }
     let (_, fields) = element(blob.contents());
-    let octets: Vec<&[u8]> =
-        elements(fields).into_iter().filter(|(tag, _)| *tag == 4).map(|(_, value)| value).collect();
-    std::fs::write(swtpm.join("key.pub"), octets[0]).expect("the public area is written");
-    std::fs::write(swtpm.join("key.priv"), octets[1]).expect("the sealed private area is written");
+    let bytes: Vec<&[u8]> = elements(fields).into_iter().filter(|(tag, _)| *tag == 4).map(|(_, value)| value).collect();
+    std::fs::write(swtpm.join("key.pub"), bytes[0]).expect("the public area is written");
+    std::fs::write(swtpm.join("key.priv"), bytes[1]).expect("the sealed private area is written");
     let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
     let run = |program, arguments: &[&str]| {
         let said = swtpm.run(program, arguments);
-        // Without a resource manager what a tool has loaded stays, and there are three slots.
+        // Without a resource manager, loaded objects stay in the TPM, which has three slots.
         swtpm.run("tpm2_flushcontext", &["-t"]);
         said
     };
@@ -110,12 +111,12 @@ fn load_and_check(swtpm: &Swtpm, pem: &str) -> Vec<u8> {
     std::fs::read(swtpm.join("key.der")).expect("the public key")
 }
 
-/// The first DER element: its tag and its content.
+/// The first DER element: its tag and content.
 fn element(der: &[u8]) -> (u8, &[u8]) {
     elements(der)[0]
 }
 
-/// The DER elements in a row.
+/// A sequence of DER elements.
 fn elements(mut der: &[u8]) -> Vec<(u8, &[u8])> {
     let mut elements = Vec::new();
     while let [tag, first, rest @ ..] = der {
@@ -139,7 +140,7 @@ fn enrol(node: &Node) -> Agent {
     agent
 }
 
-/// Waits until the agent holds a certificate and has nothing to do, then takes `look`; again if a rotation began meanwhile.
+/// Waits until the agent is idle, then calls `look`; repeats this if a rotation began in between.
 #[track_caller]
 fn when_idle<T>(agent: &mut Agent, look: impl Fn() -> T) -> T {
     let begun = |agent: &Agent| events(agent, "rotation_started");
@@ -154,8 +155,8 @@ fn when_idle<T>(agent: &mut Agent, look: impl Fn() -> T) -> T {
     })
 }
 
-/// Bootstrap is done; sees ten rotations through, and the device before, after and in between.
-fn sees_ten_rotations_through(node: &Node, agent: &mut Agent, device: &dyn Device) {
+/// Waits for ten rotations after bootstrap, and checks the device before, during and after them.
+fn check_ten_rotations(node: &Node, agent: &mut Agent, device: &dyn Device) {
     let end = Instant::now() + PATIENCE;
     let mut published = BTreeSet::new();
     while events(agent, "keys_retired") < ROTATIONS {
@@ -166,13 +167,13 @@ fn sees_ten_rotations_through(node: &Node, agent: &mut Agent, device: &dyn Devic
         published.insert(certified_key(&node.pair()));
         std::thread::sleep(Duration::from_millis(300));
     }
-    // A sample may miss one.
+    // Sampling may miss one.
     assert!(published.len() >= ROTATIONS, "each rotation has a new key: {} were seen", published.len());
 
-    // What the certificate is for is what the device holds, and nothing else is there.
+    // The device contains only the key of the certificate.
     let (certified, held) = when_idle(agent, || (certified_key(&node.pair()), device.inspect()));
     assert_eq!(held, [certified]);
-    // And the API server knows it.
+    // The API server accepts it.
     let user = format!("system:node:{}", node.name);
     assert!(agent.log().iter().any(|line| line["event"] == "identity_proven" && line["user"] == user.as_str()));
     let certificates: BTreeSet<_> = CONTROL_PLANE
@@ -184,8 +185,8 @@ fn sees_ten_rotations_through(node: &Node, agent: &mut Agent, device: &dyn Devic
     assert!(certificates.len() >= ROTATIONS, "the API server has seen {} certificates", certificates.len());
 }
 
-/// Nothing of a private key is on the disk, in the log, or in the memory of the agent.
-fn holds_no_private_key(node: &Node, agent: &mut Agent, device: &dyn Device) {
+/// Checks that no private key is on disk, in the log, or in the agent's memory.
+fn check_no_private_key(node: &Node, agent: &mut Agent, device: &dyn Device) {
     assert_eq!(private_keys_in_files(node.scratch.path()), Vec::<String>::new());
     let process = agent.process().id();
     let isolated = children(process);
@@ -202,19 +203,19 @@ fn holds_no_private_key(node: &Node, agent: &mut Agent, device: &dyn Device) {
 
 fn rotates_in(module: TokenModule) {
     let mut node = Node::new(if module == TokenModule::SoftHsm { "softhsm" } else { "kryoptic" });
-    // Beside the node's own files: a token in software has its keys, sealed or not, on this disk.
+    // Outside the node's directories: a software token stores its keys, encrypted or not, on disk.
     let storage = ScratchDirectory::new();
     let token = Token::new(module, storage.join("token"));
     node.set_environment(token.environment());
     node.configure("device", "", &[("device", &token.table())]);
     let mut agent = enrol(&node);
-    sees_ten_rotations_through(&node, &mut agent, &token);
-    holds_no_private_key(&node, &mut agent, &token);
+    check_ten_rotations(&node, &mut agent, &token);
+    check_no_private_key(&node, &mut agent, &token);
     agent.terminate(DEADLINE);
     another_program_signs(&node, &token);
 }
 
-/// pkcs11-tool signs with the key of the published certificate.
+/// Signs with the published certificate's key using pkcs11-tool.
 fn another_program_signs(node: &Node, token: &Token) {
     let key = token.keys().pop().expect("the key in use");
     let file = |name: &str| node.scratch.join(name).display().to_string();
@@ -258,7 +259,7 @@ fn c18_kryoptic_keeps_the_keys_of_ten_rotations() {
     rotates_in(TokenModule::Kryoptic);
 }
 
-/// C18. The published pair is one that OpenSSL can use, as long as it is on the machine with this TPM.
+/// C18. OpenSSL can use the published pair on the machine with this TPM.
 #[test]
 fn c18_tpm_keeps_the_keys_of_ten_rotations() {
     let node = Node::new("tpm");
@@ -266,8 +267,8 @@ fn c18_tpm_keeps_the_keys_of_ten_rotations() {
     node.configure("device", "", &[("device", &swtpm.table(&tpm_plugin()))]);
     let device = Tpm { swtpm, directory: node.scratch.join("state/tpm") };
     let mut agent = enrol(&node);
-    sees_ten_rotations_through(&node, &mut agent, &device);
-    holds_no_private_key(&node, &mut agent, &device);
+    check_ten_rotations(&node, &mut agent, &device);
+    check_no_private_key(&node, &mut agent, &device);
     agent.terminate(DEADLINE);
     for handles in ["handles-transient", "handles-persistent", "handles-loaded-session"] {
         let listed = device.swtpm.run("tpm2_getcap", &[handles]);
@@ -291,8 +292,8 @@ fn openssl_signs_with_the_pair(node: &Node, swtpm: &Swtpm) {
     succeed(Command::new("openssl").args(verify));
 }
 
-/// A handshake proves that the server has the key. A TLS server holds more in the TPM at once than there are slots, so it
-/// takes a resource manager, as on every machine with `/dev/tpmrm0`.
+/// A handshake proves that the server can use the key. A TLS server uses more of the TPM's slots than there are, so
+/// it needs a resource manager, as on any machine with `/dev/tpmrm0`.
 fn openssl_serves_the_pair(node: &Node, swtpm: &Swtpm) {
     let pair = node.pair().display().to_string();
     let ports = ReservedPorts::one();
@@ -317,8 +318,8 @@ fn openssl_serves_the_pair(node: &Node, swtpm: &Swtpm) {
     assert_eq!(leaf(&served), leaf(&node.pair()));
 }
 
-/// The positive control of `holds_no_private_key`: with the file backend the same search finds the key, on the disk and
-/// in the memory of the agent.
+/// The positive control of `check_no_private_key`: with the file backend, the same search finds the key on disk and
+/// in the agent's memory.
 #[test]
 fn search_finds_the_key_of_the_file_backend() {
     let node = Node::new("file");

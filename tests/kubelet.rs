@@ -1,4 +1,4 @@
-//! A real kubelet on what pintle wrote, and pintle on what a real kubelet wrote.
+//! A real kubelet with pintle's files, and pintle with a real kubelet's files.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use pintle_test_support::{BootstrapCredential, ControlPlane, Kubelet, KubeletOpt
 
 const DEADLINE: Duration = Duration::from_secs(180);
 
-/// A kubelet counts from a notBefore that is five minutes in the past, so it rotates such a certificate within seconds.
+/// A kubelet counts the lifetime from notBefore, which is backdated by five minutes, so it rotates such a certificate
+/// within seconds.
 static SHARED: LazyLock<ControlPlane> =
     LazyLock::new(|| ControlPlane::start(Options { cluster_signing_duration: "75s".into(), ..Options::default() }));
 
@@ -19,7 +20,7 @@ fn new_node(name: &str) -> Node {
 }
 
 #[test]
-fn a_kubelet_becomes_ready_on_what_pintle_wrote() {
+fn a_kubelet_becomes_ready_with_pintles_files() {
     let node = new_node("served");
     let mut agent = node.agent().start();
     agent.wait_for_log("a certificate is held", DEADLINE, |line| line["event"] == "holding");
@@ -27,7 +28,7 @@ fn a_kubelet_becomes_ready_on_what_pintle_wrote() {
     options.cert_dir = Some(node.cert_dir());
     let mut kubelet = Kubelet::start(&SHARED, &options);
     kubelet.wait_ready(DEADLINE);
-    // A pair that was rotated under it serves its next start as well.
+    // After a rotation, the pair also works for the kubelet's next start.
     let answer = node.run(&["rotate", "--wait"]);
     assert_eq!(answer.code, Some(0), "{answer:?}");
     kubelet.restart();
@@ -52,7 +53,7 @@ fn pintle_takes_over_from_a_kubelet_and_the_kubelet_takes_back() {
         (clients.count() >= 2).then_some(())
     });
     kubelet.process().kill();
-    // From here on nobody has a bootstrap credential any more.
+    // From here on there is no bootstrap credential.
     std::fs::remove_file(node.bootstrap_kubeconfig()).expect("it was there");
     let kubeconfig = std::fs::read(node.kubeconfig()).expect("the kubelet wrote it");
     let of_kubelet = node.current().expect("a pair");
@@ -65,11 +66,11 @@ fn pintle_takes_over_from_a_kubelet_and_the_kubelet_takes_back() {
     assert_eq!(answer.code, Some(0), "{answer:?}");
     let of_pintle = node.current().expect("a pair");
     assert_ne!(of_pintle.public_key, of_kubelet.public_key);
-    assert_eq!(std::fs::read(node.kubeconfig()).expect("readable"), kubeconfig, "adopted as it is");
+    assert_eq!(std::fs::read(node.kubeconfig()).expect("readable"), kubeconfig, "adopted unchanged");
     assert_eq!(SHARED.who_is_in(&node.kubeconfig()).expect("known").certificate_sha256, Some(of_pintle.sha256.clone()));
     agent.kill();
 
-    // The kubelet goes on from what pintle left, and rotates it by itself.
+    // The kubelet continues with pintle's pair, and rotates it by itself.
     options.bootstrap_kubeconfig = None;
     let mut kubelet = Kubelet::start(&SHARED, &options);
     let rotated = eventually("the kubelet rotates pintle's pair", DEADLINE, || {
@@ -79,7 +80,7 @@ fn pintle_takes_over_from_a_kubelet_and_the_kubelet_takes_back() {
     kubelet.process().kill();
     let rotated = node.current().unwrap_or(rotated);
 
-    // And pintle from that, whatever its journal says.
+    // pintle adopts that pair, although its journal has another one.
     let mut agent = node.agent().start();
     let adopted = agent.wait_for_log("it is adopted", DEADLINE, |line| line["event"] == "credential_adopted");
     assert_eq!(adopted["serial"], rotated.serial.as_str());

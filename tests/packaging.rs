@@ -1,6 +1,6 @@
-//! What operators install: the units, the configuration and the Debian packages, in a clean Debian.
+//! What operators install: the units, the configuration and the Debian packages, on a clean Debian.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+#![allow(clippy::unwrap_used, reason = "a test fails when something unexpected happens")]
 
 mod debian;
 
@@ -15,10 +15,10 @@ use debian::{Debian, output, succeed, text};
 use pintle::demo::control_plane::{self, ControlPlane, Options};
 use pintle_test_support::ScratchDirectory;
 
-/// Where keys, journal and certificates are, in an installation with defaults.
+/// The directories with keys, journal and certificates in a default installation.
 const KEPT: [&str; 2] = ["/var/lib/pintle", "/var/lib/kubelet"];
 
-/// Runs a command with what is in both packages laid over this machine's files, in a mount namespace of its own.
+/// Runs a command in a mount namespace where both packages' files are overlaid on this machine's.
 fn as_if_installed(words: &[&str]) -> Command {
     static UNPACKED: LazyLock<[ScratchDirectory; 2]> =
         LazyLock::new(|| ["pintle", "pintle-tpm"].map(|name| PACKAGES.unpacked(name)));
@@ -44,7 +44,7 @@ fn the_units_are_valid() {
     assert!(PACKAGES.unpacked("pintle").join("usr/share/man/man1/pintle.1.gz").exists());
 }
 
-/// The threshold is in tenths, and what it names is still allowed.
+/// Checks the exposure level, in tenths. The output lists what is still allowed.
 #[test]
 fn the_service_is_confined() {
     let words = ["systemd-analyze", "security", "--offline=true", "--threshold=19", "pintle.service"];
@@ -60,18 +60,18 @@ fn the_configuration_names_every_key_with_its_default() {
         let file = scratch.write("config.toml", content);
         succeed(Command::new(PINTLE).args(["config", "check", "--node-name", "worker-1", "--config"]).arg(file))
     };
-    // A setting is commented out by a bare '#', prose by '# '.
+    // A setting is commented out with '#', prose with '# '.
     let setting =
         |line: &str| line.strip_prefix('#').filter(|rest| !rest.is_empty() && !rest.starts_with(' ')).is_some();
     let uncommented: Vec<&str> = text.lines().map(|line| if setting(line) { &line[1..] } else { line }).collect();
     assert!(text.lines().all(|line| line.is_empty() || line.starts_with('#')), "everything is commented out");
     let defaults = check("");
     assert_eq!(check(&text), defaults);
-    // Keys without a default say so, and stand there with an example. The tables are examples too; that of the proxy shows
-    // the defaults of one that is empty.
+    // Keys without a default say so, and have an example. Tables are examples too; the proxy's table shows the
+    // defaults of an empty one.
     let all = check(&uncommented.join("\n"));
     let defaults = check("[proxy]");
-    // Which backends there are is no default; each table is an example.
+    // The set of backends has no default; each table is an example.
     let keys = |text: &str| {
         let lines = text.lines().filter(|line| !line.starts_with("backends "));
         lines.map(str::to_owned).collect::<Vec<_>>()
@@ -80,11 +80,11 @@ fn the_configuration_names_every_key_with_its_default() {
         let none = ["none", "what the signer gives"].iter().any(|none| default.ends_with(none));
         assert!(line == default || none, "{line:?} is not the default {default:?}");
     }
-    // Several identities exclude some of the keys above: their example is indented, and valid on its own.
+    // Some of the keys above are not allowed with several identities, whose example is indented and valid by itself.
     let example: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
     let identities = check(&example.join("\n"));
     assert!(identities.contains("identity kubelet\n") && identities.contains("identity monitoring\n"), "{identities}");
-    // Whoever adds a key adds it here: the parser lists the ones it knows.
+    // New keys must be added to the file: the parser's error lists all that it knows.
     let file = scratch.write("config.toml", "no-such-key = 1\n");
     let refused = output(Command::new(PINTLE).args(["config", "check", "--config"]).arg(file));
     let refused = debian::text(&refused);
@@ -102,7 +102,7 @@ fn the_configuration_names_every_key_with_its_default() {
 }
 
 #[test]
-fn the_same_binaries_give_the_same_packages() {
+fn packages_are_reproducible() {
     let again = ScratchDirectory::new();
     Packages::build(again.path(), "1", "077");
     for name in ["pintle", "pintle-tpm"] {
@@ -112,7 +112,8 @@ fn the_same_binaries_give_the_same_packages() {
     }
 }
 
-/// `.cargo/config.toml` leaves out AWS-LC's CPU-jitter entropy, which costs every process some 70 ms before its first key.
+/// `.cargo/config.toml` disables AWS-LC's CPU jitter entropy, which costs every process about 70 ms before its first
+/// key.
 #[test]
 fn randomness_comes_from_the_kernel() {
     for binary in [PathBuf::from(PINTLE), Path::new(PINTLE).with_file_name(PLUGIN)] {
@@ -124,7 +125,7 @@ fn randomness_comes_from_the_kernel() {
 }
 
 #[test]
-fn the_agent_needs_no_library_of_a_token_or_tpm() {
+fn the_agent_links_no_token_or_tpm_library() {
     let debian = Debian::new();
     let package = PACKAGES.put(&debian, "pintle", "1");
     debian.run(&["dpkg", "--install", &package]);
@@ -140,17 +141,17 @@ fn the_agent_needs_no_library_of_a_token_or_tpm() {
         .filter(|name| !name.starts_with("ld-linux"))
         .collect();
     assert_eq!(needed, BTreeSet::from(["libc.so.6", "libgcc_s.so.1", "libm.so.6"]));
-    let story = debian.run(&["pintle", "demo", "--cluster-signing-duration", "6s"]);
-    assert!(!story.contains("error:"), "{story}");
+    let output = debian.run(&["pintle", "demo", "--cluster-signing-duration", "6s"]);
+    assert!(!output.contains("error:"), "{output}");
 }
 
-/// Enrols the agent that is installed there with an API server of this process.
+/// Enrols the installed agent with an API server of this process.
 async fn enrol(debian: &Debian, control_plane: &ControlPlane) -> String {
     let kubeconfig = debian.path("/etc/pintle/bootstrap-kubeconfig");
     std::fs::write(kubeconfig, control_plane.bootstrap_kubeconfig()).unwrap();
     let mut command = debian.command(&[
         "setpriv",
-        // As in the unit: uid 0 without any of its powers.
+        // As in the unit: uid 0 without capabilities.
         "--bounding-set=-all",
         "--inh-caps=-all",
         "--no-new-privs",
@@ -176,7 +177,7 @@ async fn control_plane() -> ControlPlane {
 async fn keys_and_certificates_stay_through_upgrade_removal_and_purge() {
     let control_plane = control_plane().await;
     let debian = Debian::new();
-    // A node on which a kubelet has been: its files are not the package's.
+    // A node where a kubelet has been running: its files do not belong to the package.
     let pki = debian.path("/var/lib/kubelet/pki");
     std::fs::create_dir_all(&pki).unwrap();
     std::fs::write(pki.join("kubelet.key"), "the kubelet's own serving key").unwrap();
@@ -198,7 +199,7 @@ async fn keys_and_certificates_stay_through_upgrade_removal_and_purge() {
     let checked = debian.run(&["pintle", "config", "check"]);
     let pairs = checked.lines().find_map(|line| line.strip_prefix("keep-pairs")).map(str::trim);
     assert_eq!(pairs, Some("3"), "nor the configuration");
-    // The new version goes on with them: there is nothing to do, so it asks the API server for nothing.
+    // The new version uses them: nothing is due, so it sends no request to the API server.
     let requests = control_plane.certificate_signing_requests().len();
     enrol(&debian, &control_plane).await;
     assert_eq!(control_plane.certificate_signing_requests().len(), requests);
@@ -212,7 +213,7 @@ async fn keys_and_certificates_stay_through_upgrade_removal_and_purge() {
     assert!(!debian.path("/etc/pintle/config.toml").exists());
     assert_eq!(debian.files(&KEPT), kept, "a purge does not touch them");
     assert!(said.contains("/var/lib/pintle") && said.contains("/var/lib/kubelet/pki"), "{said}");
-    // And whoever installs it again finds the node as it was.
+    // A new installation finds the node as it was.
     debian.run(&["dpkg", "--install", &second]);
     enrol(&debian, &control_plane).await;
     assert_eq!(control_plane.certificate_signing_requests().len(), requests);
@@ -224,21 +225,21 @@ fn the_tpm_plugin_brings_its_libraries_and_is_removed_alone() {
     let [agent, plugin] = ["pintle", "pintle-tpm"].map(|name| PACKAGES.put(&debian, name, "1"));
     let refused = output(&mut debian.command(&["dpkg", "--install", &agent, &plugin]));
     assert!(!refused.status.success() && text(&refused).contains("libtss2-esys"), "{}", text(&refused));
-    // The archives of what is missing are in the cache of apt, so that this needs no network.
+    // The missing packages' archives are in apt's cache, so that this needs no network.
     debian.run(&["apt-get", "install", "--yes", "--fix-broken", "--no-download", "--no-install-recommends"]);
     let installed = format!("/usr/lib/pintle/plugins/{PLUGIN}");
     let libraries = debian.run(&["ldd", &installed]);
     assert!(libraries.contains("libtss2-esys.so.0 => /") && !libraries.contains("not found"), "{libraries}");
     let symbols = succeed(Command::new("readelf").args(["--dyn-syms", "--wide"]).arg(debian.path(&installed)));
     assert!(symbols.contains("pintle_backend_v1"), "{symbols}");
-    // The unit's drop-in names a group; without it the service would not start.
+    // The unit's drop-in uses a group, without which the service would not start.
     debian.run(&["getent", "group", "tss"]);
     debian.run(&["dpkg", "--purge", "pintle-tpm"]);
     assert!(!debian.path(&installed).exists());
     debian.run(&["pintle", "config", "check"]);
 }
 
-/// The system calls of an enrolment, against what the unit's filter allows.
+/// Checks the system calls of an enrolment against the unit's filter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_agent_makes_no_system_call_that_the_unit_denies() {
     let control_plane = control_plane().await;
@@ -272,7 +273,7 @@ async fn the_agent_makes_no_system_call_that_the_unit_denies() {
     assert!(!trace.contains("PROT_WRITE|PROT_EXEC") && !trace.contains("PROT_READ|PROT_WRITE|PROT_EXEC"));
 }
 
-/// What the unit's SystemCallFilter= lines add up to (systemd.exec(5)).
+/// The system calls allowed by the unit's SystemCallFilter= lines (systemd.exec(5)).
 fn allowed_system_calls() -> BTreeSet<String> {
     let unit = std::fs::read_to_string(repository().join("packaging/systemd/pintle.service")).unwrap();
     let mut allowed = BTreeSet::new();
@@ -290,7 +291,7 @@ fn allowed_system_calls() -> BTreeSet<String> {
     allowed
 }
 
-/// A system call, or all that are in a group and the groups in it.
+/// A system call, or all in a group and its nested groups.
 fn system_calls(name: &str) -> BTreeSet<String> {
     if !name.starts_with('@') {
         return BTreeSet::from([name.to_owned()]);

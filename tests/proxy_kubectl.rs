@@ -1,8 +1,8 @@
-//! An unmodified kubectl through the credential proxy, against a real API server: what is long, and what writes, while the
-//! node's key in SoftHSM is rotated (case C18, C19).
+//! An unmodified kubectl through the credential proxy, with a real API server: streams and writes while the node's
+//! key in SoftHSM is rotated (case C18, C19).
 //!
-//! Behind the API server is a kubelet that answers to streaming with an echo. A node may not execute anything in a pod, so
-//! it is allowed to act as somebody who may (`--as`): the connection is the node's all the same.
+//! The API server's kubelet is a fake that echoes streams. A node may not exec into a pod, so it is allowed to
+//! impersonate a user who may (`--as`); the connection is still authenticated as the node.
 
 mod device;
 mod echo;
@@ -20,10 +20,10 @@ use pintle_test_support::{
 };
 use serde_json::{Value, json};
 
-/// Longer than any stream in a test.
+/// Longer than any stream in this file.
 const DRAIN: &str = "10m";
 
-/// A control plane with a node whose kubelet echoes, and a pod on it.
+/// A control plane, a node whose kubelet echoes streams, and a pod on it.
 struct Bed {
     cluster: ControlPlane,
     _kubelet: TestProcess,
@@ -77,7 +77,7 @@ static BED: LazyLock<Bed> = LazyLock::new(|| {
     Bed { cluster, _kubelet: kubelet, _port: port, _scratch: scratch }
 });
 
-/// A node with its key in a token of its own.
+/// A node whose key is in its own token.
 fn node(name: &str, drain: &str) -> (Served, Token, ScratchDirectory) {
     let storage = ScratchDirectory::new();
     let token = Token::new(TokenModule::SoftHsm, storage.join("token"));
@@ -85,21 +85,21 @@ fn node(name: &str, drain: &str) -> (Served, Token, ScratchDirectory) {
     (served, token, storage)
 }
 
-/// SHA-256 of the certificate that a new connection speaks as.
+/// SHA-256 of the certificate that a new connection uses.
 #[track_caller]
 fn certificate(served: &Served) -> String {
     let who = BED.cluster.who_is_in(&served.kubeconfig()).expect("the API server knows it");
     who.certificate_sha256.expect("a node has a certificate")
 }
 
-/// How often the proxy has cut a connection at the end of its time.
+/// How many connections the proxy has cut with requests outstanding.
 #[track_caller]
 fn cut_at_end(served: &Served) -> u64 {
     served.proxy()["statistics"]["failures"]["cut-at-end"].as_u64().unwrap_or_default()
 }
 
 #[test]
-fn c19_exec_port_forward_and_logs_go_on_over_a_rotation() {
+fn c19_exec_port_forward_and_logs_survive_a_rotation() {
     let (served, token, _storage) = node("streams", DRAIN);
     let mut agent = served.start();
     let first = certificate(&served);
@@ -112,30 +112,30 @@ fn c19_exec_port_forward_and_logs_go_on_over_a_rotation() {
     }
     let follow = ["logs", "--follow", "echo", "--as", OPERATOR];
     let mut follow = BED.cluster.kubectl_command(&served.kubeconfig(), &follow).start();
-    let all_go_on = |follow: &mut TestProcess, when: &str| {
+    let check_streams = |follow: &mut TestProcess, when: &str| {
         for (name, (_, echo)) in &streams {
-            echo.goes_on(&format!("{name} {when}"));
+            echo.wait_for_rounds(&format!("{name} {when}"));
         }
         let lines = |follow: &TestProcess| follow.output().lines().count();
         let before = lines(follow);
         eventually(&format!("the log {when}"), DEADLINE, || (lines(follow) > before + 20).then_some(()));
         follow.assert_running();
     };
-    all_go_on(&mut follow, "before the rotation");
-    // None of them waits for the other: they all go on during it.
+    check_streams(&mut follow, "before the rotation");
+    // All streams run concurrently during the rotation.
     served.rotate(&mut agent);
-    // kubectl has asked for the pod over a connection of HTTP/2, which is told to go away. The streams stay.
-    eventually("only the streams speak as the old certificate", DEADLINE, || {
+    // kubectl has requested the pod over an HTTP/2 connection, which receives a GOAWAY. The streams stay.
+    eventually("only the streams use the old certificate", DEADLINE, || {
         (served.proxy()["statistics"]["openConnections"][&serial] == 5).then_some(())
     });
-    all_go_on(&mut follow, "after the rotation");
+    check_streams(&mut follow, "after the rotation");
     let second = certificate(&served);
     assert_ne!(first, second);
     assert_eq!(token.keys().len(), 2, "the old key is needed");
 
     for (name, (mut kubectl, echo)) in streams {
-        println!("{name}: {} rounds", echo.end());
-        // A port is forwarded until somebody ends it.
+        println!("{name}: {} rounds", echo.stop());
+        // port-forward runs until it is killed.
         assert!(name.starts_with("port") || kubectl.wait().success(), "{name}");
     }
     let numbers: Vec<usize> = follow.output().lines().map(|line| line.parse().expect("a number")).collect();
@@ -145,7 +145,8 @@ fn c19_exec_port_forward_and_logs_go_on_over_a_rotation() {
     eventually("the old key is destroyed", DEADLINE, || (token.keys().len() == 1).then_some(()));
     assert_eq!(cut_at_end(&served), 0);
 
-    // The API server took each for the certificate of its beginning; a GET is an upgrade to WebSocket, and a POST to SPDY.
+    // The API server attributes each stream to the certificate that it started with. GET is an upgrade to WebSocket,
+    // POST to SPDY.
     let user = format!("system:node:{}", served.node.name);
     for (subresource, verbs) in
         [("exec", &["create", "get"][..]), ("portforward", &["create", "get"]), ("log", &["get"])]
@@ -170,31 +171,31 @@ fn c19_exec_port_forward_and_logs_go_on_over_a_rotation() {
 }
 
 #[test]
-fn c19_exec_is_cut_when_its_time_is_over_and_that_is_counted() {
+fn c19_exec_is_cut_when_the_drain_time_is_over_and_counted() {
     let (served, token, _storage) = node("cut", "3s");
     let mut agent = served.start();
     let streams = [true, false].map(|websockets| Echo::exec(&served, websockets));
     for (_, echo) in &streams {
-        echo.goes_on("before the rotation");
+        echo.wait_for_rounds("before the rotation");
     }
     served.rotate(&mut agent);
     for (_, echo) in &streams {
-        echo.ends("it is cut");
+        echo.wait_until_closed("it is cut");
     }
     let [(mut by_websocket, _), (mut by_spdy, _)] = streams;
-    assert!(!by_websocket.wait().success(), "kubectl says that it was cut");
-    // By SPDY, kubectl takes the end of the connection for the command's.
+    assert!(!by_websocket.wait().success(), "kubectl reports that it was cut");
+    // With SPDY, kubectl mistakes the end of the connection for that of the command.
     by_spdy.wait();
     eventually("the old key is destroyed", DEADLINE, || (token.keys().len() == 1).then_some(()));
     assert_eq!(cut_at_end(&served), 2);
 
     let (mut kubectl, echo) = Echo::exec(&served, true);
-    echo.goes_on("as the new certificate");
-    echo.end();
+    echo.wait_for_rounds("with the new certificate");
+    echo.stop();
     assert!(kubectl.wait().success());
 }
 
-/// What a node may write: itself, by client-side apply, and its Lease, by server-side apply.
+/// Objects that a node may write: its Node, by client-side apply, and its Lease, by server-side apply.
 fn manifests(node: &str, number: usize) -> [(Value, &'static [&'static str]); 2] {
     [
         (
@@ -216,7 +217,7 @@ fn manifests(node: &str, number: usize) -> [(Value, &'static [&'static str]); 2]
 }
 
 #[test]
-fn c18_kubectl_applies_over_rotations() {
+fn c18_kubectl_apply_works_across_rotations() {
     const ROTATIONS: usize = 3;
     let (served, _token, _storage) = node("applies", DRAIN);
     let mut agent = served.start();
@@ -249,7 +250,7 @@ fn c18_kubectl_applies_over_rotations() {
     applied();
     for _ in 0..ROTATIONS {
         served.rotate(&mut agent);
-        // What is begun after this, is begun as the new certificate.
+        // Requests that start after this use the new certificate.
         applied();
         applied();
     }
@@ -266,7 +267,7 @@ fn c18_kubectl_applies_over_rotations() {
         let events = BED.cluster.audit_events().into_iter();
         events.filter(|event| event.username == user && event.verb == "patch").collect::<Vec<_>>()
     };
-    // The first of each creates; a server-side apply does that with a PATCH as well.
+    // The first apply of each creates the object; a server-side apply does that with a PATCH too.
     let patches = eventually("the audit log shows all of them", DEADLINE, || {
         Some(patches()).filter(|patches| patches.len() == 2 * last - 1)
     });

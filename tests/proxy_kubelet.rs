@@ -1,4 +1,4 @@
-//! A real kubelet that is not told of any of this: its key is in a device, and it speaks through the credential proxy.
+//! An unmodified kubelet through the credential proxy, with its key in a device.
 
 mod device;
 
@@ -16,31 +16,31 @@ use pintle_test_support::{
     TokenModule, eventually,
 };
 
-/// Of a certificate: over long before the test is, so that whatever still speaks as an old one is refused.
+/// Certificates' lifetime: short, so that connections with an old one are rejected during the test.
 const LIFE: &str = "40s";
-/// From one rotation to the next. None comes by itself, at 70 % of a life; and since a kubelet renews its Lease every
-/// 10 s, the rotations fall on every point between two renewals.
+/// Interval between rotations. A scheduled rotation, at 70 % of the lifetime, never comes first. Since a kubelet
+/// renews its Lease every 10 s, rotations fall at different times between two renewals.
 const PACE: Duration = Duration::from_secs(8);
-/// Short beside that, so that each certificate has most of its time to itself.
+/// Short in comparison, so that each certificate is mostly used alone.
 const DRAIN: &str = "4s";
-/// A Lease that is not renewed for this long was renewed late, and still in less than half of the 40 s that it lasts.
+/// A Lease renewal after more than this is late, though still within half of the Lease's 40 s.
 const LATE: Duration = Duration::from_secs(18);
-/// The rotation that a watch goes on through.
+/// The rotation during which a watch is open.
 const WATCHED: usize = 3;
-/// Of the kubelet's log, in lower case: the words of client-go's Lease controller, and of an API server that does not know
+/// Errors in the kubelet's log, in lower case: from client-go's Lease controller, and from an API server that rejects
 /// the certificate.
 const COMPLAINTS: [&str; 5] =
     ["failed to update lease", "failed to update node lease", "failed to ensure lease", "unauthorized", "x509:"];
 
-/// How many rotations a kubelet is watched through.
+/// The number of rotations in a test.
 fn rotations() -> usize {
     std::env::var("PINTLE_TEST_ROTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
 }
 
-/// The node's requests, by the certificate that they came with: how many of them renewed the Lease, and how many others.
+/// The node's requests by certificate: the number of Lease renewals, and of other requests.
 fn requests_by_certificate(events: &[AuditEvent], user: &str) -> BTreeMap<String, (usize, usize)> {
     let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    // Not pintle's own, which go around the proxy.
+    // Without pintle's own requests, which do not go through the proxy.
     for event in events.iter().filter(|event| event.username == user && !event.user_agent.starts_with("pintle")) {
         let certificate = event.certificate_sha256.clone().expect("a node has a certificate");
         let count = counts.entry(certificate).or_default();
@@ -49,7 +49,7 @@ fn requests_by_certificate(events: &[AuditEvent], user: &str) -> BTreeMap<String
     counts
 }
 
-/// SHA-256 of each certificate that the cluster has issued, as a credential id has it.
+/// SHA-256 of every certificate that the cluster has issued, as in a credential ID.
 fn issued(cluster: &ControlPlane) -> BTreeSet<String> {
     let requests = cluster.requests().into_iter().filter_map(|request| request.certificate);
     let digest = |certificate: String| {
@@ -60,7 +60,7 @@ fn issued(cluster: &ControlPlane) -> BTreeSet<String> {
     requests.map(digest).collect()
 }
 
-/// kubectl with the kubelet's kubeconfig: it is the node, and may what the node may.
+/// kubectl with the kubelet's kubeconfig has the node's permissions.
 fn kubectl_is_the_node(cluster: &ControlPlane, served: &Served) {
     let (kubeconfig, name) = (served.kubeconfig(), served.node.name.clone());
     let who = cluster.who_is_in(&kubeconfig).expect("known");
@@ -70,7 +70,7 @@ fn kubectl_is_the_node(cluster: &ControlPlane, served: &Served) {
     assert!(cluster.try_kubectl_as(&kubeconfig, &["get", "secrets", "-A"]).is_err(), "a node may not");
 }
 
-/// A watch with the kubelet's kubeconfig, under way.
+/// Starts a watch with the kubelet's kubeconfig.
 fn watch_node(cluster: &ControlPlane, served: &Served) -> TestProcess {
     let columns = "jsonpath=<{.metadata.annotations.watched}>{\"\\n\"}";
     let arguments = ["get", "node", &served.node.name, "--watch", "-o", columns];
@@ -79,22 +79,22 @@ fn watch_node(cluster: &ControlPlane, served: &Served) -> TestProcess {
     watch
 }
 
-/// The watch began before a rotation and goes on after it.
+/// Checks that the watch started before a rotation continues after it.
 fn watch_goes_on(cluster: &ControlPlane, served: &Served, watch: &mut TestProcess) {
     cluster.kubectl(&["annotate", "node", &served.node.name, "watched=across"]);
     eventually("the watch shows what came after the rotation", DEADLINE, || {
         watch.output().contains("<across>").then_some(())
     });
-    // It ends at the end of the drain: a `kubectl get --watch` does not begin again by itself, and does not fail either.
+    // It ends when draining ends: `kubectl get --watch` does not restart a watch, and exits successfully.
     let status = watch.wait(DEADLINE);
     assert!(status.success(), "{status:?}: {}", watch.output());
 }
 
-/// Everything that a kubelet needs from the proxy, for as many rotations as there are to be.
-fn a_kubelet_lives_through_rotations(cluster: &ControlPlane, served: &Served) {
+/// Checks everything that a kubelet needs from the proxy across the given number of rotations.
+fn a_kubelet_works_across_rotations(cluster: &ControlPlane, served: &Served) {
     let rotations = rotations();
     let mut agent = served.node.start();
-    agent.wait_for_log("the proxy speaks as the first certificate", DEADLINE, |line| line["event"] == "proxy_swapped");
+    agent.wait_for_log("the proxy uses the first certificate", DEADLINE, |line| line["event"] == "proxy_swapped");
     let mut kubelet = Kubelet::start(cluster, &KubeletOptions::new(served.node.name.as_str(), served.kubeconfig()));
     kubelet.wait_ready(DEADLINE);
     eventually("it has a Lease", DEADLINE, || kubelet.lease_renew_time());
@@ -115,12 +115,12 @@ fn a_kubelet_lives_through_rotations(cluster: &ControlPlane, served: &Served) {
         agent.process().assert_running();
         kubelet.process().assert_running();
     }
-    eventually("the kubelet has spoken as the last certificate", DEADLINE, || {
+    eventually("the kubelet has used the last certificate", DEADLINE, || {
         let held = served.node.status()?["fingerprint"].as_str()?.to_owned();
         requests_by_certificate(&cluster.audit_events(), &user(served)).contains_key(&held).then_some(())
     });
     assert!(kubelet.is_ready(), "{}", kubelet.last_lines());
-    assert_eq!(events(&agent, "proxy_swapped") - swapped, rotations, "none comes by itself");
+    assert_eq!(events(&agent, "proxy_swapped") - swapped, rotations, "no rotation was scheduled");
 
     let said = kubelet.process().output()[quiet..].to_owned();
     let complaints: Vec<&str> = said
@@ -133,13 +133,13 @@ fn a_kubelet_lives_through_rotations(cluster: &ControlPlane, served: &Served) {
     println!("{:#}", status["proxy"]);
 }
 
-/// What the API server saw, and from this time on without a failure.
+/// Checks the API server's audit log: all node requests since `began` succeeded.
 fn audit_shows_the_node_alone(cluster: &ControlPlane, served: &Served, began: Timestamp, rotations: usize) {
     let user = user(served);
     let log = cluster.audit_events();
     let by_certificate = requests_by_certificate(&log, &user);
     println!("certificate: Lease renewals, other requests through the proxy: {by_certificate:#?}");
-    // Each certificate that was issued has carried requests.
+    // Every certificate issued has been used for requests.
     let renewing = by_certificate.values().filter(|(leases, _)| *leases > 0).count();
     let (issued, used) = (issued(cluster), by_certificate.into_keys().collect::<BTreeSet<_>>());
     assert_eq!(used, issued);
@@ -148,7 +148,7 @@ fn audit_shows_the_node_alone(cluster: &ControlPlane, served: &Served, began: Ti
     let log: Vec<_> = log.iter().filter(|event| received(event) >= began).collect();
     let refused: Vec<_> = log.iter().filter(|event| event.code == 401 || event.code >= 500).collect();
     assert!(refused.is_empty(), "{refused:#?}");
-    // The API server has a Lease of its own.
+    // The API server has its own Lease.
     let is_renewal =
         |event: &&&AuditEvent| event.resource == "leases" && event.name == served.node.name && event.verb != "get";
     let renewals: Vec<_> = log.iter().filter(is_renewal).collect();
@@ -158,7 +158,7 @@ fn audit_shows_the_node_alone(cluster: &ControlPlane, served: &Served, began: Ti
     let apart: Vec<_> = times.windows(2).map(|pair| pair[1].duration_since(pair[0]).unsigned_abs()).collect();
     println!("{rotations} rotations, {} Lease renewals: {apart:.1?} apart", renewals.len());
     assert!(apart.iter().all(|apart| *apart < LATE), "{apart:?}");
-    // Whatever did not come from the node came from the administrator, or from the control plane itself.
+    // Other requests came from the administrator, or from the control plane itself.
     let users: BTreeSet<&str> = log.iter().map(|event| event.username.as_str()).collect();
     let known = BTreeSet::from([user.as_str(), "administrator", "system:apiserver"]);
     assert!(users.is_subset(&known), "{users:?}");
@@ -179,20 +179,20 @@ fn control_plane() -> ControlPlane {
 }
 
 #[test]
-fn c18_a_kubelet_lives_on_a_key_in_softhsm() {
+fn c18_a_kubelet_works_with_a_key_in_softhsm() {
     let cluster = control_plane();
     let storage = ScratchDirectory::new();
     let token = Token::new(TokenModule::SoftHsm, storage.join("token"));
     let environment = token.environment();
     let served = Served::new(Node::new("kubelet-softhsm"), environment, &token.table(), &cluster, DRAIN);
-    a_kubelet_lives_through_rotations(&cluster, &served);
+    a_kubelet_works_across_rotations(&cluster, &served);
 }
 
 #[test]
-fn c18_a_kubelet_lives_on_a_key_in_a_tpm() {
+fn c18_a_kubelet_works_with_a_key_in_a_tpm() {
     let cluster = control_plane();
     let node = Node::new("kubelet-tpm");
     let swtpm = Swtpm::new(node.scratch.join("tpm-device"));
     let served = Served::new(node, Vec::new(), &swtpm.table(&tpm_plugin()), &cluster, DRAIN);
-    a_kubelet_lives_through_rotations(&cluster, &served);
+    a_kubelet_works_across_rotations(&cluster, &served);
 }

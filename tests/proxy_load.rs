@@ -1,4 +1,4 @@
-//! Go's clients under load against a real API server, while the agent rotates a key in SoftHSM (case C18, C19).
+//! Go's clients under load with a real API server, while the agent rotates a key in SoftHSM (case C18, C19).
 
 mod device;
 
@@ -10,12 +10,12 @@ use device::{DEADLINE, Node};
 use pintle_test_support::{ControlPlane, Load, Options, ScratchDirectory, Token, TokenModule, eventually};
 
 const ROTATIONS: usize = 20;
-/// What a node may always do: read, and create something that is not stored. Neither may be repeated by a client unseen.
+/// What a node may always do: read, and create an object that is not stored. Clients must not retry the latter.
 const FLAGS: [&str; 5] = [
     "--get=/version",
     "--post=/apis/authentication.k8s.io/v1/selfsubjectreviews",
     r#"--body={"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}"#,
-    // Each client has a connection of its own, which is hardly ever idle: the rotation would have to wait for it.
+    // Each client has its own connection, which is hardly ever idle: the rotation would have to wait for it.
     "--sharing=1",
     "--interval=1ms",
 ];
@@ -33,7 +33,7 @@ fn c18_c19_no_request_of_a_go_client_fails_in_20_rotations_by_the_agent() {
     let began = Instant::now();
     for _ in 0..ROTATIONS {
         served.rotate(&mut agent);
-        // The next rotation begins when the old key is destroyed, and that when its last connection has ended.
+        // The next rotation starts when the old key is destroyed, which is when its last connection has closed.
         agent.wait_for("the old key is destroyed", DEADLINE, |_| (token.keys().len() == 1).then_some(()));
     }
     let took = began.elapsed();
@@ -43,7 +43,7 @@ fn c18_c19_no_request_of_a_go_client_fails_in_20_rotations_by_the_agent() {
     assert_eq!(report.by.len(), 16, "{}", report.text);
     assert_eq!(served.proxy()["statistics"]["failures"], serde_json::json!({}));
 
-    // What the API server has to say.
+    // Compare with the API server's audit log.
     let by_certificate = eventually("the audit log shows each request", Duration::from_secs(60), || {
         let mut by_certificate = BTreeMap::<String, u64>::new();
         for event in cluster.audit_events().into_iter().filter(|event| event.user_agent == "load") {

@@ -1,5 +1,5 @@
-//! No message, and no file that is written, holds content of a file that may hold a secret (case C36): parsers quote what
-//! they stumble over. Torn files of each kind go through each command.
+//! No message and no written file contains content of a file that may hold a secret (case C36): parsers quote the
+//! input that they fail on. Runs every command with malformed files of each kind.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -13,12 +13,12 @@ use base64::engine::general_purpose::STANDARD;
 use pintle_test_support::{Answer, Node, holds_within};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-/// A token, a PIN or a password.
+/// A token, PIN or password.
 const WORD: &str = "Xk7vQ2mZ9pLw4RtB8nYc3HsJ6dGf1AeU";
-/// So many characters of a secret in a row are a leak.
+/// This many consecutive characters of a secret count as a leak.
 const RUN: usize = 16;
 
-/// A certificate and its key, PEM, and all that is secret here.
+/// A certificate and its key (PEM), and everything secret in them.
 struct Material {
     certificate: String,
     key: String,
@@ -34,13 +34,13 @@ impl Material {
         parameters.distinguished_name.push(rcgen::DnType::CommonName, "system:node:torn");
         let certificate = parameters.self_signed(&key).expect("a certificate").pem().replace("\r\n", "\n");
         let key = key.serialize_pem().replace("\r\n", "\n");
-        // The private scalar is at bytes 36 to 67 of the PKCS#8 structure; the rest is the same everywhere, or public.
+        // The private scalar is in bytes 36 to 67 of the PKCS#8 structure; the rest is constant or public.
         let body: String = key.lines().filter(|line| !line.starts_with('-')).collect();
         let mut secret = HashSet::new();
         let mut add = |text: &str| secret.extend(text.as_bytes().windows(RUN).map(<[u8]>::to_vec));
         add(WORD);
         add(&body[48..90]);
-        // As it is in inline data: base64 of base64, by lines, wherever a group of three bytes begins.
+        // As inline data: base64 of base64, line by line, at any alignment.
         for line in [&body[48..64], &body[64..90]] {
             for skipped in 0..3 {
                 let length = (line.len() - skipped) / 3 * 3;
@@ -55,7 +55,7 @@ impl Material {
         Some(String::from_utf8_lossy(found).into_owned())
     }
 
-    /// The combined file of certificate and key, torn in the ways in which files are.
+    /// The combined file of certificate and key, malformed in typical ways.
     fn torn(&self) -> Vec<(&'static str, String)> {
         let Self { certificate, key, .. } = self;
         let both = |key: String| format!("{certificate}{key}");
@@ -75,7 +75,7 @@ impl Material {
     }
 }
 
-/// The outcome of the agent, which is stopped once it has tried something in vain, and of the other commands.
+/// Runs the agent until its first failed attempt, and then the other commands; returns their results.
 fn try_everything(node: &Node) -> Vec<(String, Answer)> {
     let log = node.scratch().join("agent.out");
     let mut agent = Command::new(env!("CARGO_BIN_EXE_pintle"))
@@ -95,7 +95,7 @@ fn try_everything(node: &Node) -> Vec<(String, Answer)> {
     let _ = agent.kill();
     let _ = agent.wait();
     let text = fs::read_to_string(&log).expect("readable");
-    assert!(outcome.is_some(), "the agent came to nothing: {text}");
+    assert!(outcome.is_some(), "the agent reported nothing: {text}");
     answers.push(("run".to_owned(), Answer { code: None, output: text, error: String::new() }));
     for command in [
         &["status"][..],
@@ -110,7 +110,7 @@ fn try_everything(node: &Node) -> Vec<(String, Answer)> {
     ] {
         let mut answer = node.run(command);
         if command == ["credential"] && answer.code == Some(0) {
-            // That is where the key goes on purpose.
+            // This command outputs the key on purpose.
             answer.output.clear();
         }
         answers.push((command.join(" "), answer));
@@ -130,12 +130,12 @@ fn files(directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Runs every command on a node that `prepare` has put its files on, and looks for secrets.
+/// Runs every command on a node whose files `prepare` has written, and searches for secrets.
 fn check(material: &Material, what: &str, prepare: impl FnOnce(&Node)) {
     let node = Node::new(env!("CARGO_BIN_EXE_pintle"), "torn");
     prepare(&node);
     let given: HashSet<_> = files(node.scratch().path()).into_iter().collect();
-    // A proxy that needs a password is of no use without it, so it stays in the cluster's entry (case C08).
+    // A proxy password is needed to use the proxy, so it stays in the cluster entry (case C08).
     let keeps_proxy = what.starts_with("a proxy");
     for (command, answer) in try_everything(&node) {
         if keeps_proxy && command.starts_with("kubeconfig ") && answer.code == Some(0) {
@@ -145,7 +145,7 @@ fn check(material: &Material, what: &str, prepare: impl FnOnce(&Node)) {
             assert_eq!(material.leak(text.as_bytes()), None, "{what}: {command}: {text}");
         }
     }
-    // What was given may be moved aside, and the key backend may keep keys.
+    // Input files may be moved aside, and the key backend stores keys.
     let keys = node.state_dir().join("keys");
     let moved = |path: &Path| path.extension().is_some_and(|extension| extension == "unreadable");
     for path in files(node.scratch().path()) {
@@ -168,7 +168,7 @@ fn write(path: &Path, content: &str) -> PathBuf {
     path.to_owned()
 }
 
-/// A kubeconfig whose API server nobody is.
+/// A kubeconfig with an API server that does not exist.
 fn kubeconfig(cluster: &str, user: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts:\n- name: c\n  context: {{cluster: c, user: u}}\n\
@@ -179,7 +179,7 @@ fn kubeconfig(cluster: &str, user: &str) -> String {
 const TOKEN: &str = "    token: abc\n";
 
 #[test]
-fn c36_a_torn_file_of_certificates_and_keys_is_not_quoted() {
+fn c36_a_malformed_file_of_certificates_and_keys_is_not_quoted() {
     let material = Material::new();
     for (form, torn) in material.torn() {
         let data = STANDARD.encode(&torn);
@@ -235,7 +235,7 @@ fn c36_a_torn_file_of_certificates_and_keys_is_not_quoted() {
 }
 
 #[test]
-fn c36_a_kubeconfig_that_makes_no_sense_is_not_quoted() {
+fn c36_a_malformed_kubeconfig_is_not_quoted() {
     let material = Material::new();
     let exec = |script: &str| {
         format!(
@@ -294,7 +294,7 @@ fn c36_a_kubeconfig_that_makes_no_sense_is_not_quoted() {
 }
 
 #[test]
-fn c36_a_configuration_file_that_makes_no_sense_is_not_quoted() {
+fn c36_a_malformed_configuration_file_is_not_quoted() {
     let material = Material::new();
     let token = "[backends.t]\ntype = \"pkcs11\"\nmodule = \"/nonexistent/module.so\"\n";
     for (what, text) in [
@@ -343,7 +343,7 @@ fn c36_a_configuration_file_that_makes_no_sense_is_not_quoted() {
     }
 }
 
-/// The search finds what it looks for.
+/// The search finds a leak.
 #[test]
 fn a_leak_would_be_found() {
     let material = Material::new();

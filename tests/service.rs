@@ -1,6 +1,6 @@
-//! The agent as a service: the packages installed, and the units as they are, on a Debian whose process 1 is systemd.
+//! The agent as a service: the packages and their units on a Debian that runs systemd.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+#![allow(clippy::unwrap_used, reason = "a test fails when something unexpected happens")]
 
 mod debian;
 mod embedded;
@@ -19,12 +19,12 @@ use serde_json::Value;
 
 const SERVICE: &str = "pintle.service";
 const SOCKET: &str = "pintle-proxy.socket";
-/// Where the socket unit listens.
+/// The port of the socket unit.
 const PROXY: u16 = 6444;
-/// What nobody but pintle itself may touch.
+/// Only pintle itself may change these.
 const KEPT: [&str; 2] = ["/var/lib/pintle/keys", "/var/lib/kubelet/pki"];
 
-/// A machine on which the package is installed, with this configuration and a way to the API server.
+/// A machine with the package, this configuration and access to the API server.
 fn machine(control_plane: &Embedded, configuration: &str) -> Machine {
     let machine = Machine::boot(Debian::new(), "worker-1", &[kubeadm::programs()]);
     kubeadm::install(&machine);
@@ -42,13 +42,13 @@ fn machine(control_plane: &Embedded, configuration: &str) -> Machine {
     machine
 }
 
-/// What `pintle status` says of the identity.
+/// The identity's part of `pintle status`.
 fn status(machine: &Machine) -> Value {
     let text = machine.run(&["pintle", "status", "-o", "json"]);
     serde_json::from_str::<Value>(&text).unwrap()["identities"][0].take()
 }
 
-/// Does something, while a client of the proxy connects all the time; answers how often it was refused.
+/// Runs `work` while a client connects to the proxy continuously; returns how many of its connections were refused.
 fn refused_while(machine: &Machine, work: impl FnOnce()) -> usize {
     let (under_way, ended) = mpsc::channel::<()>();
     let connect = move || {
@@ -63,7 +63,7 @@ fn refused_while(machine: &Machine, work: impl FnOnce()) -> usize {
     thread::scope(|scope| {
         let client = scope.spawn(move || machine.network().run(connect));
         work();
-        // Which is what a panic does too.
+        // The same as in a panic.
         drop(under_way);
         client.join().unwrap()
     })
@@ -75,22 +75,22 @@ fn who_am_i(machine: &Machine) -> String {
 }
 
 #[test]
-fn the_service_from_installation_to_removal() {
+fn the_service_works_from_installation_to_removal() {
     let control_plane = Embedded::signing_for(3600);
     let machine = machine(&control_plane, "[proxy]\nkubeconfig = \"/var/lib/kubelet/proxy.kubeconfig\"\n");
-    // A kubelet has been here: its files are not the package's.
+    // A kubelet has been running here: its files do not belong to the package.
     machine.write("/var/lib/kubelet/pki/kubelet.key", 0o600, "the kubelet's own serving key");
 
-    // As docs/operators.md has it.
+    // As documented in docs/operators.md.
     machine.run(&["systemctl", "enable", "--now", SOCKET]);
     machine.run(&["systemctl", "enable", "--now", SERVICE]);
-    assert_eq!(machine.property(SERVICE, "ActiveState"), "active", "READY is said when the certificate is good");
+    assert_eq!(machine.property(SERVICE, "ActiveState"), "active", "READY is sent once the certificate is valid");
     let first = status(&machine);
     assert_eq!(first["state"], "ready");
     let said = machine.property(SERVICE, "StatusText");
-    assert!(said.starts_with("system:node:worker-1: Ready, good until "), "{said}");
+    assert!(said.starts_with("system:node:worker-1: Ready, valid until "), "{said}");
     assert!(who_am_i(&machine).contains("system:node:worker-1"));
-    confined(&machine);
+    check_sandbox(&machine);
     let kept = machine.files(&KEPT);
 
     let process = machine.property(SERVICE, "MainPID");
@@ -100,7 +100,7 @@ fn the_service_from_installation_to_removal() {
     });
     let restarted = machine.property(SERVICE, "MainPID");
     assert!(refused == 0 && restarted != process, "{refused} connections were refused");
-    // An upgrade restarts it.
+    // An upgrade restarts the service.
     let package = PACKAGES.put(&machine, "pintle", "2");
     let refused = refused_while(&machine, || {
         machine.run(&["dpkg", "--install", "--force-confold", &package]);
@@ -110,9 +110,9 @@ fn the_service_from_installation_to_removal() {
     assert_ne!(machine.property(SERVICE, "MainPID"), restarted);
     assert_eq!(status(&machine)["serial"], first["serial"], "with the certificate that it has");
 
-    the_watchdog_acts(&machine);
+    check_watchdog(&machine);
 
-    assert_eq!(machine.files(&KEPT), kept, "nothing of this touches keys and certificates");
+    assert_eq!(machine.files(&KEPT), kept, "keys and certificates are unchanged");
     machine.run(&["dpkg", "--remove", "pintle"]);
     for unit in [SERVICE, SOCKET] {
         assert_eq!(machine.property(unit, "ActiveState"), "inactive", "{unit}");
@@ -123,8 +123,8 @@ fn the_service_from_installation_to_removal() {
     assert_eq!(machine.run(&["systemctl", "is-system-running"]), "running\n");
 }
 
-/// What the unit says of the sandbox is so.
-fn confined(machine: &Machine) {
+/// Checks the unit's sandbox.
+fn check_sandbox(machine: &Machine) {
     let process = machine.property(SERVICE, "MainPID");
     let status = machine.run(&["cat", &format!("/proc/{process}/status")]);
     for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
@@ -134,7 +134,7 @@ fn confined(machine: &Machine) {
     for path in ["/etc/pintle/config.toml", "/usr/bin/pintle", "/sys/fs/cgroup/cgroup.procs", "/proc/sys/kernel/panic"]
     {
         let written = machine.output(&["sh", "-c", &format!("echo >>{root}{path}")]);
-        assert!(!written.status.success(), "{path} can be written");
+        assert!(!written.status.success(), "{path} is writable");
     }
     machine.run(&[
         "sh",
@@ -143,8 +143,8 @@ fn confined(machine: &Machine) {
     ]);
 }
 
-/// An agent that hangs is ended and started again, and no client is refused meanwhile.
-fn the_watchdog_acts(machine: &Machine) {
+/// Checks that an agent that hangs is restarted without refusing a client.
+fn check_watchdog(machine: &Machine) {
     let given = "[Service]\nWatchdogSec=20s\n";
     machine.write("/etc/systemd/system/pintle.service.d/watchdog.conf", 0o644, given);
     machine.run(&["systemctl", "daemon-reload"]);
@@ -152,7 +152,7 @@ fn the_watchdog_acts(machine: &Machine) {
     let process = machine.property(SERVICE, "MainPID");
     let refused = refused_while(machine, || {
         machine.run(&["systemctl", "kill", "--signal=STOP", "--kill-whom=main", SERVICE]);
-        eventually("the watchdog has acted", DEADLINE, || {
+        eventually("the watchdog has restarted the agent", DEADLINE, || {
             let restarted = machine.property(SERVICE, "MainPID");
             let active = machine.property(SERVICE, "ActiveState") == "active";
             (active && restarted != process).then_some(())
@@ -163,17 +163,17 @@ fn the_watchdog_acts(machine: &Machine) {
     assert!(log.contains("Watchdog timeout"), "{log}");
     assert_eq!(machine.property(SERVICE, "NRestarts"), "1");
     assert_eq!(status(machine)["state"], "ready");
-    // The one that is well goes on answering.
+    // A healthy agent keeps notifying the watchdog.
     let answered = machine.property(SERVICE, "WatchdogTimestampMonotonic");
-    eventually("the watchdog has an answer", DEADLINE, || {
+    eventually("the watchdog is notified", DEADLINE, || {
         (machine.property(SERVICE, "WatchdogTimestampMonotonic") != answered).then_some(())
     });
 }
 
-/// Waits until the certificate is good with its key in this backend, and rotates it once.
+/// Waits until the certificate is valid with its key in this backend, and rotates it once.
 #[track_caller]
 fn key_is_in(machine: &Machine, backend: &str) {
-    eventually("a certificate is good, with its key where it should be", DEADLINE, || {
+    eventually("a certificate is valid, with its key in the backend", DEADLINE, || {
         let status = status(machine);
         (status["state"] == "ready" && status["key"]["backend"] == backend).then_some(())
     });
@@ -181,8 +181,8 @@ fn key_is_in(machine: &Machine, backend: &str) {
     assert!(said.starts_with("rotated: "), "{said}");
 }
 
-/// As docs/operators.md has it: the service gets the PIN from systemd, perhaps encrypted on the disk, and the token's files
-/// by the group that they belong to; or a user of its own has all of it, in the process that holds the module.
+/// As documented in docs/operators.md: the service gets the PIN from systemd, possibly encrypted on disk, and access
+/// to the token's files through its group; or the module's process runs as a user that has access to both.
 #[test]
 fn a_token_in_the_service_by_its_group_and_by_its_user() {
     let control_plane = Embedded::signing_for(3600);

@@ -1,18 +1,22 @@
 //! What came back from the signer, and why it may be used or not (RFC 5280).
 
+mod checks;
+mod rejection;
+
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use pintle_plugins_api::{KeyId, PublicKey};
 use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use crate::pem_block::PemBlocks;
 use crate::{Template, UnixTime};
+use checks::{check_authority, check_names, check_subject, check_usages};
+
+pub use rejection::Rejection;
 
 /// Where a key is: the backend, and the key's id within it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -181,85 +185,6 @@ impl TryFrom<Stored> for Credential {
     }
 }
 
-/// Why a certificate is not used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// It is no chain of PEM certificates.
-    Unreadable(String),
-    /// It is for another key.
-    OtherKey,
-    /// Its subject is not the one requested.
-    OtherSubject {
-        /// What was asked for.
-        requested: String,
-        /// What came back.
-        issued: String,
-    },
-    /// It lacks names or usages that were requested.
-    Missing(String),
-    /// It has expired already.
-    Expired(UnixTime),
-    /// It begins in the future: either this machine's clock is behind, or the signer's is ahead. It may be used later.
-    NotYetValid(UnixTime),
-    /// No certificate of the configured authority has signed it.
-    Untrusted(String),
-}
-
-impl Rejection {
-    /// One word for what is wrong: the same of two certificates in a row is the signer's doing, and waiting for a third
-    /// is of little use.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Unreadable(_) => "unreadable",
-            Self::OtherKey => "other-key",
-            Self::OtherSubject { .. } => "other-subject",
-            Self::Missing(_) => "missing",
-            Self::Expired(_) => "expired",
-            Self::NotYetValid(_) => "not-yet-valid",
-            Self::Untrusted(_) => "untrusted",
-        }
-    }
-
-    /// What a person can do about it.
-    pub fn hint(&self) -> &'static str {
-        match self {
-            Self::Unreadable(_) => "check what the signer writes to status.certificate of the request",
-            Self::OtherKey => {
-                "find out which controller signs these requests: it answered with another key's certificate"
-            }
-            Self::OtherSubject { .. } | Self::Missing(_) => {
-                "check the signer: it must issue the subject, names and usages that the request asks for"
-            }
-            Self::Expired(_) => {
-                "set --cluster-signing-duration of kube-controller-manager to at least 10m: a signer that counts it from \
-                 five minutes ago issues certificates that have already expired; or set this machine's clock if it is ahead"
-            }
-            Self::NotYetValid(_) => "check the clocks of this machine and of the signer; it is looked at again",
-            Self::Untrusted(_) => {
-                "check that the file of --client-ca-file holds the authority of the signer, as kube-apiserver's does"
-            }
-        }
-    }
-}
-
-impl fmt::Display for Rejection {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable(detail) => write!(formatter, "the certificate cannot be read: {detail}"),
-            Self::OtherKey => formatter.write_str("the certificate is for another public key"),
-            Self::OtherSubject { requested, issued } => {
-                write!(formatter, "the certificate is for {issued:?}, requested was {requested:?}")
-            }
-            Self::Missing(what) => write!(formatter, "the certificate lacks {what}"),
-            Self::Expired(at) => write!(formatter, "the certificate has already expired, at {at}"),
-            Self::NotYetValid(at) => write!(formatter, "the certificate is not valid before {at}"),
-            Self::Untrusted(detail) => write!(formatter, "the certificate is not signed by the authority: {detail}"),
-        }
-    }
-}
-
-impl std::error::Error for Rejection {}
-
 /// Takes what a signer answered for a credential, or says why not.
 ///
 /// `chain` is PEM, the leaf first. It must be for `public_key`, which `key` names; its subject must be the requested one
@@ -355,83 +280,6 @@ fn parse_chain(text: &str) -> Result<Vec<Vec<u8>>, Rejection> {
 
 fn encode_pem(der: &[u8]) -> String {
     crate::pem_block::encode("CERTIFICATE", der).as_str().to_owned()
-}
-
-fn check_subject(leaf: &X509Certificate<'_>, requested: &Template) -> Result<(), Rejection> {
-    let subject = leaf.subject();
-    let common_names: Vec<_> = subject.iter_common_name().filter_map(|name| name.as_str().ok()).collect();
-    let mut organizations: Vec<_> = subject.iter_organization().filter_map(|name| name.as_str().ok()).collect();
-    let mut wanted: Vec<_> = requested.organizations.iter().map(String::as_str).collect();
-    organizations.sort_unstable();
-    wanted.sort_unstable();
-    if common_names == [requested.common_name.as_str()] && organizations == wanted {
-        return Ok(());
-    }
-    let requested =
-        wanted.iter().map(|name| format!("O={name}, ")).collect::<String>() + "CN=" + &requested.common_name;
-    Err(Rejection::OtherSubject { requested, issued: subject.to_string() })
-}
-
-fn check_names(leaf: &X509Certificate<'_>, requested: &Template) -> Result<(), Rejection> {
-    let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
-    if let Ok(Some(extension)) = leaf.subject_alternative_name() {
-        for name in &extension.value.general_names {
-            match name {
-                GeneralName::DNSName(name) => dns_names.push(*name),
-                GeneralName::IPAddress(bytes) => addresses.extend(match bytes.len() {
-                    4 => <[u8; 4]>::try_from(*bytes).ok().map(IpAddr::from),
-                    _ => <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from),
-                }),
-                _ => {}
-            }
-        }
-    }
-    if let Some(missing) = requested.dns_names.iter().find(|name| !dns_names.contains(&name.as_str())) {
-        return Err(Rejection::Missing(format!("the DNS name {missing}")));
-    }
-    if let Some(missing) = requested.ip_addresses.iter().find(|address| !addresses.contains(address)) {
-        return Err(Rejection::Missing(format!("the IP address {missing}")));
-    }
-    Ok(())
-}
-
-fn check_usages(leaf: &X509Certificate<'_>) -> Result<(), Rejection> {
-    match leaf.key_usage() {
-        Ok(Some(usage)) if usage.value.digital_signature() => {}
-        // A certificate without the extension is good for everything (RFC 5280, section 4.2.1.3).
-        Ok(None) => {}
-        _ => return Err(Rejection::Missing("the key usage digitalSignature".to_owned())),
-    }
-    match leaf.extended_key_usage() {
-        Ok(Some(usage)) if usage.value.client_auth || usage.value.any => Ok(()),
-        Ok(None) => Ok(()),
-        _ => Err(Rejection::Missing("the extended key usage clientAuth".to_owned())),
-    }
-}
-
-fn check_authority(chain: &[Vec<u8>], authorities: &[Vec<u8>]) -> Result<(), Rejection> {
-    let mut current = parse(&chain[0])?;
-    // Each certificate of the chain is used at most once, so this terminates.
-    let mut intermediates = chain[1..].iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
-    loop {
-        for authority in authorities {
-            // Go passes over what it cannot read in a bundle.
-            let Ok(authority) = parse(authority) else { continue };
-            if authority.subject() == current.issuer() && current.verify_signature(Some(authority.public_key())).is_ok()
-            {
-                return Ok(());
-            }
-        }
-        let next = intermediates.iter().position(|candidate| {
-            candidate.is_ca()
-                && candidate.subject() == current.issuer()
-                && current.verify_signature(Some(candidate.public_key())).is_ok()
-        });
-        match next {
-            Some(index) => current = intermediates.swap_remove(index),
-            None => return Err(Rejection::Untrusted(format!("its issuer is {}", current.issuer()))),
-        }
-    }
 }
 
 #[cfg(test)]

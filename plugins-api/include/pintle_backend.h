@@ -1,21 +1,22 @@
 /*
- * The C ABI of a pintle key backend: what a shared object exports so that pintle can keep a node's private key in it.
+ * The C ABI of a pintle key backend: the functions of a shared object that holds a node's private key.
  *
- * Threads: every function blocks for as long as the device takes. The host never makes two calls on one context at
- * once, but successive calls may come from different threads, and calls on different contexts may overlap. There are
- * no callbacks. No exception and no longjmp may leave a function. The host makes its calls on a thread, or in a
- * process, of their own; a process that does not answer by its deadline is killed.
+ * Threads: functions may block for as long as the device needs. The host never makes two calls on one context at once,
+ * but successive calls may come from different threads, and calls on different contexts may overlap. There are no
+ * callbacks. No exception and no longjmp may leave a function. The host makes its calls on a separate thread or in a
+ * separate process, and kills a process that misses its deadline.
  *
- * Memory: the caller owns every argument. What a PintleBytes points to is valid during the call only; results go into
- * the caller's PintleBuffer. Nothing that one side allocates is freed by the other.
+ * Memory: the caller owns every argument. The memory of a PintleBytes is valid only during the call. Results are
+ * written to the caller's PintleBuffer. Neither side frees memory that the other has allocated.
  *
- * Growth: both tables begin with their size and version and grow only at the end. Read a field only if it lies within
+ * Versions: both tables begin with their size and version and grow only at the end. Read a field only if it lies within
  * struct_size. Numbers never change their meaning.
  *
- * Answers: PINTLE_OK, a PintleError (what the caller does next decides which), or PINTLE_BUFFER_TOO_SMALL. The host
- * believes nothing else: it parses public keys, verifies signatures and checks lengths.
+ * Return values: PINTLE_OK, PINTLE_BUFFER_TOO_SMALL, or a PintleError, chosen by what the caller should do next. The
+ * host trusts no result: it parses public keys, verifies signatures and checks lengths.
  *
- * Trust: a plugin runs with the host's privileges. pintle loads one only from a path that nobody but root can change.
+ * Trust: a plugin runs with the host's privileges. pintle loads a plugin only if no user but root, or the user that
+ * runs pintle, can change the file or any directory in its path.
  *
  * Generated from plugins-api/src by its tests; do not edit.
  */
@@ -27,49 +28,50 @@
 #include <stdint.h>
 
 /**
- * The major version of this ABI. It is also in the name of the exported symbol: another major version is another
- * symbol, and one shared object may export several.
+ * The major version of this ABI. It is part of the exported symbol's name: each major version has its own symbol, and
+ * one shared object may export several.
  */
 #define PINTLE_ABI_MAJOR 1
 
 /**
- * The minor version of this ABI: it grows by one when a table grows at its end.
+ * The minor version of this ABI: it increases by one when fields are added at the end of a table.
  */
 #define PINTLE_ABI_MINOR 1
 
 /**
- * A function succeeded. Every other answer is a `PintleError` or `PINTLE_BUFFER_TOO_SMALL`.
+ * A function succeeded. Every other return value is a `PintleError` or `PINTLE_BUFFER_TOO_SMALL`.
  */
 #define PINTLE_OK 0
 
 /**
- * The result does not fit the caller's buffer. The buffer's `length` is the capacity that it needs; the host calls
- * again with a larger buffer, so a repeated call must be harmless.
+ * The result does not fit in the caller's buffer. The buffer's `length` is the required capacity; the host calls again
+ * with a larger buffer, so repeating a call must be harmless.
  */
 #define PINTLE_BUFFER_TOO_SMALL -64
 
 /**
- * `PintleBackend::reference` answers the absolute path of a PEM file that holds the private key itself.
+ * `PintleBackend::reference` returns the absolute path of a PEM file that contains the private key.
  */
 #define PINTLE_REFERENCE_FILE 1
 
 /**
- * `PintleBackend::reference` answers PEM text that names the key without holding it, such as `TSS2 PRIVATE KEY`.
+ * `PintleBackend::reference` returns PEM text that identifies the key without containing it, such as `TSS2 PRIVATE
+ * KEY`.
  */
 #define PINTLE_REFERENCE_PEM 2
 
 /**
- * `PintleBackend::reference` answers a URI, such as `pkcs11:` (RFC 7512).
+ * `PintleBackend::reference` returns a URI, such as `pkcs11:` (RFC 7512).
  */
 #define PINTLE_REFERENCE_URI 3
 
 /**
- * The longest id of a key, in octets.
+ * The maximum length of a key id, in bytes.
  */
 #define PINTLE_KEY_ID_MAXIMUM_LENGTH 128
 
 /**
- * What the caller does about a [`BackendError`].
+ * What the caller does next about a [`BackendError`].
  *
  * The numbers are those of the C ABI and of the isolation protocol, and never change their meaning.
  */
@@ -79,7 +81,7 @@ enum PintleError
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
     /**
-     * There certainly is no key with this id. Make one.
+     * The key certainly does not exist. Generate it.
      */
     PINTLE_ERROR_NOT_FOUND = -1,
     /**
@@ -87,15 +89,15 @@ enum PintleError
      */
     PINTLE_ERROR_CONFLICT = -2,
     /**
-     * A PIN is missing, refused or locked out. A person must act; the same PIN is never tried again.
+     * A PIN is missing, refused or locked out. An operator must act; the same PIN is never tried again.
      */
     PINTLE_ERROR_LOCKED = -3,
     /**
-     * The device does not answer, or is busy. Try again later; keys are intact as far as anybody knows.
+     * The device is busy or does not answer. Try again later; nothing indicates that keys are lost.
      */
     PINTLE_ERROR_UNAVAILABLE = -4,
     /**
-     * The device is there and the key is gone for good (cleared TPM, re-initialised token). Enrol again.
+     * The device is present, but the key is permanently gone (cleared TPM, re-initialised token). Enrol again.
      */
     PINTLE_ERROR_KEY_LOST = -5,
     /**
@@ -103,7 +105,7 @@ enum PintleError
      */
     PINTLE_ERROR_UNSUPPORTED = -6,
     /**
-     * What was stored or answered makes no sense. A person must look.
+     * Stored data or the device's answer is invalid. An operator must inspect it.
      */
     PINTLE_ERROR_CORRUPT = -7,
 };
@@ -185,15 +187,15 @@ enum PintleSignatureScheme
      */
     PINTLE_SIGNATURE_SCHEME_RSA_PKCS1_SHA512 = 5,
     /**
-     * RSASSA-PSS with SHA-256, MGF1 with SHA-256 and a salt of 32 octets, as TLS 1.3 demands (RFC 8446, section 4.2.3).
+     * RSASSA-PSS with SHA-256, MGF1 with SHA-256 and a salt of 32 bytes, as TLS 1.3 demands (RFC 8446, section 4.2.3).
      */
     PINTLE_SIGNATURE_SCHEME_RSA_PSS_SHA256 = 6,
     /**
-     * RSASSA-PSS with SHA-384 and a salt of 48 octets.
+     * RSASSA-PSS with SHA-384 and a salt of 48 bytes.
      */
     PINTLE_SIGNATURE_SCHEME_RSA_PSS_SHA384 = 7,
     /**
-     * RSASSA-PSS with SHA-512 and a salt of 64 octets.
+     * RSASSA-PSS with SHA-512 and a salt of 64 bytes.
      */
     PINTLE_SIGNATURE_SCHEME_RSA_PSS_SHA512 = 8,
     /**
@@ -210,51 +212,51 @@ typedef int32_t PintleSignatureScheme;
 #endif // __cplusplus
 
 /**
- * An open backend: whatever a plugin keeps between calls. Only the plugin looks inside.
+ * An open backend: the plugin's own state between calls. Opaque to the host.
  */
 typedef struct PintleContext PintleContext;
 
 /**
- * Octets that the caller owns and the callee reads during the call only. Text is UTF-8 and has no terminating NUL.
+ * Bytes that the caller owns and the callee reads only during the call. Text is UTF-8 without a terminating NUL.
  */
 typedef struct PintleBytes {
     /**
-     * The first octet; may be NULL if there are none.
+     * The first byte; may be NULL if `length` is 0.
      */
     const uint8_t *pointer;
     /**
-     * How many there are.
+     * The number of bytes.
      */
     size_t length;
 } PintleBytes;
 
 /**
- * A buffer that the caller owns and the callee fills during the call. The callee writes at most `capacity` octets at
+ * A buffer that the caller owns and the callee fills during the call. The callee writes at most `capacity` bytes at
  * `pointer`, sets `length`, and changes nothing else. Text is UTF-8 and needs no terminating NUL.
  */
 typedef struct PintleBuffer {
     /**
-     * Where the octets go.
+     * Where to write the result.
      */
     uint8_t *pointer;
     /**
-     * How many octets fit.
+     * The size of the buffer in bytes.
      */
     size_t capacity;
     /**
-     * How many octets were written, or, with `PINTLE_BUFFER_TOO_SMALL`, how many must fit.
+     * The number of bytes written, or, with `PINTLE_BUFFER_TOO_SMALL`, the required capacity.
      */
     size_t length;
 } PintleBuffer;
 
 /**
- * What a plugin can do. The plugin owns the table, which is valid and unchanged as long as the process lives.
+ * The functions of a plugin. The plugin owns this table, which must stay valid and unchanged until the process exits.
  *
- * No function before `usage` may be NULL. Key ids are 1 to 128 arbitrary octets, not text.
+ * No function before `usage` may be NULL. Key ids are 1 to 128 arbitrary bytes, not text.
  */
 typedef struct PintleBackend {
     /**
-     * `sizeof(PintleBackend)` as the plugin was built. A field that lies beyond it does not exist.
+     * `sizeof(PintleBackend)` when the plugin was built. Fields beyond it do not exist.
      */
     size_t struct_size;
     /**
@@ -266,38 +268,41 @@ typedef struct PintleBackend {
      */
     uint32_t abi_minor;
     /**
-     * Opens the backend that `configuration`, a JSON object, describes, and stores it at `context`.
+     * Opens the backend described by `configuration`, a JSON object, and stores it at `context`.
      *
-     * On failure nothing is stored, nothing needs closing, and `error_text` says why as `last_error` would.
+     * On failure it stores nothing at `context` and writes the reason to `error_text`, in the format of `last_error`;
+     * the host does not call `close`.
      */
     int32_t (*open)(struct PintleBytes configuration, struct PintleContext **context, struct PintleBuffer *error_text);
     /**
-     * Frees the context. Keys stay where they are. The context is not used again.
+     * Frees the context. Keys are kept. The host does not use the context again.
      */
     void (*close)(struct PintleContext *context);
     /**
-     * Generates a key under `id`, or finds the key that already has this id (a repeat changes nothing), and writes
-     * its public half: a DER SubjectPublicKeyInfo (RFC 5280, section 4.1). `algorithm` is a `PintleKeyAlgorithm`.
+     * Generates a key with this id, or finds the existing key with this id (repeating a call changes nothing), and
+     * writes its public key: a DER SubjectPublicKeyInfo (RFC 5280, section 4.1). `algorithm` is a
+     * `PintleKeyAlgorithm`.
      *
-     * `PINTLE_ERROR_CONFLICT` if the key with this id is of another algorithm, `PINTLE_ERROR_UNSUPPORTED` for an
-     * algorithm that the device does not have.
+     * `PINTLE_ERROR_CONFLICT` if the key with this id has another algorithm, `PINTLE_ERROR_UNSUPPORTED` for an
+     * algorithm that the device does not support.
      */
     int32_t (*generate)(struct PintleContext *context,
                         struct PintleBytes id,
                         int32_t algorithm,
                         struct PintleBuffer *public_key);
     /**
-     * Writes the public half of the key, a DER SubjectPublicKeyInfo. It is the same every time.
+     * Writes the public key, a DER SubjectPublicKeyInfo. It is the same on every call.
      *
-     * `PINTLE_ERROR_NOT_FOUND` only if there certainly is no such key: not when the device is absent, busy or locked.
+     * `PINTLE_ERROR_NOT_FOUND` only if the key certainly does not exist: not if the device is absent, busy or locked.
      */
     int32_t (*public_key)(struct PintleContext *context, struct PintleBytes id, struct PintleBuffer *public_key);
     /**
-     * Signs. `scheme` is a `PintleSignatureScheme`. `digest` is the message's digest by the scheme's hash function;
-     * with Ed25519 it is the message itself.
+     * Signs `digest`. `scheme` is a `PintleSignatureScheme`. `digest` is the message's digest under the scheme's hash
+     * function; for Ed25519 it is the message itself.
      *
-     * ECDSA signatures are DER (`ECDSA-Sig-Value`, RFC 3279, section 2.2.3), RSA ones as long as the modulus, with a
-     * PSS salt as long as the digest; Ed25519 ones have 64 octets. The host verifies each under the public key.
+     * ECDSA signatures are DER (`ECDSA-Sig-Value`, RFC 3279, section 2.2.3). RSA signatures are as long as the
+     * modulus, with a PSS salt as long as the digest. Ed25519 signatures are 64 bytes. The host verifies each with the
+     * public key.
      */
     int32_t (*sign)(struct PintleContext *context,
                     struct PintleBytes id,
@@ -305,41 +310,40 @@ typedef struct PintleBackend {
                     struct PintleBytes digest,
                     struct PintleBuffer *signature);
     /**
-     * Destroys the key. If there is none that is a success too.
+     * Destroys the key. Succeeds if there is no such key.
      */
     int32_t (*delete_key)(struct PintleContext *context, struct PintleBytes id);
     /**
-     * Writes the ids of the keys that this backend made for pintle, and of no others, in any order and without
-     * separators: each is one octet with the id's length, followed by the id.
+     * Writes the ids of the keys that this backend made for pintle, and no others, in any order and without
+     * separators: each is one byte with the id's length, followed by the id.
      */
     int32_t (*list)(struct PintleContext *context, struct PintleBuffer *ids);
     /**
-     * Writes how a program outside pintle names the key, and at `kind` which of the `PINTLE_REFERENCE_` kinds it is.
+     * Writes how programs outside pintle refer to the key, and stores the `PINTLE_REFERENCE_` kind at `kind`.
      */
     int32_t (*reference)(struct PintleContext *context, struct PintleBytes id, int32_t *kind, struct PintleBuffer *text);
     /**
-     * Writes what went wrong in the latest call on this context that failed: one line that names the thing at fault
-     * and holds no secret, and, where a person can do something about it, a second line that says what. Empty if
-     * there is nothing to say. Must not change what it reports, and if it fails the host does without the text.
+     * Writes the error of the last failed call on this context: one line that names the object at fault and contains
+     * no secret, and, if an operator can act, a second line that says what to do. Writes nothing if there is no error.
+     * Must not change the stored error. If it fails, the host continues without the text.
      */
     int32_t (*last_error)(struct PintleContext *context, struct PintleBuffer *text);
     /**
-     * Writes how much is taken of what the device can run out of, one line each, ended by a line feed: how much is
-     * taken, a space, how much there is (`-` if that is not known), a space, and what it is, such as
-     * `1 16 sessions`. Of what keys consist of, such as objects, those made for pintle are counted; of everything
-     * else, what the device counts.
+     * Writes the usage of the device's limited resources, one line each: the amount in use, a space, the limit (`-` if
+     * unknown), a space, the name, and a line feed, such as `1 16 sessions`. For resources that keys consist of, such
+     * as objects, count only those made for pintle; for others, report the device's count.
      *
-     * Since 1.1. May be NULL, or lie beyond `struct_size`: then nothing is said.
+     * Since 1.1. May be NULL or lie beyond `struct_size`; usage is then not reported.
      */
     int32_t (*usage)(struct PintleContext *context, struct PintleBuffer *lines);
 } PintleBackend;
 
 /**
- * What the host tells a plugin about itself. Valid as long as the process lives.
+ * The host's version. Valid until the process exits.
  */
 typedef struct PintleHost {
     /**
-     * `sizeof(PintleHost)` as the host was built. A field that lies beyond it does not exist.
+     * `sizeof(PintleHost)` when the host was built. Fields beyond it do not exist.
      */
     size_t struct_size;
     /**
@@ -357,9 +361,9 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The one symbol that a plugin exports. Returns its table, or NULL if it cannot work with this host.
+ * The only symbol that a plugin exports. Returns the plugin's table, or NULL if it does not support this host.
  *
- * The host calls it once for each time that it loads the shared object, and never unloads it.
+ * The host calls it once each time it loads the shared object, and never unloads the shared object.
  */
 extern const struct PintleBackend *pintle_backend_v1(const struct PintleHost *host);
 

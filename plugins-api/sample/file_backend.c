@@ -1,8 +1,8 @@
 /*
- * A complete pintle plugin in C: private keys as PEM files, made and used by OpenSSL's libcrypto.
+ * A complete pintle plugin in C: private keys in PEM files, using OpenSSL's libcrypto.
  *
- * It is here to be read and copied. A plugin for a device differs in the middle part only: where this one reads a
- * file, that one asks the device. pintle's own file backend is the one to use for keys in files.
+ * It is a sample to copy. For a device, replace the middle part, which reads and writes files, by calls to the device.
+ * To keep keys in files, use pintle's own file backend.
  *
  * Configuration: {"directory": "/absolute/path/of/an/existing/directory"}
  */
@@ -25,13 +25,13 @@
 #include <openssl/rsa.h>
 #include <openssl/x509.h>
 
-/* What we keep between calls. The host never makes two calls on one context at once, so there is no lock. */
+/* State between calls. The host never makes two calls on one context at once, so no lock is needed. */
 struct PintleContext {
     char directory[PATH_MAX];
     char error[512];
 };
 
-/* Remembers what went wrong, for last_error, and returns the code, so that a function can end with it. */
+/* Stores the error text for last_error and returns the code. */
 static int32_t fail(PintleContext *context, int32_t code, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
@@ -40,7 +40,7 @@ static int32_t fail(PintleContext *context, int32_t code, const char *format, ..
     return code;
 }
 
-/* Writes a result into the host's buffer. Too small a buffer is no error: the host calls again with a larger one. */
+/* Writes a result into the host's buffer. If the buffer is too small, the host calls again with a larger one. */
 static int32_t answer(PintleBuffer *buffer, const void *content, size_t length) {
     buffer->length = length;
     if (length > buffer->capacity) {
@@ -54,17 +54,17 @@ static int32_t answer(PintleBuffer *buffer, const void *content, size_t length) 
 
 /* --- Files ------------------------------------------------------------------------------------------------------- */
 
-/* An id is arbitrary octets, and a file name is not: the name is the id in hexadecimal. */
+/* Ids are arbitrary bytes, so the file name is the id in hexadecimal. */
 static int32_t path_of(PintleContext *context, PintleBytes id, char path[PATH_MAX]) {
     char name[2 * PINTLE_KEY_ID_MAXIMUM_LENGTH + 1];
     if (id.length == 0 || id.length > PINTLE_KEY_ID_MAXIMUM_LENGTH) {
-        return fail(context, PINTLE_ERROR_CORRUPT, "a key id of %zu octets", id.length);
+        return fail(context, PINTLE_ERROR_CORRUPT, "a key id of %zu bytes", id.length);
     }
     for (size_t i = 0; i < id.length; i++) {
         snprintf(name + 2 * i, 3, "%02x", id.pointer[i]);
     }
     if (2 * id.length + strlen(".pem") > NAME_MAX) {
-        return fail(context, PINTLE_ERROR_UNSUPPORTED, "the key id is too long for the name of a file");
+        return fail(context, PINTLE_ERROR_UNSUPPORTED, "the key id is too long for a file name");
     }
     if (snprintf(path, PATH_MAX, "%s/%s.pem", context->directory, name) >= PATH_MAX) {
         return fail(context, PINTLE_ERROR_UNSUPPORTED, "the path of a key would be too long");
@@ -80,25 +80,26 @@ static int32_t read_key(PintleContext *context, PintleBytes id, EVP_PKEY **key) 
     }
     FILE *file = fopen(path, "re");
     if (file == NULL) {
-        /* NOT_FOUND makes the agent generate a key, so it must be the truth: not when we merely may not look, and not
-         * when the whole directory is missing, which may be one that is not mounted yet. */
+        /* NOT_FOUND makes the agent generate a key, so return it only if the key certainly does not exist: not if
+         * access
+         * is denied, and not if the directory is missing, because it may not be mounted yet. */
         int reason = errno;
         if (reason == ENOENT && access(context->directory, F_OK) == 0) {
-            return fail(context, PINTLE_ERROR_NOT_FOUND, "there is no key %s", path);
+            return fail(context, PINTLE_ERROR_NOT_FOUND, "key %s does not exist", path);
         }
         return fail(context, PINTLE_ERROR_UNAVAILABLE, "cannot read %s: %s", path, strerror(reason));
     }
     *key = PEM_read_PrivateKey(file, NULL, NULL, NULL);
     fclose(file);
     if (*key == NULL) {
-        /* The second line says what a person can do. */
-        return fail(context, PINTLE_ERROR_CORRUPT, "%s holds no private key\nrestore it from a backup, or remove it",
+        /* The second line says what the operator can do. */
+        return fail(context, PINTLE_ERROR_CORRUPT, "%s contains no private key\nrestore it from a backup, or remove it",
                     path);
     }
     return PINTLE_OK;
 }
 
-/* Whole or not at all: the key is written under another name, brought to the disk, and only then gets its own. */
+/* Atomic: writes the key to a temporary file, syncs it, and only then gives it its name. */
 static int32_t write_key(PintleContext *context, PintleBytes id, EVP_PKEY *key) {
     char path[PATH_MAX], unfinished[PATH_MAX + 16];
     int32_t code = path_of(context, id, path);
@@ -114,7 +115,7 @@ static int32_t write_key(PintleContext *context, PintleBytes id, EVP_PKEY *key) 
     int written = PEM_write_PKCS8PrivateKey(file, key, NULL, NULL, 0, NULL, NULL) == 1 && fflush(file) == 0 &&
                   fsync(descriptor) == 0;
     written = fclose(file) == 0 && written;
-    /* link() does not replace: if another process made this key meanwhile, its key stays. */
+    /* link() does not replace a file: if another process has made this key in the meantime, that key is kept. */
     if (!written || (link(unfinished, path) != 0 && errno != EEXIST)) {
         code = fail(context, PINTLE_ERROR_UNAVAILABLE, "cannot write %s: %s", path, strerror(errno));
     }
@@ -122,7 +123,7 @@ static int32_t write_key(PintleContext *context, PintleBytes id, EVP_PKEY *key) 
     return code;
 }
 
-/* A name is on the disk when its directory is. */
+/* A new file name is durable once the directory is synced. */
 static int32_t synchronize(PintleContext *context) {
     int directory = open(context->directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int done = directory >= 0 && fsync(directory) == 0;
@@ -165,14 +166,14 @@ static int32_t answer_public_key(PintleContext *context, EVP_PKEY *key, PintleBu
     unsigned char *der = NULL;
     int length = i2d_PUBKEY(key, &der);
     if (length <= 0) {
-        return fail(context, PINTLE_ERROR_CORRUPT, "a key has no public half");
+        return fail(context, PINTLE_ERROR_CORRUPT, "cannot encode the public key");
     }
     int32_t code = answer(buffer, der, (size_t)length);
     OPENSSL_free(der);
     return code;
 }
 
-/* How a scheme hashes and pads; the key that fits it. */
+/* The algorithm, hash function and padding of a signature scheme. */
 struct Scheme {
     int32_t algorithm;
     const EVP_MD *hash;
@@ -213,7 +214,7 @@ static int scheme_of(int32_t number, struct Scheme *scheme) {
     }
 }
 
-/* Signs a digest, or with Ed25519 the message itself. Returns 1 on success. */
+/* Signs a digest, or for Ed25519 the message itself. Returns 1 on success. */
 static int make_signature(EVP_PKEY *key, struct Scheme scheme, PintleBytes digest, unsigned char *out, size_t *length) {
     int done = 0;
     if (scheme.hash == NULL) {
@@ -236,7 +237,7 @@ static int make_signature(EVP_PKEY *key, struct Scheme scheme, PintleBytes diges
 
 /* --- The functions of the table ---------------------------------------------------------------------------------- */
 
-/* One field is simple enough to do without a JSON library: {"directory": "..."}, without escapes. */
+/* A single field needs no JSON library: {"directory": "..."}, without escapes. */
 static int32_t open_backend(PintleBytes configuration, PintleContext **context, PintleBuffer *error_text) {
     static const char advice[] = "the configuration must be {\"directory\": \"/path/of/an/existing/directory\"}";
     char text[PATH_MAX + 64];
@@ -256,7 +257,7 @@ static int32_t open_backend(PintleBytes configuration, PintleContext **context, 
         return PINTLE_ERROR_UNSUPPORTED;
     }
     if (stat(directory, &status) != 0 || !S_ISDIR(status.st_mode)) {
-        static const char absent[] = "the directory of the keys is not there\ncreate or mount it";
+        static const char absent[] = "the key directory does not exist\ncreate or mount it";
         answer(error_text, absent, sizeof absent - 1);
         return PINTLE_ERROR_UNAVAILABLE;
     }
@@ -275,7 +276,7 @@ static void close_backend(PintleContext *context) {
 
 static int32_t generate(PintleContext *context, PintleBytes id, int32_t algorithm, PintleBuffer *public_key) {
     EVP_PKEY *key = NULL;
-    /* The agent repeats a generate that it does not know the end of: an existing key is the answer. */
+    /* The agent repeats a call whose result it did not receive: return an existing key. */
     int32_t code = read_key(context, id, &key);
     if (code == PINTLE_ERROR_NOT_FOUND) {
         EVP_PKEY *made = make_key(algorithm);
@@ -292,7 +293,7 @@ static int32_t generate(PintleContext *context, PintleBytes id, int32_t algorith
         code = synchronize(context);
     }
     if (code == PINTLE_OK && algorithm_of(key) != algorithm) {
-        code = fail(context, PINTLE_ERROR_CONFLICT, "a key of another algorithm has this id");
+        code = fail(context, PINTLE_ERROR_CONFLICT, "the key with this id has another algorithm");
     }
     if (code == PINTLE_OK) {
         code = answer_public_key(context, key, public_key);
@@ -313,8 +314,8 @@ static int32_t public_key_of(PintleContext *context, PintleBytes id, PintleBuffe
 
 static int32_t sign(PintleContext *context, PintleBytes id, int32_t number, PintleBytes digest,
                     PintleBuffer *signature) {
-    unsigned char octets[1024];
-    size_t length = sizeof octets;
+    unsigned char bytes[1024];
+    size_t length = sizeof bytes;
     struct Scheme scheme;
     EVP_PKEY *key = NULL;
     int32_t code = read_key(context, id, &key);
@@ -322,11 +323,11 @@ static int32_t sign(PintleContext *context, PintleBytes id, int32_t number, Pint
         return code;
     }
     if (!scheme_of(number, &scheme) || scheme.algorithm != algorithm_of(key)) {
-        code = fail(context, PINTLE_ERROR_UNSUPPORTED, "signature scheme %d does not fit the key", (int)number);
-    } else if (!make_signature(key, scheme, digest, octets, &length)) {
+        code = fail(context, PINTLE_ERROR_UNSUPPORTED, "the key cannot use signature scheme %d", (int)number);
+    } else if (!make_signature(key, scheme, digest, bytes, &length)) {
         code = fail(context, PINTLE_ERROR_UNAVAILABLE, "signing failed");
     } else {
-        code = answer(signature, octets, length);
+        code = answer(signature, bytes, length);
     }
     EVP_PKEY_free(key);
     return code;
@@ -344,7 +345,7 @@ static int32_t delete_key(PintleContext *context, PintleBytes id) {
     return synchronize(context);
 }
 
-/* The inverse of path_of: the octets of the id that a file is named by. Returns how many, or 0. */
+/* The inverse of path_of: decodes a file name to an id. Returns the id's length, or 0 if it is not a key file. */
 static size_t id_of(const char *name, uint8_t id[PINTLE_KEY_ID_MAXIMUM_LENGTH]) {
     size_t digits = strspn(name, "0123456789abcdef");
     if (digits == 0 || digits % 2 != 0 || digits / 2 > PINTLE_KEY_ID_MAXIMUM_LENGTH ||
@@ -370,7 +371,7 @@ static int32_t list(PintleContext *context, PintleBuffer *ids) {
         if (length == 0) {
             continue;
         }
-        /* One octet with the length, then the id. What does not fit is counted all the same. */
+        /* One byte with the length, then the id. Ids that do not fit still count towards the length. */
         if (ids->length + 1 + length <= ids->capacity) {
             ids->pointer[ids->length] = (uint8_t)length;
             memcpy(ids->pointer + ids->length + 1, id, length);

@@ -1,4 +1,4 @@
-//! The DER structures (ITU-T X.690) in which a backend answers, for devices that speak in bare numbers and points.
+//! Encodes public keys and signatures as DER (ITU-T X.690), for devices that return bare numbers and points.
 
 use yasna::models::ObjectIdentifier;
 use yasna::{DERWriter, construct_der};
@@ -15,7 +15,7 @@ const ID_ED25519: &[u64] = &[1, 3, 101, 112];
 const SECP256R1: &[u64] = &[1, 2, 840, 10045, 3, 1, 7];
 /// `secp384r1`.
 const SECP384R1: &[u64] = &[1, 3, 132, 0, 34];
-/// What the identifiers of SHA-2 begin with (RFC 8017, appendix B.1).
+/// The common prefix of the SHA-2 object identifiers (RFC 8017, appendix B.1).
 const SHA_2: [u64; 8] = [2, 16, 840, 1, 101, 3, 4, 2];
 
 /// The SubjectPublicKeyInfo (RFC 5480, RFC 8410) of a point on the curve of `algorithm`: uncompressed, `04 || x || y`,
@@ -74,7 +74,7 @@ pub fn digest_info(scheme: SignatureScheme, digest: &[u8]) -> Option<Vec<u8>> {
     }))
 }
 
-/// A SEQUENCE of two INTEGERs that are not negative.
+/// A SEQUENCE of two non-negative INTEGERs, each given as big-endian bytes.
 fn integers(one: &[u8], other: &[u8]) -> Vec<u8> {
     construct_der(|writer| {
         writer.write_sequence(|writer| {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn points_become_the_keys_that_they_are_of() {
+    fn points_are_encoded_as_public_keys() {
         let curves = [
             (KeyAlgorithm::EcdsaP256, SignatureScheme::EcdsaP256Sha256, &ECDSA_P256_SHA256_ASN1_SIGNING),
             (KeyAlgorithm::EcdsaP384, SignatureScheme::EcdsaP384Sha384, &ECDSA_P384_SHA384_ASN1_SIGNING),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn an_rsa_key_is_made_of_its_numbers_and_signs_a_digest_info() {
+    fn rsa_public_keys_and_digest_infos_are_encoded() {
         let pair = aws_lc_rs::rsa::KeyPair::generate(KeySize::Rsa2048).expect("a key");
         let public = pair.public_key();
         let numbers = (public.modulus().big_endian_without_leading_zero(), public.exponent());
@@ -134,7 +134,7 @@ mod tests {
         let key = public_key(der.clone());
         assert_eq!(key.algorithm(), KeyAlgorithm::Rsa2048);
         assert_eq!(key.subject_public_key(), public.as_ref());
-        // Devices that answer with leading zeros mean the same number.
+        // Some devices return numbers with leading zeros.
         let padded = [&[0, 0], numbers.0].concat();
         assert_eq!(rsa_subject_public_key_info(&padded, &[0, 1, 0, 1]), der);
         // RFC 8017, section 9.2, note 1.

@@ -1,34 +1,34 @@
-//! What can go wrong in a backend, named by what the caller does next.
+//! Errors of a backend, named after what the caller does next.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What the caller does about a [`BackendError`].
+/// What the caller does next about a [`BackendError`].
 ///
 /// The numbers are those of the C ABI and of the isolation protocol, and never change their meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(i32)]
 pub enum BackendErrorKind {
-    /// There certainly is no key with this id. Make one.
+    /// The key certainly does not exist. Generate it.
     NotFound = -1,
     /// A different key has this id. Choose another id.
     Conflict = -2,
-    /// A PIN is missing, refused or locked out. A person must act; the same PIN is never tried again.
+    /// A PIN is missing, refused or locked out. An operator must act; the same PIN is never tried again.
     Locked = -3,
-    /// The device does not answer, or is busy. Try again later; keys are intact as far as anybody knows.
+    /// The device is busy or does not answer. Try again later; nothing indicates that keys are lost.
     Unavailable = -4,
-    /// The device is there and the key is gone for good (cleared TPM, re-initialised token). Enrol again.
+    /// The device is present, but the key is permanently gone (cleared TPM, re-initialised token). Enrol again.
     KeyLost = -5,
     /// The backend cannot do this. Choose another algorithm or backend.
     Unsupported = -6,
-    /// What was stored or answered makes no sense. A person must look.
+    /// Stored data or the device's answer is invalid. An operator must inspect it.
     Corrupt = -7,
 }
 
 impl BackendErrorKind {
-    /// Every kind, in the order of the numbers.
+    /// Every kind, in the order of their C ABI numbers.
     pub const ALL: [Self; 7] = [
         Self::NotFound,
         Self::Conflict,
@@ -62,21 +62,21 @@ impl fmt::Display for BackendErrorKind {
 /// An error of a key backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendError {
-    /// What the caller does next.
+    /// Decides what the caller does next.
     pub kind: BackendErrorKind,
-    /// What happened, to what: one line, without secrets.
+    /// What happened, and to what: one line, without secrets.
     pub detail: String,
-    /// What a person can do about it: one line, where there is something to say.
+    /// What an operator can do about it: one line.
     pub hint: Option<String>,
 }
 
 impl BackendError {
-    /// An error of this kind, about what `detail` says.
+    /// An error without a hint.
     pub fn new(kind: BackendErrorKind, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into(), hint: None }
     }
 
-    /// The same error, with what a person can do about it.
+    /// Adds or replaces the hint.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

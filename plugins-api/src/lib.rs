@@ -1,15 +1,15 @@
-//! The seam between pintle and whatever holds a private key.
+//! The interface between pintle and its key backends.
 //!
-//! A backend implements [`KeyBackend`]: it generates keys, names them, signs with them and destroys them, and the
-//! bytes of a private key never cross it. Everything above the seam (the rotation, the TLS connections, the
-//! certificate signing request) is the same for a file, a PKCS#11 token, a TPM or a plugin.
+//! A backend implements [`KeyBackend`]: it generates keys, signs with them and destroys them. The bytes of a private
+//! key never cross this interface. The rotation, the TLS connections and the certificate signing request are the same
+//! for a file, a PKCS#11 token, a TPM or a plugin.
 //!
-//! - [`abi`]: the same seam in C, for backends in shared objects, and what a plugin written in Rust needs
-//! - [`backend`]: the trait, and the optional abilities a backend may have beside it
-//! - [`key`]: how a key is named, what kinds there are, and its public half
-//! - [`encoding`]: public keys and signatures in DER, for devices that speak in bare numbers
-//! - [`error`]: what can go wrong, named by what the caller does next
-//! - [`conformance`]: what every backend must do, checked from outside
+//! - [`abi`]: the same interface in C, for backends in shared objects, with support for plugins written in Rust
+//! - [`backend`]: the trait, and its optional capabilities
+//! - [`key`]: key ids, algorithms, signature schemes and public keys
+//! - [`encoding`]: DER encoding of public keys and signatures, for devices that return bare numbers
+//! - [`error`]: errors, named after what the caller does next
+//! - [`conformance`]: a test suite that every backend must pass
 
 pub mod abi;
 pub mod backend;

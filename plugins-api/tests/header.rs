@@ -1,27 +1,28 @@
-//! The committed C header is what the types in `src/abi` say. `PINTLE_BLESS=1 cargo test -p pintle-plugins-api header`
-//! writes it anew.
+//! Checks that the committed C header matches the types in `src/abi`. To update it, run
+//! `PINTLE_BLESS=1 cargo test -p pintle-plugins-api header`.
 
 use std::path::Path;
 
 const TOP: &str = "\
 /*
- * The C ABI of a pintle key backend: what a shared object exports so that pintle can keep a node's private key in it.
+ * The C ABI of a pintle key backend: the functions of a shared object that holds a node's private key.
  *
- * Threads: every function blocks for as long as the device takes. The host never makes two calls on one context at
- * once, but successive calls may come from different threads, and calls on different contexts may overlap. There are
- * no callbacks. No exception and no longjmp may leave a function. The host makes its calls on a thread, or in a
- * process, of their own; a process that does not answer by its deadline is killed.
+ * Threads: functions may block for as long as the device needs. The host never makes two calls on one context at once,
+ * but successive calls may come from different threads, and calls on different contexts may overlap. There are no
+ * callbacks. No exception and no longjmp may leave a function. The host makes its calls on a separate thread or in a
+ * separate process, and kills a process that misses its deadline.
  *
- * Memory: the caller owns every argument. What a PintleBytes points to is valid during the call only; results go into
- * the caller's PintleBuffer. Nothing that one side allocates is freed by the other.
+ * Memory: the caller owns every argument. The memory of a PintleBytes is valid only during the call. Results are
+ * written to the caller's PintleBuffer. Neither side frees memory that the other has allocated.
  *
- * Growth: both tables begin with their size and version and grow only at the end. Read a field only if it lies within
+ * Versions: both tables begin with their size and version and grow only at the end. Read a field only if it lies within
  * struct_size. Numbers never change their meaning.
  *
- * Answers: PINTLE_OK, a PintleError (what the caller does next decides which), or PINTLE_BUFFER_TOO_SMALL. The host
- * believes nothing else: it parses public keys, verifies signatures and checks lengths.
+ * Return values: PINTLE_OK, PINTLE_BUFFER_TOO_SMALL, or a PintleError, chosen by what the caller should do next. The
+ * host trusts no result: it parses public keys, verifies signatures and checks lengths.
  *
- * Trust: a plugin runs with the host's privileges. pintle loads one only from a path that nobody but root can change.
+ * Trust: a plugin runs with the host's privileges. pintle loads a plugin only if no user but root, or the user that
+ * runs pintle, can change the file or any directory in its path.
  *
  * Generated from plugins-api/src by its tests; do not edit.
  */";
@@ -56,20 +57,20 @@ fn generated() -> String {
     cbindgen::Builder::new()
         .with_config(configuration)
         .with_src(source.join("error.rs"))
-        .with_src(source.join("key.rs"))
+        .with_src(source.join("key/algorithm.rs"))
         .with_src(source.join("abi/mod.rs"))
         .generate()
         .expect("the sources parse")
         .write(&mut header);
     let header = String::from_utf8(header).expect("the header is text");
-    // The associated constants of the Rust types mean nothing in C, and cbindgen cannot leave them out.
+    // cbindgen also emits the Rust types' associated constants, which are of no use in C.
     let paragraphs = header.split("\n\n");
     let kept: Vec<_> = paragraphs.filter(|text| !text.contains("_ALL {") && !text.contains("#define KeyId_")).collect();
     kept.join("\n\n")
 }
 
 #[test]
-fn header_is_what_the_types_say() {
+fn committed_header_matches_the_types() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/pintle_backend.h");
     let generated = generated();
     if std::env::var_os("PINTLE_BLESS").is_some() {
@@ -78,6 +79,6 @@ fn header_is_what_the_types_say() {
     let committed = std::fs::read_to_string(&path).expect("the header is committed");
     assert!(
         committed == generated,
-        "include/pintle_backend.h has drifted from src/abi; run PINTLE_BLESS=1 cargo test -p pintle-plugins-api header"
+        "include/pintle_backend.h does not match src/abi; run PINTLE_BLESS=1 cargo test -p pintle-plugins-api header"
     );
 }

@@ -1,4 +1,4 @@
-//! `pintle backend`: what holds the keys.
+//! `pintle backend`: inspect and test key backends.
 
 use pintle_plugins_api::conformance::{self, Harness, THROWAWAY_PREFIX};
 use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, Resource};
@@ -14,24 +14,24 @@ use crate::node::control::{self, ControlError, Request, Response};
 /// The commands under `pintle backend`.
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Show the configured backends: whether they answer, how many keys they hold, and what room there is
+    /// Show the configured backends: whether they respond, how many keys they hold, and how much space is in use
     List {
         #[command(flatten)]
         flags: Box<Flags>,
-        /// JSON instead of a table
+        /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// Try a backend out with throwaway keys, and show what works and how long it takes
+    /// Test a backend with throwaway keys, and show what works and how long it takes
     Check {
         #[command(flatten)]
         flags: Box<Flags>,
         /// The backend's name in the configuration
         name: String,
-        /// How many users the device serves at once
+        /// Number of concurrent users of the device
         #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
         callers: u8,
-        /// JSON instead of a table
+        /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
     },
@@ -68,28 +68,28 @@ fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
         });
         print(&table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()))?;
         for backend in &backends {
-            print(&usage(&backend.name, &backend.usage))?;
+            print(&usage_line(&backend.name, &backend.usage))?;
         }
         for (name, error) in backends.iter().filter_map(|backend| Some((&backend.name, backend.error.as_ref()?))) {
-            print(&trouble(name, error))?;
+            print(&problem_lines(name, error))?;
         }
     }
     Ok(if all_up { Exit::Ok } else { Exit::Problem })
 }
 
-/// The line below a table about the room in a backend's device; empty if there is nothing to say.
-pub(super) fn usage(name: &str, resources: &[Resource]) -> String {
+/// The line about resource usage below a table; empty if the device does not report any.
+pub(super) fn usage_line(name: &str, resources: &[Resource]) -> String {
     let resources: Vec<_> = resources.iter().map(Resource::to_string).collect();
     if resources.is_empty() { String::new() } else { format!("  {name}: {}\n", resources.join(", ")) }
 }
 
-/// The lines below a table about what does not work.
-pub(super) fn trouble(name: &str, error: &BackendError) -> String {
+/// The lines about a backend's error below a table.
+pub(super) fn problem_lines(name: &str, error: &BackendError) -> String {
     let hint = error.hint.as_ref().map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
     format!("  {name}: {error}\n{hint}")
 }
 
-/// The running agent's backends; `None` if none runs.
+/// Asks the running agent for its backends; `None` if no agent is running.
 fn ask(config: &Config) -> Result<Option<Vec<BackendEntry>>, CliError> {
     match control::ask(&config.node.control_socket(), Request::Backends) {
         Ok(Response::Backends { backends }) => Ok(Some(backends)),
@@ -103,27 +103,27 @@ fn open_and_ask(config: &Config) -> Result<Vec<BackendEntry>, CliError> {
     Ok(super::runtime()?.block_on(inventory::backends(config, &keyring)))
 }
 
-/// All backends, where no agent has them open.
+/// Opens all backends; for use when no agent is running.
 pub(super) fn open_all(config: &Config) -> Result<Keyring, CliError> {
     Keyring::start(keys::openers(&config.node)).map_err(|error| {
-        CliError::new(Exit::Problem, format!("a backend's thread cannot be started: {error}"), "see ulimit -u")
+        CliError::new(Exit::Problem, format!("cannot start a backend's thread: {error}"), "check ulimit -u")
     })
 }
 
 fn check(config: &Config, name: &str, callers: usize, json: bool) -> Result<Exit, CliError> {
     if !config.node.backends.contains_key(name) {
         let known: Vec<_> = config.node.backends.keys().map(String::as_str).collect();
-        let detail = format!("no backend {name:?} is configured; there are: {}", known.join(", "));
+        let detail = format!("no backend {name:?} is configured; configured backends: {}", known.join(", "));
         return Err(CliError::new(Exit::Usage, detail, format!("add a table [backends.{name}]")));
     }
-    // A PIN that the agent's own token refused would be shown to it once more.
+    // If the agent's token has rejected the PIN, a check would use up another attempt.
     let refused = ask(config)?.into_iter().flatten().find(|backend| backend.name == name).and_then(|known| known.error);
     if let Some(error) = refused.filter(|error| error.kind == BackendErrorKind::Locked) {
-        let detail = format!("the running agent's backend {name:?} is not tried: {error}");
+        let detail = format!("backend {name:?} is not tested, because the running agent reports: {error}");
         return Err(CliError::new(Exit::Problem, detail, error.hint.unwrap_or_default()));
     }
     let failed = |error: BackendError| CliError::new(Exit::Problem, &error, error.hint.clone().unwrap_or_default());
-    // Its keys are not what `keys prune` looks for.
+    // Marks the check's keys, so that `keys prune` leaves them alone.
     let _check = Checks::begin(&config.node.state_dir);
     let algorithms = algorithms(config, name).map_err(failed)?;
     let report = conformance::run(&mut OwnDevice { config, name, callers, algorithms });
@@ -135,16 +135,16 @@ fn check(config: &Config, name: &str, callers: usize, json: bool) -> Result<Exit
     Ok(if report.passed() { Exit::Ok } else { Exit::Problem })
 }
 
-/// The algorithms that the device makes keys of: it is asked for one of each.
+/// Finds the algorithms that the device supports, by generating a key of each.
 fn algorithms(config: &Config, name: &str) -> Result<Vec<KeyAlgorithm>, BackendError> {
     let mut backend = keys::open(&config.node, name)?;
-    // A module that cannot be opened may say Unsupported too, and that is not about algorithms.
+    // A module that cannot be opened may also report Unsupported, which would be mistaken for an algorithm's.
     backend.list()?;
     let mut algorithms = Vec::new();
     for algorithm in KeyAlgorithm::ALL {
-        let octets = [THROWAWAY_PREFIX, b"probe/", algorithm.name().as_bytes()].concat();
+        let bytes = [THROWAWAY_PREFIX, b"probe/", algorithm.name().as_bytes()].concat();
         let id =
-            KeyId::new(octets).map_err(|error| BackendError::new(BackendErrorKind::Unsupported, error.to_string()))?;
+            KeyId::new(bytes).map_err(|error| BackendError::new(BackendErrorKind::Unsupported, error.to_string()))?;
         match backend.generate(&id, algorithm) {
             Ok(_) => {
                 algorithms.push(algorithm);
@@ -152,7 +152,7 @@ fn algorithms(config: &Config, name: &str) -> Result<Vec<KeyAlgorithm>, BackendE
             }
             Err(error) if error.kind == BackendErrorKind::Unsupported => {}
             Err(error) => {
-                // It may have been made all the same.
+                // The key may have been created despite the error.
                 let _ = backend.delete(&id);
                 return Err(error);
             }
@@ -161,13 +161,13 @@ fn algorithms(config: &Config, name: &str) -> Result<Vec<KeyAlgorithm>, BackendE
     if algorithms.is_empty() {
         return Err(BackendError::new(
             BackendErrorKind::Unsupported,
-            "it makes keys of no algorithm that pintle knows",
+            "the backend supports none of pintle's key algorithms",
         ));
     }
     Ok(algorithms)
 }
 
-/// The operator's own device: nothing is done to it but what the agent does.
+/// The operator's own device. The check does only what the agent does.
 struct OwnDevice<'a> {
     config: &'a Config,
     name: &'a str,

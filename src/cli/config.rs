@@ -11,7 +11,7 @@ use crate::proxy::Upstream;
 /// The commands under `pintle config`.
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Check the configuration file and the flags, and show what they amount to
+    /// Check the configuration file and the flags, and show the resulting settings
     Check {
         #[command(flatten)]
         flags: Box<Flags>,
@@ -48,10 +48,11 @@ fn print_lines(lines: &[(&str, String)]) -> Result<(), CliError> {
     lines.iter().try_for_each(|(name, value)| print(&format!("{name:<27}{value}\n")))
 }
 
-/// Whether the proxy can reach the cluster of the kubeconfig. One that cannot be read is the agent's to wait for.
+/// Checks that the proxy can reach the kubeconfig's cluster. An unreadable kubeconfig is not an error: the agent
+/// waits for it.
 fn check_cluster(config: &IdentityConfig, proxy: &ProxySettings) -> Result<(), CliError> {
     let refused = |error: ClusterError| {
-        CliError::new(Exit::Usage, error, "correct the cluster's entry there, or remove the table [proxy]")
+        CliError::new(Exit::Usage, error, "correct the cluster in that kubeconfig, or remove the [proxy] table")
     };
     match Cluster::read(&config.kubeconfig) {
         Ok(cluster) => Upstream::of(&cluster, &proxy.api_servers).map(drop).map_err(refused),
@@ -63,7 +64,7 @@ fn path_or_none(path: &Option<PathBuf>) -> String {
     path.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string())
 }
 
-/// An identity, line by line.
+/// An identity's settings, one per line.
 fn identity_lines(identity: &IdentityConfig) -> Vec<(&'static str, String)> {
     let expiration = identity.expiration_seconds;
     let mut lines = vec![
@@ -89,7 +90,7 @@ fn identity_lines(identity: &IdentityConfig) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// The table `[proxy]`, line by line.
+/// The settings of the `[proxy]` table, one per line.
 fn proxy_lines(proxy: &ProxySettings) -> Vec<(&'static str, String)> {
     let ProxySettings { configuration, kubeconfig, api_servers } = proxy;
     let servers: Vec<_> = api_servers.iter().map(ToString::to_string).collect();

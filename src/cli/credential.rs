@@ -1,4 +1,5 @@
-//! `pintle credential`: an exec credential plugin (client.authentication.k8s.io/v1), for clients that take a key from one.
+//! `pintle credential`: an exec credential plugin (client.authentication.k8s.io/v1) for clients that accept a key
+//! from one.
 
 use pintle_agent_core::UnixTime;
 use pintle_agent_core::issued::Leaf;
@@ -12,14 +13,14 @@ use crate::config::{Config, Flags};
 use crate::store::pair::installed_at;
 use crate::world::clock;
 
-/// What client-go says to a plugin in `KUBERNETES_EXEC_INFO`, of which only the version matters here.
+/// The part of client-go's `KUBERNETES_EXEC_INFO` that is used.
 #[derive(Deserialize)]
 struct ExecInfo {
     #[serde(rename = "apiVersion")]
     api_version: String,
 }
 
-/// What a plugin answers.
+/// The plugin's output.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ExecCredential<'a> {
@@ -36,7 +37,7 @@ struct ExecStatus<'a> {
     client_key_data: &'a str,
 }
 
-/// The versions of the protocol, which are the same for what is said here.
+/// The supported API versions. The fields used here are the same in both.
 const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
 
 /// The arguments of `pintle credential`.
@@ -58,11 +59,8 @@ impl Arguments {
         let pair = config.pairs().read_current().map_err(|error| {
             let current = current.display();
             let (detail, hint) = match error.kind() {
-                std::io::ErrorKind::NotFound => (format!("there is no pair {current}"), "pintle run gets one"),
-                _ => (
-                    format!("the pair {current} cannot be read: {error}"),
-                    "run it as the user whom the pair belongs to",
-                ),
+                std::io::ErrorKind::NotFound => (format!("no pair at {current}"), "pintle run obtains one"),
+                _ => (format!("the pair {current} cannot be read: {error}"), "run it as the owner of the pair"),
             };
             CliError::new(Exit::Usage, detail, hint)
         })?;
@@ -75,7 +73,7 @@ impl Arguments {
             None => CliError::new(
                 Exit::Problem,
                 format!(
-                    "{} holds no private key: it is in a device, which no exec plugin can hand out",
+                    "{} contains no private key: the key is in a device, and cannot be passed to a client",
                     current.display()
                 ),
                 "use the credential proxy: pintle kubeconfig --for proxy",
@@ -84,7 +82,7 @@ impl Arguments {
         let leaf = Leaf::of(&pair).map_err(|rejection| unusable(rejection.to_string()))?;
         let now = clock::now();
         if now >= leaf.not_after {
-            return Err(unusable(format!("the certificate ended at {}", leaf.not_after)));
+            return Err(unusable(format!("the certificate expired at {}", leaf.not_after)));
         }
         let installed = installed_at(&current).unwrap_or(leaf.not_before);
         let window = Window::new(leaf.not_before, leaf.not_after, installed, &leaf.fingerprint);
@@ -102,33 +100,34 @@ impl Arguments {
     }
 }
 
-/// Until when the client may go on without asking again: by the end of the window there is a new certificate. Where that
-/// is late, it asks ever more often, and never goes on beyond notAfter.
+/// How long the client may cache the credential: until the rotation window closes, when there should be a new one.
+/// After that, half of the remaining lifetime, so the client asks more and more often, and never uses the credential
+/// past notAfter.
 fn expiration(now: UnixTime, closes: UnixTime, not_after: UnixTime) -> UnixTime {
     if now < closes { closes } else { now + not_after.since(now) / 2 }
 }
 
-/// The version that the client speaks; the newest where it does not say, as at a terminal.
+/// The API version that the client asks for; the latest if it does not say, as when run in a terminal.
 fn version(info: Option<&str>) -> Result<&'static str, CliError> {
     let Some(info) = info else { return Ok(VERSIONS[0]) };
     let asked = serde_json::from_str::<ExecInfo>(info).map(|info| info.api_version).unwrap_or_default();
     VERSIONS.into_iter().find(|version| *version == asked).ok_or_else(|| {
         CliError::new(
             Exit::Usage,
-            format!("the client speaks {asked:?} in KUBERNETES_EXEC_INFO, and not {}", VERSIONS.join(" or ")),
-            "set apiVersion: client.authentication.k8s.io/v1 in the kubeconfig's exec",
+            format!("KUBERNETES_EXEC_INFO requests {asked:?}; only {} is supported", VERSIONS.join(" or ")),
+            "set apiVersion: client.authentication.k8s.io/v1 in the kubeconfig's exec section",
         )
     })
 }
 
-/// The halves of a pair, without what stands around them.
+/// The certificate chain and private key of a pair, without other text in the file.
 struct Parts {
     chain: String,
     key: Zeroizing<String>,
 }
 
 impl Parts {
-    /// `None` if the pair does not hold its key.
+    /// `None` if the pair does not contain its key.
     fn of(pair: &PemBlocks) -> Option<Self> {
         let key = pair.private_key()?.to_pem();
         let certificates = pair.blocks.iter().filter(|block| block.label == "CERTIFICATE");
@@ -144,7 +143,7 @@ mod tests {
     const KEY: &str = "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n";
 
     #[test]
-    fn a_pair_is_taken_apart_wherever_its_key_stands() {
+    fn a_pair_is_parsed_wherever_its_key_is() {
         for pair in [
             format!("{CERTIFICATE}{CERTIFICATE}{KEY}"),
             format!("{KEY}{CERTIFICATE}{CERTIFICATE}"),
@@ -159,19 +158,19 @@ mod tests {
     }
 
     #[test]
-    fn the_client_asks_again_when_there_should_be_a_new_certificate() {
+    fn the_credential_expires_when_a_new_certificate_is_due() {
         let at = UnixTime::from_seconds;
         assert_eq!(expiration(at(10), at(90), at(100)), at(90));
         assert_eq!(expiration(at(92), at(90), at(100)), at(96));
     }
 
     #[test]
-    fn the_clients_version_is_spoken_and_others_are_refused() {
+    fn the_clients_api_version_is_used_and_unknown_ones_are_errors() {
         let info = |version: &str| format!(r#"{{"apiVersion":"{version}","kind":"ExecCredential","spec":{{}}}}"#);
         for known in VERSIONS {
             assert_eq!(version(Some(&info(known))).expect("known"), known);
         }
-        assert_eq!(version(None).expect("the newest"), VERSIONS[0]);
+        assert_eq!(version(None).expect("the latest"), VERSIONS[0]);
         for other in [info("client.authentication.k8s.io/v1alpha1"), "nonsense".to_owned()] {
             assert!(version(Some(&other)).expect_err("refused").detail.contains("KUBERNETES_EXEC_INFO"));
         }

@@ -4,21 +4,21 @@ use std::time::Duration;
 
 use super::{CliError, Exit};
 use crate::demo::device::Backend;
-use crate::demo::story::{self, Options};
+use crate::demo::run::{self, Options};
 
 /// The arguments of `pintle demo`.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Life of the certificates, as on kube-controller-manager, such as 12s or 1h
+    /// Lifetime of the certificates, like kube-controller-manager's flag, such as 12s or 1h
     #[arg(long, value_name = "DURATION", default_value = "12s", value_parser = duration)]
     cluster_signing_duration: Duration,
     /// Leave requests Pending until you approve them with kubectl
     #[arg(long)]
     manual_approval: bool,
-    /// Go on after two rotations, and print how to look at it with kubectl and openssl
+    /// Continue after two rotations, and print how to inspect the demo with kubectl and openssl
     #[arg(long)]
     keep: bool,
-    /// Where the private keys are made; the device is the demo's own, and gone afterwards
+    /// Backend for the private keys. The device belongs to the demo and is removed afterwards
     #[arg(long, value_enum, default_value = "file")]
     backend: Backend,
 }
@@ -31,17 +31,17 @@ impl Arguments {
             keep: self.keep,
             backend: self.backend,
         };
-        super::runtime()?.block_on(story::tell(options))?;
+        super::runtime()?.block_on(run::run(options))?;
         Ok(Exit::Ok)
     }
 }
 
-/// A duration as Go writes it, at least five seconds.
+/// Parses a duration in Go's format, of at least five seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed: jiff::SignedDuration =
-        text.parse().map_err(|_| format!("{text:?} is no duration such as 12s or 1h"))?;
+        text.parse().map_err(|_| format!("{text:?} is not a duration such as 12s or 1h"))?;
     match Duration::try_from(parsed) {
         Ok(duration) if duration >= Duration::from_secs(5) => Ok(duration),
-        _ => Err("too short to watch: at least 5s".to_owned()),
+        _ => Err("too short: the minimum is 5s".to_owned()),
     }
 }

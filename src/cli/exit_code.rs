@@ -2,25 +2,25 @@
 
 use std::process::ExitCode;
 
-/// How a command ended.
+/// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// It did what was asked; for needs-renewal: the certificate is due.
+    /// The command succeeded; for needs-renewal: the certificate is due.
     Ok,
-    /// It did not; for needs-renewal: the certificate is not due.
+    /// The command failed; for needs-renewal: the certificate is not due.
     Problem,
-    /// It was asked in a way that makes no sense, or what it is about does not exist.
+    /// The command line or configuration is invalid, or the object does not exist.
     Usage,
-    /// For needs-renewal, whose 1 has a meaning: it did not find out.
+    /// For needs-renewal, where 1 has another meaning: the answer is unknown.
     Unknown,
 }
 
-/// The table, as `pintle --help` shows it.
+/// Shown in `pintle --help`.
 pub(super) const TABLE: &str = "Exit codes:
-  0    done (needs-renewal: the certificate is due)
-  1    not done, for the reason said (needs-renewal: the certificate is not due)
-  2    wrong usage or configuration, or nothing there (needs-renewal: there is no certificate)
-  255  needs-renewal only: it could not be found out";
+  0    success (needs-renewal: the certificate is due)
+  1    failure; see the error (needs-renewal: the certificate is not due)
+  2    invalid usage or configuration, or not found (needs-renewal: there is no certificate)
+  255  needs-renewal only: the answer is unknown";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {

@@ -1,4 +1,4 @@
-//! Completions and manual pages, generated from the command line's own definition.
+//! Shell completions and manual pages, generated from the command line's definition.
 
 use std::path::PathBuf;
 
@@ -34,8 +34,8 @@ impl Man {
         let written = std::fs::create_dir_all(&self.directory)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), &self.directory));
         written.map_err(|error| {
-            let detail = format!("the manual pages cannot be written to {}: {error}", self.directory.display());
-            CliError::new(Exit::Problem, detail, "name a directory that you may write to")
+            let detail = format!("cannot write the manual pages to {}: {error}", self.directory.display());
+            CliError::new(Exit::Problem, detail, "specify a directory with write permission")
         })?;
         Ok(Exit::Ok)
     }

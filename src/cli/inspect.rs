@@ -1,4 +1,4 @@
-//! `pintle inspect`: what is in a certificate, a certification request or a pair, in words.
+//! `pintle inspect`: describes a certificate, a certification request or a pair.
 
 use std::fmt::Write;
 use std::io::Read;
@@ -17,7 +17,7 @@ use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
 use crate::world::clock;
 
-const NOT_X509: &str = "a CERTIFICATE block holds no X.509 certificate";
+const NOT_X509: &str = "a CERTIFICATE block does not contain an X.509 certificate";
 
 /// The arguments of `pintle inspect`.
 #[derive(clap::Args)]
@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     flags: Flags,
     /// The PEM file, or - for standard input [default: the current pair]
     file: Option<PathBuf>,
-    /// The identity whose current pair is meant [default: the only one]
+    /// The identity whose current pair to inspect [default: the only one]
     #[arg(long, value_name = "NAME", conflicts_with = "file")]
     identity: Option<String>,
 }
@@ -45,48 +45,52 @@ impl Arguments {
         };
         read.map_err(|error| {
             let detail = format!("{} cannot be read: {error}", path.display());
-            CliError::new(Exit::Usage, detail, "name a PEM file, or - for standard input")
+            CliError::new(Exit::Usage, detail, "specify a PEM file, or - for standard input")
         })?;
-        let words = describe(&Zeroizing::new(content)).map_err(|detail| {
+        let text = describe(&Zeroizing::new(content)).map_err(|detail| {
             let detail = format!("{}: {detail}", path.display());
-            CliError::new(Exit::Problem, detail, "it should be PEM: a certificate, a request, or a pair")
+            CliError::new(
+                Exit::Problem,
+                detail,
+                "the input must be PEM: a certificate, a certification request, or a pair",
+            )
         })?;
-        print(&words)?;
+        print(&text)?;
         Ok(Exit::Ok)
     }
 }
 
-/// What a PEM text holds, in words. A private key is only named.
-fn describe(text: &[u8]) -> Result<String, String> {
-    let PemBlocks { blocks, damaged } = PemBlocks::of(text);
+/// Describes the contents of a PEM text. Never includes private key material.
+fn describe(input: &[u8]) -> Result<String, String> {
+    let PemBlocks { blocks, damaged } = PemBlocks::of(input);
     match damaged {
         Some(line) if blocks.is_empty() => return Err(format!("the PEM block that begins in line {line} is damaged")),
-        None if blocks.is_empty() => return Err("there is no PEM block".to_owned()),
+        None if blocks.is_empty() => return Err("no PEM block found".to_owned()),
         _ => {}
     }
-    let mut words = String::new();
+    let mut text = String::new();
     let mut leaf_key = None;
     for block in &blocks {
         match block.label.as_str() {
             "CERTIFICATE" => {
                 let (_, certificate) = X509Certificate::from_der(&block.content).map_err(|_| NOT_X509.to_owned())?;
-                words += &describe_certificate(&certificate, leaf_key.is_none());
+                text += &describe_certificate(&certificate, leaf_key.is_none());
                 leaf_key.get_or_insert_with(|| certificate.public_key().raw.to_vec());
             }
             "CERTIFICATE REQUEST" => {
                 let (_, request) = X509CertificationRequest::from_der(&block.content)
-                    .map_err(|_| "a CERTIFICATE REQUEST block holds no PKCS#10 request".to_owned())?;
-                words += &describe_request(&request);
+                    .map_err(|_| "a CERTIFICATE REQUEST block does not contain a PKCS#10 request".to_owned())?;
+                text += &describe_request(&request);
             }
-            "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" => words += "private key: here, in this file\n",
-            "TSS2 PRIVATE KEY" => words += "private key: in the TPM that made it; this file only names it\n",
-            tag => words += &format!("{}: not looked at\n", printable(tag)),
+            "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" => text += "private key: in this file\n",
+            "TSS2 PRIVATE KEY" => text += "private key: in the TPM that created it; this file only refers to it\n",
+            tag => text += &format!("{}: not inspected\n", printable(tag)),
         }
     }
     if let Some(line) = damaged {
-        let _ = writeln!(words, "the PEM block that begins in line {line} is damaged");
+        let _ = writeln!(text, "the PEM block that begins in line {line} is damaged");
     }
-    Ok(words)
+    Ok(text)
 }
 
 fn describe_certificate(certificate: &X509Certificate<'_>, leaf: bool) -> String {
@@ -101,31 +105,34 @@ fn describe_certificate(certificate: &X509Certificate<'_>, leaf: bool) -> String
     } else if now >= end {
         "expired".to_owned()
     } else {
-        format!("valid, {} % of its life is left", end.since(now).as_secs() * 100 / end.since(begin).as_secs().max(1))
+        format!(
+            "valid, {} % of its lifetime is left",
+            end.since(now).as_secs() * 100 / end.since(begin).as_secs().max(1)
+        )
     };
-    let mut words = format!("{}\n", if leaf { "certificate (leaf)" } else { "certificate (chain)" });
-    let _ = writeln!(words, "  subject     {}", printable(&certificate.subject().to_string()));
-    let _ = writeln!(words, "  issuer      {}", printable(&certificate.issuer().to_string()));
-    let _ = writeln!(words, "  serial      {}", certificate.raw_serial_as_string().replace(':', "").to_uppercase());
-    let _ = writeln!(words, "  validity    {begin} to {end}: {standing}");
-    let _ = writeln!(words, "  public key  {}", describe_public_key(certificate.public_key().raw));
+    let mut text = format!("{}\n", if leaf { "certificate (leaf)" } else { "certificate (chain)" });
+    let _ = writeln!(text, "  subject     {}", printable(&certificate.subject().to_string()));
+    let _ = writeln!(text, "  issuer      {}", printable(&certificate.issuer().to_string()));
+    let _ = writeln!(text, "  serial      {}", certificate.raw_serial_as_string().replace(':', "").to_uppercase());
+    let _ = writeln!(text, "  validity    {begin} to {end}: {standing}");
+    let _ = writeln!(text, "  public key  {}", describe_public_key(certificate.public_key().raw));
     for extension in certificate.extensions() {
-        words += &describe_extension(extension);
+        text += &describe_extension(extension);
     }
-    words
+    text
 }
 
 fn describe_request(request: &X509CertificationRequest<'_>) -> String {
     let information = &request.certification_request_info;
-    let mut words = "certification request\n".to_owned();
-    let _ = writeln!(words, "  subject     {}", printable(&information.subject.to_string()));
-    let _ = writeln!(words, "  public key  {}", describe_public_key(information.subject_pki.raw));
-    let signature = if request.verify_signature().is_ok() { "made with this key" } else { "NOT made with this key" };
-    let _ = writeln!(words, "  signature   {signature}");
+    let mut text = "certification request\n".to_owned();
+    let _ = writeln!(text, "  subject     {}", printable(&information.subject.to_string()));
+    let _ = writeln!(text, "  public key  {}", describe_public_key(information.subject_pki.raw));
+    let signature = if request.verify_signature().is_ok() { "valid" } else { "INVALID: not made with this key" };
+    let _ = writeln!(text, "  signature   {signature}");
     for extension in request.requested_extensions().into_iter().flatten() {
-        words += &describe_parsed_extension(extension);
+        text += &describe_parsed_extension(extension);
     }
-    words
+    text
 }
 
 fn describe_public_key(subject_public_key_info: &[u8]) -> String {
@@ -151,7 +158,7 @@ fn describe_parsed_extension(extension: &ParsedExtension<'_>) -> String {
                     names.push(name);
                 }
             }
-            format!("  good for    {}\n", names.join(", "))
+            format!("  usages      {}\n", names.join(", "))
         }
         ParsedExtension::SubjectAlternativeName(names) => {
             let names: Vec<_> =
@@ -168,11 +175,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_does_not_command_the_terminal() {
+    fn a_subject_cannot_inject_terminal_escapes() {
         let mut parameters = rcgen::CertificateParams::default();
         parameters.distinguished_name.push(rcgen::DnType::CommonName, "a\u{1b}[2J\n  issuer  b");
         let key = rcgen::KeyPair::generate().expect("a key");
-        let words = describe(parameters.self_signed(&key).expect("a certificate").pem().as_bytes()).expect("PEM");
-        assert!(words.contains("a\\u{1b}[2J\\n  issuer  b") && !words.contains('\u{1b}'), "{words}");
+        let text = describe(parameters.self_signed(&key).expect("a certificate").pem().as_bytes()).expect("PEM");
+        assert!(text.contains("a\\u{1b}[2J\\n  issuer  b") && !text.contains('\u{1b}'), "{text}");
     }
 }

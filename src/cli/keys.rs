@@ -1,6 +1,6 @@
-//! `pintle keys`: what is in the backends.
+//! `pintle keys`: list and delete the keys in the backends.
 
-use super::backend::{open_all, trouble, usage};
+use super::backend::{open_all, problem_lines, usage_line};
 use super::run::lock_state_directory;
 use super::table::table;
 use super::{CliError, Exit, print};
@@ -11,19 +11,19 @@ use crate::node::control::{self, ControlError, Request, Response};
 /// The commands under `pintle keys`.
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Show the keys in all backends, and what each is for
+    /// Show the keys in all backends, and what each is used for
     List {
         #[command(flatten)]
         flags: Box<Flags>,
-        /// JSON instead of a table
+        /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// Destroy the keys that this installation made and nobody needs, or those that are named
+    /// Destroy the keys that this installation created and no longer uses, or the specified keys
     Prune {
         #[command(flatten)]
         flags: Box<Flags>,
-        /// Keys to destroy, as keys list shows them: ID, or BACKEND:ID. Make sure that no other node needs them
+        /// Keys to destroy, as in the output of keys list: ID, or BACKEND:ID. Make sure that no other node uses them
         #[arg(value_name = "KEY")]
         names: Vec<String>,
         /// Only show what would be destroyed
@@ -52,7 +52,7 @@ fn list(config: &Config, json: bool) -> Result<Exit, CliError> {
     Ok(exit(&inventory))
 }
 
-/// All keys, as the running agent knows them, or as the backends and the journals say.
+/// All keys, as reported by the running agent, or else from the backends and journals.
 fn keys(config: &Config) -> Result<Inventory, CliError> {
     match control::ask(&config.node.control_socket(), Request::Keys) {
         Ok(Response::Keys { inventory }) => Ok(inventory),
@@ -66,7 +66,7 @@ fn keys(config: &Config) -> Result<Inventory, CliError> {
 
 fn prune(config: &Config, names: Vec<String>, dry_run: bool) -> Result<Exit, CliError> {
     if !names.is_empty() {
-        // What they are is shown before anything is done to them.
+        // The keys' uses are checked before anything is destroyed.
         let (selected, _) = inventory::named(&keys(config)?.keys, &names, true);
         if !selected.is_empty() {
             print(&rows(&selected))?;
@@ -79,7 +79,7 @@ fn prune(config: &Config, names: Vec<String>, dry_run: bool) -> Result<Exit, Cli
     let inventory = match control::ask(&config.node.control_socket(), request) {
         Ok(Response::Keys { inventory }) => inventory,
         Err(ControlError::NotRunning) => {
-            // No agent may start now and need what is being destroyed.
+            // Prevents an agent from starting and using a key that is being destroyed.
             let _lock = lock_state_directory(&config.node.state_dir)?;
             let keyring = open_all(config)?;
             let selection = if names.is_empty() { Selection::Orphaned } else { Selection::Named(names) };
@@ -93,13 +93,13 @@ fn prune(config: &Config, names: Vec<String>, dry_run: bool) -> Result<Exit, Cli
         print(&format!("{done}: {} ({})\n", key.name(), key.used.word()))?;
     }
     for Usage { backend, resources } in &inventory.usage {
-        print(&usage(&format!("freed in {backend}"), resources))?;
+        print(&usage_line(&format!("freed in {backend}"), resources))?;
     }
     if inventory.keys.is_empty() {
         print("nothing to destroy\n")?;
     }
     for failure in inventory.unreachable.iter().chain(&inventory.failed) {
-        print(&trouble(&failure.name, &failure.error))?;
+        print(&problem_lines(&failure.name, &failure.error))?;
     }
     Ok(exit(&inventory))
 }
@@ -117,22 +117,22 @@ fn notes(inventory: &Inventory) -> String {
     let any = |used| inventory.keys.iter().any(|key| key.used == used);
     let mut text = String::new();
     for Usage { backend, resources } in &inventory.usage {
-        text += &usage(backend, resources);
+        text += &usage_line(backend, resources);
     }
     for failure in &inventory.unreachable {
-        text += &trouble(&failure.name, &failure.error);
+        text += &problem_lines(&failure.name, &failure.error);
     }
     if any(KeyUse::Orphaned) {
-        text += "  hint: pintle keys prune destroys what is orphaned\n";
+        text += "  hint: pintle keys prune destroys orphaned keys\n";
     }
     if any(KeyUse::LeftOver) {
-        text += "  left-over: of an interrupted pintle backend check, here or on another node that uses the device\n";
+        text += "  left-over: from an interrupted pintle backend check, on this or another node that uses the device\n";
     }
     if any(KeyUse::Unknown) {
-        text += "  unknown: in no journal of this node, but perhaps in use by another node, cluster or installation\n";
+        text += "  unknown: not in a journal of this node; another node, cluster or installation may use it\n";
     }
     if any(KeyUse::LeftOver) || any(KeyUse::Unknown) {
-        text += "  hint: once it is certain that nobody needs a key, pintle keys prune BACKEND:ID destroys it\n";
+        text += "  hint: pintle keys prune BACKEND:ID destroys such a key; make sure first that nothing uses it\n";
     }
     text
 }
@@ -141,7 +141,7 @@ fn exit(inventory: &Inventory) -> Exit {
     if inventory.unreachable.is_empty() && inventory.failed.is_empty() { Exit::Ok } else { Exit::Problem }
 }
 
-/// What the journals of all identities say.
+/// The journals of all identities.
 fn journalled(config: &Config) -> Result<Vec<pintle_agent_core::State>, CliError> {
     config.identities.iter().filter_map(|identity| super::status::journalled(identity).transpose()).collect()
 }

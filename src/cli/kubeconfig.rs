@@ -1,4 +1,4 @@
-//! `pintle kubeconfig`: a kubeconfig that speaks as an identity.
+//! `pintle kubeconfig`: creates a kubeconfig that authenticates as an identity.
 
 use std::path::{Path, PathBuf};
 
@@ -11,14 +11,14 @@ use crate::proxy::{ClientFiles, LocalServer};
 use crate::store::shared;
 use crate::world::{SystemFiles, User};
 
-/// How a client comes to speak as an identity.
+/// How a client authenticates as an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Consumer {
-    /// Through the credential proxy: the key may be anywhere
+    /// Through the credential proxy: works with any backend
     Proxy,
-    /// With the pair's file: the key must be in a file, and a rotation is noticed within five minutes
+    /// With the path of the pair: needs a file backend; the client picks up a rotation within five minutes
     File,
-    /// With `pintle credential` as its exec plugin: the key must be in a file, and a rotation is noticed at once
+    /// With `pintle credential` as exec plugin: needs a file backend; the client picks up a rotation immediately
     Exec,
 }
 
@@ -30,10 +30,10 @@ pub(super) struct Arguments {
     /// The identity [default: the only one]
     #[arg(value_name = "IDENTITY")]
     identity: Option<String>,
-    /// How the client comes to speak as the identity [default: proxy if the configuration has one, file otherwise]
+    /// How the client authenticates [default: proxy if it is configured, file otherwise]
     #[arg(long = "for", value_enum)]
     consumer: Option<Consumer>,
-    /// Write it to this file instead: of a kubeconfig that is there, only the current context's server and user change
+    /// Write to this file. In an existing kubeconfig, only the current context's cluster and user change
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
 }
@@ -50,7 +50,7 @@ impl Arguments {
             _ => of_cluster(config)?,
         };
         if consumer != Consumer::Proxy && kubeconfig.is_of_proxy(&proxy_files(config)) {
-            // The listener knows its own client's certificate alone.
+            // The proxy's listener accepts only its own client's certificate.
             kubeconfig.use_cluster(of_cluster(config)?);
         }
         match consumer {
@@ -72,12 +72,12 @@ impl Arguments {
         let owner = owner.filter(|user| *user != User { uid: 0, gid: 0 });
         match kubeconfig.write(&SystemFiles, path, owner) {
             Ok(true) => print(&format!("written: {}\n", path.display()))?,
-            Ok(false) => print(&format!("as it should be already: {}\n", path.display()))?,
+            Ok(false) => print(&format!("already up to date: {}\n", path.display()))?,
             Err(error) => {
                 let detail = format!("{} cannot be written: {error}", path.display());
                 let hint = match error.kind() {
                     std::io::ErrorKind::PermissionDenied => "run it as the file's owner",
-                    _ => "see to that, or name another file",
+                    _ => "fix this, or specify another file",
                 };
                 return Err(CliError::new(Exit::Problem, detail, hint));
             }
@@ -85,7 +85,7 @@ impl Arguments {
         Ok(Exit::Ok)
     }
 
-    /// What `pintle credential` is to be called with, so that it finds the same identity.
+    /// The arguments with which `pintle credential` finds the same identity.
     fn credential_arguments(&self) -> Vec<String> {
         let mut arguments = vec!["credential".to_owned()];
         arguments.extend(self.identity.clone());
@@ -98,24 +98,24 @@ impl Arguments {
     }
 }
 
-/// A kubeconfig for the API server, from wherever the agent knows it.
+/// A kubeconfig for the API server, from wherever the agent gets its address.
 fn of_cluster(config: &IdentityConfig) -> Result<Kubeconfig, CliError> {
     let kept = config.cluster_kubeconfig();
     let sources = [&config.kubeconfig].into_iter().chain(&config.bootstrap_kubeconfig).chain([&kept]);
     let files = proxy_files(config);
     for path in sources.clone().filter(|path| path.exists()) {
         let mut found = Kubeconfig::for_cluster_of(&SystemFiles, path).map_err(|error| unusable(path, &error))?;
-        // It was the proxy's client's once.
+        // Skip one that was written for the proxy's client.
         if !found.is_of_proxy(&files) {
             return Ok(found);
         }
     }
     let names: Vec<_> = sources.map(|path| path.display().to_string()).collect();
-    let detail = format!("nothing says where the API server is: there is none of {}", names.join(", "));
-    Err(CliError::new(Exit::Usage, detail, "name one with --kubeconfig or --bootstrap-kubeconfig"))
+    let detail = format!("the API server's address is unknown: none of these files exist: {}", names.join(", "));
+    Err(CliError::new(Exit::Usage, detail, "specify one with --kubeconfig or --bootstrap-kubeconfig"))
 }
 
-/// The files of the proxy's client, also where the table [proxy] is gone.
+/// The files of the proxy's client, even if the [proxy] table has been removed.
 fn proxy_files(config: &IdentityConfig) -> ClientFiles {
     let default = ProxyConfiguration::default();
     let configuration = config.proxy.as_ref().map_or(&default, |proxy| &proxy.configuration);
@@ -124,14 +124,14 @@ fn proxy_files(config: &IdentityConfig) -> ClientFiles {
 
 fn use_proxy(config: &IdentityConfig, kubeconfig: &mut Kubeconfig, target: Option<&Path>) -> Result<(), CliError> {
     let Some(settings) = &config.proxy else {
-        let hint = "add the table [proxy] to the configuration file, or say --for file";
-        return Err(CliError::new(Exit::Usage, "there is no credential proxy", hint));
+        let hint = "add a [proxy] table to the configuration file, or use --for file";
+        return Err(CliError::new(Exit::Usage, "no credential proxy is configured", hint));
     };
     if target.is_some_and(|target| shared::is_same(&SystemFiles, target, &config.kubeconfig)) {
-        let detail = format!("{} tells the agent where the API server is", config.kubeconfig.display());
-        return Err(CliError::new(Exit::Usage, detail, "give the proxy's client another file"));
+        let detail = format!("the agent reads the API server's address from {}", config.kubeconfig.display());
+        return Err(CliError::new(Exit::Usage, detail, "use another file for the proxy's client"));
     }
-    // A socket of the service manager may be another than the configured one; only the running agent knows.
+    // The service manager may have passed a socket with another address, which only the running agent knows.
     let listening = match control::ask(&config.node.control_socket(), Request::Status) {
         Ok(Response::Status { status }) => {
             let mut identities = status.identities.into_iter();
@@ -142,7 +142,7 @@ fn use_proxy(config: &IdentityConfig, kubeconfig: &mut Kubeconfig, target: Optio
     };
     let files = proxy_files(config);
     let server = LocalServer { address: listening.unwrap_or(settings.configuration.listen), files: &files };
-    // Of one that was written before, the path may be another server's.
+    // The path in an existing kubeconfig may belong to another server.
     let upstream = super::runtime()?.block_on(async {
         let sources = [&config.kubeconfig].into_iter().chain(&config.bootstrap_kubeconfig);
         for path in sources {
@@ -159,6 +159,6 @@ fn unusable(path: &Path, error: &std::io::Error) -> CliError {
     CliError::new(
         Exit::Problem,
         format!("{} cannot be used: {error}", path.display()),
-        "name another file, or remove this one",
+        "specify another file, or remove this one",
     )
 }

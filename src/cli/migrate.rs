@@ -1,4 +1,4 @@
-//! `pintle migrate`: an identity's key moves to another backend, by an ordinary rotation.
+//! `pintle migrate`: moves an identity's key to another backend by rotating it.
 
 use super::{CliError, Exit, print};
 use crate::config::{Config, Flags};
@@ -11,13 +11,13 @@ pub(super) struct Arguments {
     flags: Flags,
     /// The identity [default: the only one]
     identity: Option<String>,
-    /// The backend in which its keys are made from now on
+    /// The backend to generate its keys in from now on
     #[arg(long, value_name = "BACKEND")]
     to: String,
-    /// Only show what would be done, and whether the backend answers
+    /// Only show what would be done, and whether the backend responds
     #[arg(long)]
     dry_run: bool,
-    /// Return only when the new certificate is in use, or when it failed
+    /// Wait until the new certificate is in use, or the rotation has failed
     #[arg(long)]
     wait: bool,
 }
@@ -31,7 +31,7 @@ impl Arguments {
         let request = Request::Migrate { identity, to, dry_run, wait };
         match control::ask(&config.node.control_socket(), request) {
             Ok(Response::Migration { from, to, algorithm, moves: false }) => {
-                print(&format!("{from} is in {to} already; new keys ({algorithm}) are made there\n"))?;
+                print(&format!("{from} is already in {to}; new keys ({algorithm}) are generated there\n"))?;
             }
             Ok(Response::Migration { from, to, algorithm, moves: true }) => {
                 let will = if dry_run { "would be" } else { "is" };

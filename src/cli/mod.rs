@@ -1,4 +1,4 @@
-//! The command line: one file for each command.
+//! The command line: one file per command.
 
 mod backend;
 mod config;
@@ -28,7 +28,7 @@ use crate::node::control::{ControlError, Response};
 
 pub use exit_code::Exit;
 
-/// Keeps a Kubernetes node's identity turning, with the private key in a file, a PKCS#11 token or a TPM.
+/// Keeps a Kubernetes node's certificates rotating, with the private key in a file, a PKCS#11 token or a TPM.
 #[derive(Parser)]
 #[command(name = "pintle", version, max_term_width = 100, after_help = exit_code::TABLE)]
 pub struct Cli {
@@ -38,34 +38,35 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the agent: get the node's certificate, and renew it for ever
+    /// Run the agent: obtain the node's certificates and keep renewing them
     Run(run::Arguments),
     /// Show the node's identities, from the running agent or from disk
     Status(status::Arguments),
     /// Rotate now
     Rotate(rotate::Arguments),
-    /// Tell by the exit code whether the certificate is due: 0 it is, 1 it is not, 2 there is none
+    /// Report in the exit code whether the certificate is due for renewal: 0 yes, 1 no, 2 there is none
     NeedsRenewal(needs_renewal::Arguments),
-    /// Say in words what is in a certificate, a certification request or a pair
+    /// Describe a certificate, a certification request or a pair
     Inspect(inspect::Arguments),
-    /// Show and try out what holds the keys
+    /// List and test key backends
     #[command(subcommand)]
     Backend(backend::Command),
-    /// Show the keys in all backends, and destroy those that nobody needs
+    /// List the keys in all backends, and destroy those that are no longer used
     #[command(subcommand)]
     Keys(keys::Command),
-    /// Move an identity's key to another backend, by an ordinary rotation
+    /// Move an identity's key to another backend by rotating it
     Migrate(migrate::Arguments),
-    /// Print a kubeconfig that speaks as an identity: through the credential proxy, with the pair, or as an exec plugin
+    /// Print a kubeconfig that authenticates as an identity: through the credential proxy, with the pair, or as an
+    /// exec plugin
     Kubeconfig(kubeconfig::Arguments),
-    /// Hand the pair to a client, as an exec credential plugin (client.authentication.k8s.io/v1)
+    /// Pass the pair to a client, as an exec credential plugin (client.authentication.k8s.io/v1)
     Credential(credential::Arguments),
-    /// Work on the configuration
+    /// Check the configuration
     #[command(subcommand)]
     Config(config::Command),
-    /// Show the agent at work against an embedded control plane: no cluster, no privileges, no network
+    /// Demonstrate the agent against an embedded control plane: no cluster, no privileges, no network
     Demo(demo::Arguments),
-    /// Hold a module, in a child that the agent starts
+    /// Run a backend module in a child process of the agent
     #[command(hide = true)]
     PluginHost(plugin_host::Arguments),
     /// Print a completion script for a shell
@@ -74,7 +75,7 @@ enum Command {
     Man(generate::Man),
 }
 
-/// What went wrong, as a person at a terminal is told: one line what, one line what to do next.
+/// A command's error: one line says what failed, and one what to do next.
 #[derive(Debug)]
 pub struct CliError {
     detail: String,
@@ -113,7 +114,7 @@ impl From<ServeError> for CliError {
                     });
                 let hint = hints.collect::<Vec<_>>().join("; ");
                 let error = ServeError::Unfinished(identities);
-                let otherwise = "run it again, perhaps with a longer --timeout";
+                let otherwise = "run it again, or use a longer --timeout";
                 Self::new(Exit::Problem, &error, if hint.is_empty() { otherwise.to_owned() } else { hint })
             }
         }
@@ -151,29 +152,29 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Writes to standard output. Who reads it may have seen enough: that is no error.
+/// Writes to standard output. A closed pipe is not an error.
 ///
 /// # Errors
-/// If it cannot be written: a full disk must not look like an answer.
+/// If the output cannot be written, for example to a full disk: it must not look complete.
 fn print(text: &str) -> Result<(), CliError> {
     use std::io::Write;
     let mut output = std::io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             let detail = format!("standard output cannot be written: {error}");
-            Err(CliError::new(Exit::Problem, detail, "make room, or write it elsewhere"))
+            Err(CliError::new(Exit::Problem, detail, "free some space, or write to another file"))
         }
         _ => Ok(()),
     }
 }
 
-/// A value as JSON for scripts.
+/// Formats a value as JSON for scripts.
 fn json(value: &impl serde::Serialize) -> Result<String, CliError> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CliError::new(Exit::Problem, error, ""))?;
     Ok(text + "\n")
 }
 
-/// What a running agent answered instead of what it was asked for.
+/// The error for a response that the command does not expect.
 fn unexpected(answer: Result<Response, ControlError>) -> CliError {
     match answer {
         Ok(Response::Failed { reason, hint }) => CliError::new(Exit::Problem, reason, hint),
@@ -185,9 +186,11 @@ fn unexpected(answer: Result<Response, ControlError>) -> CliError {
     }
 }
 
-/// The runtime of a command that needs one: few threads, since there is little to do at once.
+/// A runtime with few threads, for a command that needs one.
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
-        CliError::new(Exit::Problem, format!("the system has no threads left: {error}"), "see ulimit -u, and free some")
-    })
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::new(Exit::Problem, format!("cannot start a thread: {error}"), "check ulimit -u"))
 }

@@ -15,23 +15,23 @@ use crate::world::clock;
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// The certificate to look at, PEM [default: the current pair]
+    /// The certificate to check, PEM [default: the current pair]
     file: Option<PathBuf>,
-    /// The identity whose current pair is meant [default: the only one]
+    /// The identity whose current pair to check [default: the only one]
     #[arg(long, value_name = "NAME", conflicts_with = "file")]
     identity: Option<String>,
-    /// Due once less than this part of its usable life is left, per cent
+    /// Report as due when less than this percentage of its usable lifetime is left
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(0..=100))]
     expires_in: u8,
 }
 
 impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        let unknown = |detail: String| CliError::new(Exit::Unknown, detail, "name a PEM file with a certificate");
+        let unknown = |detail: String| CliError::new(Exit::Unknown, detail, "specify a PEM file with a certificate");
         let path = match self.file {
             Some(file) => file,
             None => {
-                // Not 2, which would say that there is no certificate.
+                // Not 2, which would mean that there is no certificate.
                 let unknown = |error: ConfigError| CliError::new(Exit::Unknown, &error, error.hint.clone());
                 let config = Config::load(&self.flags).map_err(unknown)?;
                 config.identity(self.identity.as_deref()).map_err(unknown)?.pairs().current()
@@ -40,13 +40,13 @@ impl Arguments {
         let text = match std::fs::read(&path).map(Zeroizing::new) {
             Ok(content) => text_of(&content),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let detail = format!("there is no certificate {}", path.display());
-                return Err(CliError::new(Exit::Usage, detail, "pintle run gets one"));
+                let detail = format!("no certificate at {}", path.display());
+                return Err(CliError::new(Exit::Usage, detail, "pintle run obtains one"));
             }
             Err(error) => return Err(unknown(format!("{} cannot be read: {error}", path.display()))),
         };
         let leaf = Leaf::of(&text).map_err(|rejection| unknown(format!("{}: {rejection}", path.display())))?;
-        // As the agent does, the usable life counts from when the pair was written: signers set notBefore into the past.
+        // As in the agent, the usable lifetime starts when the pair was written: signers backdate notBefore.
         let written = installed_at(&path).unwrap_or(leaf.not_before);
         let (begin, end) = (leaf.not_before.max(written).min(leaf.not_after), leaf.not_after);
         let left = end.since(clock::now());

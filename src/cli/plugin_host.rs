@@ -1,4 +1,4 @@
-//! `pintle plugin-host`: the child that holds a module. Only the agent starts it.
+//! `pintle plugin-host`: the child process that runs a module. Started only by the agent.
 
 use super::{CliError, Exit};
 use crate::keys::isolation::host;
@@ -6,8 +6,8 @@ use crate::keys::isolation::host;
 /// The arguments of `pintle plugin-host`.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The backend, for whoever looks at the list of processes
-    #[allow(dead_code, reason = "it is there to be seen in ps(1)")]
+    /// The backend's name, shown in the process list
+    #[allow(dead_code, reason = "it is only there to be shown by ps(1)")]
     backend: String,
 }
 

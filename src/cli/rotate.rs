@@ -11,7 +11,7 @@ pub(super) struct Arguments {
     flags: Flags,
     /// The identity [default: the only one]
     identity: Option<String>,
-    /// Return only when the new certificate is in use, or when it failed
+    /// Wait until the new certificate is in use, or the rotation has failed
     #[arg(long)]
     wait: bool,
 }
@@ -27,9 +27,12 @@ impl Arguments {
             Response::Accepted => print("rotation requested; see pintle status\n")?,
             Response::Status { status } => {
                 for identity in &status.identities {
-                    let then =
-                        if identity.drains() { "; the old key goes with the last connections that use it" } else { "" };
-                    let until = identity.not_after.map(|end| format!(", good until {end}")).unwrap_or_default();
+                    let then = if identity.drains() {
+                        "; the old key is destroyed once its last connections close"
+                    } else {
+                        ""
+                    };
+                    let until = identity.not_after.map(|end| format!(", valid until {end}")).unwrap_or_default();
                     print(&format!("rotated: serial {}{until}{then}\n", identity.serial))?;
                 }
             }

@@ -1,6 +1,5 @@
 //! `pintle run`: the agent.
 
-use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
@@ -8,22 +7,22 @@ use std::time::Duration;
 use super::{CliError, Exit};
 use crate::config::{Config, Flags};
 use crate::node::{self, Until};
-use crate::proxy::Activated;
-use crate::store::lock;
+use crate::proxy::ActivatedSockets;
 use crate::telemetry::{Format, Log, Telemetry};
+use crate::world::LockFile;
 
 /// The arguments of `pintle run`.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// End once everything is installed that the configuration asks for, with no old key left
+    /// Exit once everything in the configuration is installed, and no old key is left
     #[arg(long)]
     once: bool,
-    /// With --once: end after this time at the latest, such as 90s or 10m, and say what is missing
+    /// With --once: exit after this time at the latest, such as 90s or 10m, and report what is missing
     #[arg(long, value_name = "DURATION", requires = "once", value_parser = duration)]
     timeout: Option<Duration>,
-    /// How the log looks
+    /// Log format
     #[arg(long, value_enum, default_value = "auto")]
     log_format: Format,
 }
@@ -34,18 +33,18 @@ impl Arguments {
         keep_secrets_in_memory();
         let _lock = lock_state_directory(&config.node.state_dir)?;
         let until = if self.once { Until::Installed { timeout: self.timeout } } else { Until::Stopped };
-        let log = Log::new(self.log_format).map_err(|error| {
-            CliError::new(Exit::Problem, format!("the log's thread cannot be started: {error}"), "see ulimit -u")
-        })?;
-        let telemetry = Telemetry::new(log);
-        // Before there are threads: it changes the environment.
-        let activated = Activated::from_environment().map_err(|error| {
+        // Before there are threads, and the log is one: it changes the environment.
+        let activated = ActivatedSockets::from_environment().map_err(|error| {
             CliError::new(
                 Exit::Problem,
                 format!("a socket of the service manager cannot be used: {error}"),
-                "the unit may pass on TCP and unix stream listeners",
+                "only TCP and unix stream listeners may be passed",
             )
         })?;
+        let log = Log::new(self.log_format).map_err(|error| {
+            CliError::new(Exit::Problem, format!("cannot start the log's thread: {error}"), "check ulimit -u")
+        })?;
+        let telemetry = Telemetry::new(log);
         let outcome = super::runtime()?.block_on(async {
             let stopped = node::stopped_by_signals()?;
             node::serve(config, &telemetry, until, stopped, activated).await
@@ -56,46 +55,45 @@ impl Arguments {
     }
 }
 
-/// A duration such as "90s" or "1h 30m".
+/// Parses a duration such as "90s" or "1h 30m".
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed: jiff::SignedDuration =
         text.parse().map_err(|_| format!("{text:?} is not a duration such as 90s or 10m"))?;
-    Duration::try_from(parsed).map_err(|_| "a timeout is not negative".to_owned())
+    Duration::try_from(parsed).map_err(|_| "a timeout cannot be negative".to_owned())
 }
 
-/// Keys must not reach a core dump, nor another process of the same user.
+/// Keys must not be readable from a core dump, or by another process of the same user.
 fn keep_secrets_in_memory() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    // Where a sandbox forbids it, it has seen to it already.
+    // A sandbox that denies this has already set the limit itself.
     let _ = setrlimit(Resource::Core, none);
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// Creates the state directory and locks it: two agents would rotate each other's certificates.
-pub(super) fn lock_state_directory(directory: &Path) -> Result<File, CliError> {
+/// Creates the state directory and locks it. Two agents on one directory would rotate each other's certificates.
+pub(super) fn lock_state_directory(directory: &Path) -> Result<LockFile, CliError> {
     let unusable = |error: std::io::Error| {
         CliError::new(
             Exit::Problem,
             format!("the state directory {} cannot be used: {error}", directory.display()),
-            "run pintle as its owner, or name another with --state-dir",
+            "run pintle as its owner, or specify another with --state-dir",
         )
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
-    let lock = lock::open(&directory.join("lock")).map_err(unusable)?;
+    let lock = LockFile::open(&directory.join("lock")).map_err(unusable)?;
     check_owner(directory).map_err(unusable)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(std::fs::TryLockError::WouldBlock) => Err(CliError::new(
+    match lock.try_lock().map_err(unusable)? {
+        true => Ok(lock),
+        false => Err(CliError::new(
             Exit::Problem,
-            format!("another pintle runs with the state directory {}", directory.display()),
-            "see it with pintle status, or give this one its own --state-dir and --cert-dir",
+            format!("another pintle is running with the state directory {}", directory.display()),
+            "check pintle status, or use another --state-dir and --cert-dir",
         )),
-        Err(std::fs::TryLockError::Error(error)) => Err(unusable(error)),
     }
 }
 
-/// Whoever else may write there could put a journal of their own in place of the agent's.
+/// Another user with write permission could replace the agent's journal.
 fn check_owner(directory: &Path) -> std::io::Result<()> {
     let (metadata, user) = (std::fs::metadata(directory)?, rustix::process::geteuid().as_raw());
     let refused = |detail| Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, detail));
@@ -113,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_is_no_link_and_nobody_else_may_write_beside_it() {
+    fn the_lock_must_not_be_a_link_or_writable_by_others() {
         let directory = tempfile::tempdir().expect("a directory");
         let (state, other) = (directory.path().join("state"), directory.path().join("other"));
         std::fs::write(&other, "kept").expect("written");

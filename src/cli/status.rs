@@ -10,12 +10,12 @@ use crate::store::Journal;
 use crate::telemetry::{IdentityStatus, ProxyStatus, Status};
 use crate::world::clock;
 
-/// How the status looks.
+/// Output formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Output {
-    /// A row for each identity.
+    /// One row per identity.
     Table,
-    /// A row with more columns.
+    /// One row per identity, with more columns.
     Wide,
     /// JSON.
     Json,
@@ -28,7 +28,7 @@ pub(super) enum Output {
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// How it looks
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
 }
@@ -47,13 +47,13 @@ impl Arguments {
             Output::Yaml => print(&serde_saphyr::to_string(&status).map_err(|error| broken(&error))?)?,
         }
         let now = clock::now();
-        // A script that watches the exit code has nothing to do while good certificates are in use.
-        let well = !status.identities.is_empty() && status.identities.iter().all(|identity| identity.is_good(now));
-        Ok(if well { Exit::Ok } else { Exit::Problem })
+        // The exit code reports whether valid certificates are in use, not whether a rotation has problems.
+        let all_valid = !status.identities.is_empty() && status.identities.iter().all(|identity| identity.is_good(now));
+        Ok(if all_valid { Exit::Ok } else { Exit::Problem })
     }
 }
 
-/// The status of the running agent; from disk where none runs.
+/// The running agent's status; from disk if no agent is running.
 pub(super) fn read(config: &Config) -> Result<Status, CliError> {
     match control::ask(&config.node.control_socket(), Request::Status) {
         Ok(Response::Status { status }) => Ok(status),
@@ -68,8 +68,8 @@ fn from_disk(config: &Config) -> Result<Status, CliError> {
     if states.iter().all(Option::is_none) {
         return Err(CliError::new(
             Exit::Usage,
-            format!("no agent runs, and {} has no journal", config.node.state_dir.display()),
-            "start it with pintle run, or name its --state-dir",
+            format!("no agent is running, and {} contains no journal", config.node.state_dir.display()),
+            "start it with pintle run, or specify its --state-dir",
         ));
     }
     let identities = states.into_iter().zip(&config.identities);
@@ -77,7 +77,7 @@ fn from_disk(config: &Config) -> Result<Status, CliError> {
     Ok(Status { identities: identities.collect(), backends: Vec::new() })
 }
 
-/// What the identity's journal says; `None` if there is none.
+/// Reads the identity's journal; `None` if there is none.
 pub(super) fn journalled(config: &IdentityConfig) -> Result<Option<pintle_agent_core::State>, CliError> {
     let journal = Journal::new(config.journal(), config.template());
     journal.load().map_err(|error| {
@@ -103,7 +103,7 @@ fn table(status: &Status, wide: bool) -> String {
         let mut row = vec![
             identity.subject.clone(),
             time(identity.not_after),
-            identity.not_after.map(residual).unwrap_or_default(),
+            identity.not_after.map(time_left).unwrap_or_default(),
             time(identity.rotates_at),
             key.map(|key| format!("{}/{}", key.backend, key.algorithm)).unwrap_or_default(),
             identity.state.word().to_owned(),
@@ -123,7 +123,7 @@ fn table(status: &Status, wide: bool) -> String {
         text += line;
         text.push('\n');
         if let Some(identity) = index.checked_sub(1).map(|index| &status.identities[index]) {
-            text += &trouble(identity);
+            text += &problem_lines(identity);
             if let Some(proxy) = identity.proxy.as_ref().filter(|proxy| !proxy.reason.is_empty()) {
                 text += &format!("  proxy {}: {}\n", proxy.address, proxy.reason);
             }
@@ -159,11 +159,11 @@ fn connections(proxy: &ProxyStatus) -> String {
     text
 }
 
-/// The line below a row in trouble.
-fn trouble(identity: &IdentityStatus) -> String {
+/// The lines below an identity's row that explain its state.
+fn problem_lines(identity: &IdentityStatus) -> String {
     let mut text = String::new();
     if !identity.reason.is_empty() {
-        let retry = identity.retry_at.map(|at| format!("; next try {at}")).unwrap_or_default();
+        let retry = identity.retry_at.map(|at| format!("; retrying at {at}")).unwrap_or_default();
         text += &format!("  {}{retry}\n", identity.reason);
     }
     if !identity.hint.is_empty() {
@@ -172,8 +172,8 @@ fn trouble(identity: &IdentityStatus) -> String {
     text
 }
 
-/// The time left, in the unit that says most.
-fn residual(end: UnixTime) -> String {
+/// The remaining time, in the largest unit that gives a precise number.
+fn time_left(end: UnixTime) -> String {
     let left = end.since(clock::now()).as_secs();
     match left {
         0 => "expired".to_owned(),

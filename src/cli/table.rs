@@ -1,6 +1,6 @@
-//! Columns of text.
+//! Formats text in columns.
 
-/// Rows of equal length as a table; the first one is the header. An empty cell is a dash.
+/// Formats rows of equal length as a table. The first row is the header. Empty cells are shown as a dash.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<_> = (0..columns)

@@ -9,32 +9,26 @@ use serde::Deserialize;
 
 use super::identity::{DEFAULT_IDENTITY, IdentityTable, OnKeyLoss};
 use super::proxy::ProxyTable;
+use super::settings::{given_settings, identity_settings, move_settings, with_settings};
 use super::{ConfigError, suggestion};
 use crate::parse_error;
-use crate::world::User;
+use crate::world::{User, files};
 
-/// The configuration file as it stands; what is left out has a default or comes from a flag.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct FileConfiguration {
-    pub(super) node_name: Option<String>,
-    pub(super) kubeconfig: Option<PathBuf>,
-    pub(super) bootstrap_kubeconfig: Option<PathBuf>,
-    pub(super) cert_dir: Option<PathBuf>,
-    pub(super) state_dir: Option<PathBuf>,
-    pub(super) rotate_certificates: Option<bool>,
-    pub(super) client_ca_file: Option<PathBuf>,
-    pub(super) keep_pairs: Option<usize>,
-    pub(super) backend: Option<String>,
-    pub(super) key_algorithm: Option<KeyAlgorithm>,
-    pub(super) expiration_seconds: Option<i32>,
-    pub(super) on_key_loss: Option<OnKeyLoss>,
-    pub(super) metrics_address: Option<SocketAddr>,
-    pub(super) proxy: Option<ProxyTable>,
-    #[serde(default)]
-    pub(super) identity: Vec<IdentityTable>,
-    #[serde(default)]
-    pub(super) backends: BTreeMap<String, BackendConfiguration>,
+identity_settings! { with_settings!
+    /// The configuration file as it stands; what is left out has a default or comes from a flag.
+    #[derive(Clone, Debug, Default, Deserialize)]
+    #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+    pub struct FileConfiguration {
+        pub(super) node_name: Option<String>,
+        pub(super) kubeconfig: Option<PathBuf>,
+        pub(super) bootstrap_kubeconfig: Option<PathBuf>,
+        pub(super) state_dir: Option<PathBuf>,
+        pub(super) metrics_address: Option<SocketAddr>,
+        #[serde(default)]
+        pub(super) identity: Vec<IdentityTable>,
+        #[serde(default)]
+        pub(super) backends: BTreeMap<String, BackendConfiguration>,
+    }
 }
 
 /// A backend's table, `[backends.NAME]`.
@@ -199,7 +193,7 @@ impl std::fmt::Debug for PluginTable {
 
 impl FileConfiguration {
     pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+        let text = files::read_to_string(path).map_err(|error| ConfigError {
             detail: format!("the configuration file {} cannot be read: {error}", path.display()),
             hint: "name an existing file with --config".to_owned(),
         })?;
@@ -218,35 +212,14 @@ impl FileConfiguration {
 
     /// The top-level keys given that are about one identity rather than about the node.
     pub(super) fn keys_of_one_identity(&self) -> Vec<&'static str> {
-        let given = [
-            ("cert-dir", self.cert_dir.is_some()),
-            ("rotate-certificates", self.rotate_certificates.is_some()),
-            ("client-ca-file", self.client_ca_file.is_some()),
-            ("keep-pairs", self.keep_pairs.is_some()),
-            ("backend", self.backend.is_some()),
-            ("key-algorithm", self.key_algorithm.is_some()),
-            ("expiration-seconds", self.expiration_seconds.is_some()),
-            ("on-key-loss", self.on_key_loss.is_some()),
-            ("[proxy]", self.proxy.is_some()),
-        ];
-        given.into_iter().filter_map(|(key, given)| given.then_some(key)).collect()
+        identity_settings!(given_settings! self)
     }
 
     /// The identity that the top-level keys describe.
     pub(super) fn take_only_identity(&mut self) -> IdentityTable {
-        IdentityTable {
-            name: DEFAULT_IDENTITY.to_owned(),
-            cert_dir: self.cert_dir.take(),
-            rotate_certificates: self.rotate_certificates.take(),
-            client_ca_file: self.client_ca_file.take(),
-            keep_pairs: self.keep_pairs.take(),
-            backend: self.backend.take(),
-            key_algorithm: self.key_algorithm.take(),
-            expiration_seconds: self.expiration_seconds.take(),
-            on_key_loss: self.on_key_loss.take(),
-            proxy: self.proxy.take(),
-            ..IdentityTable::default()
-        }
+        let mut identity = IdentityTable { name: DEFAULT_IDENTITY.to_owned(), ..IdentityTable::default() };
+        identity_settings!(move_settings! self => identity);
+        identity
     }
 }
 

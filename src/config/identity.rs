@@ -9,6 +9,7 @@ use pintle_plugins_api::KeyAlgorithm;
 use serde::Deserialize;
 
 use super::proxy::{ProxySettings, ProxyTable};
+use super::settings::{identity_settings, with_settings};
 use super::{ConfigError, FILE_BACKEND, Flags, NodeConfig, absolute};
 use crate::store::{PairDirectory, shared};
 use crate::world::SystemFiles;
@@ -64,24 +65,17 @@ impl IdentityKind {
     }
 }
 
-/// The table `[[identity]]` as it stands. Without one, the same keys at the top level describe the only identity.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) struct IdentityTable {
-    pub(super) name: String,
-    pub(super) kind: Option<String>,
-    pub(super) signer_name: Option<String>,
-    pub(super) kubeconfig: Option<PathBuf>,
-    pub(super) bootstrap_kubeconfig: Option<PathBuf>,
-    pub(super) cert_dir: Option<PathBuf>,
-    pub(super) rotate_certificates: Option<bool>,
-    pub(super) client_ca_file: Option<PathBuf>,
-    pub(super) keep_pairs: Option<usize>,
-    pub(super) backend: Option<String>,
-    pub(super) key_algorithm: Option<KeyAlgorithm>,
-    pub(super) expiration_seconds: Option<i32>,
-    pub(super) on_key_loss: Option<OnKeyLoss>,
-    pub(super) proxy: Option<ProxyTable>,
+identity_settings! { with_settings!
+    /// The table `[[identity]]` as it stands. Without one, the same settings at the top level describe the only identity.
+    #[derive(Clone, Debug, Default, Deserialize)]
+    #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+    pub(super) struct IdentityTable {
+        pub(super) name: String,
+        pub(super) kind: Option<String>,
+        pub(super) signer_name: Option<String>,
+        pub(super) kubeconfig: Option<PathBuf>,
+        pub(super) bootstrap_kubeconfig: Option<PathBuf>,
+    }
 }
 
 /// What the agent is to do about one identity.

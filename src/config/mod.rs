@@ -7,6 +7,7 @@ mod identity;
 pub mod migration;
 mod node;
 mod proxy;
+mod settings;
 mod suggestion;
 
 use std::fmt;
@@ -20,6 +21,8 @@ pub use node::{FILE_BACKEND, NodeConfig};
 pub use proxy::{ProxyConfiguration, ProxySettings};
 
 use identity::{IdentityTable, NodeKubeconfigs};
+
+use crate::world::{Files as _, SystemFiles};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/pintle/config.toml";
@@ -64,7 +67,9 @@ impl Config {
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
         let file = match &flags.config {
             Some(path) => FileConfiguration::read(path)?,
-            None if Path::new(DEFAULT_CONFIG).exists() => FileConfiguration::read(Path::new(DEFAULT_CONFIG))?,
+            None if SystemFiles.exists(Path::new(DEFAULT_CONFIG)) => {
+                FileConfiguration::read(Path::new(DEFAULT_CONFIG))?
+            }
             None => FileConfiguration::default(),
         };
         let mut config = Self::from_parts(flags.clone(), file)?;

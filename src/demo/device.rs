@@ -1,4 +1,4 @@
-//! A throwaway device for the demo: a SoftHSM token, or a software TPM.
+//! A temporary key device for the demo: a SoftHSM token, or a software TPM.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -12,10 +12,10 @@ use tempfile::TempDir;
 use crate::identity::StartError;
 use crate::keys::plugin_trust;
 
-/// Where the demo's keys are.
+/// The backend for the demo's keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Backend {
-    /// In files, as the kubelet has them.
+    /// In files, as in a kubelet.
     #[default]
     File,
     /// In a PKCS#11 token.
@@ -24,7 +24,7 @@ pub enum Backend {
     Tpm,
 }
 
-/// The PIN of a token that lives for a minute in a directory that only its owner can enter; it guards nothing.
+/// Not a secret: the token lives for a minute, in a directory that only its owner can enter.
 const PIN: &str = "throwaway";
 /// Where distributions install SoftHSM's module.
 const SOFTHSM_DIRECTORIES: [&str; 6] = [
@@ -35,32 +35,31 @@ const SOFTHSM_DIRECTORIES: [&str; 6] = [
     "/usr/lib64/softhsm",
     "/usr/local/lib/softhsm",
 ];
-/// The plugin's file.
 const TPM_PLUGIN: &str = "libpintle_backend_tpm.so";
-/// How long a software TPM may take to start.
-const START: Duration = Duration::from_secs(10);
+/// How long swtpm may take to start.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A device of the demo's own; it is gone when this is dropped.
+/// The demo's key device. Dropping it stops and removes the device.
 pub struct Device {
-    /// What the configuration file says of it.
+    /// Its part of the configuration file, TOML.
     pub configuration: String,
-    /// What it is, for who watches.
+    /// A description for the user.
     pub sentence: String,
     tpm: Option<Child>,
-    /// The directory of a copy of the plugin, where there had to be one.
+    /// The directory of a copied plugin, if it had to be copied.
     _plugin: Option<TempDir>,
 }
 
 impl Device {
-    /// Sets the device up, with everything that it needs in `directory`.
+    /// Creates the device. Its files are placed in `directory`.
     ///
     /// # Errors
-    /// With the name of the package that is missing.
+    /// If a program or library is missing; the hint names its package.
     pub fn set_up(backend: Backend, directory: &Path) -> Result<Self, StartError> {
         match backend {
             Backend::File => Ok(Self {
                 configuration: String::new(),
-                sentence: "The private keys are files; try --backend pkcs11, or --backend tpm.".to_owned(),
+                sentence: "The private keys are in files; try --backend pkcs11 or --backend tpm.".to_owned(),
                 tpm: None,
                 _plugin: None,
             }),
@@ -76,8 +75,8 @@ impl Device {
             .find(|path| path.exists())
             .ok_or_else(|| missing("SoftHSM's module libsofthsm2.so", "softhsm2"))?;
         let failed = |error: io::Error| StartError {
-            detail: format!("the token cannot be set up in {}: {error}", directory.display()),
-            hint: "the demo needs a temporary directory, see TMPDIR".to_owned(),
+            detail: format!("cannot set up the token in {}: {error}", directory.display()),
+            hint: "the demo needs a writable temporary directory; see TMPDIR".to_owned(),
         };
         let (tokens, file, pin) = (directory.join("tokens"), directory.join("softhsm2.conf"), directory.join("pin"));
         std::fs::create_dir(&tokens).map_err(failed)?;
@@ -99,8 +98,8 @@ impl Device {
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
             return Err(StartError {
-                detail: format!("softhsm2-util cannot make a token: {words}"),
-                hint: "see whether softhsm2-util --show-slots works".to_owned(),
+                detail: format!("softhsm2-util cannot create a token: {words}"),
+                hint: "check whether softhsm2-util --show-slots works".to_owned(),
             });
         }
         let configuration = format!(
@@ -118,7 +117,7 @@ impl Device {
 
     fn tpm(directory: &Path) -> Result<Self, StartError> {
         let plugin = tpm_plugin().or_else(built_tpm_plugin).ok_or_else(|| StartError {
-            detail: format!("the TPM's plugin {TPM_PLUGIN} is not installed"),
+            detail: format!("the TPM plugin {TPM_PLUGIN} is not installed"),
             hint:
                 "apt-get install pintle-tpm; in the source tree, with Debian's libtss2-dev and pkg-config: cargo build \
                    --release -p pintle-backend-tpm"
@@ -128,11 +127,11 @@ impl Device {
         let (state, keys) = (directory.join("tpm-state"), directory.join("tpm-keys"));
         for path in [&state, &keys] {
             std::fs::DirBuilder::new().mode(0o700).create(path).map_err(|error| StartError {
-                detail: format!("the TPM's state cannot be kept in {}: {error}", path.display()),
-                hint: "the demo needs a temporary directory, see TMPDIR".to_owned(),
+                detail: format!("cannot store the TPM's state in {}: {error}", path.display()),
+                hint: "the demo needs a writable temporary directory; see TMPDIR".to_owned(),
             })?;
         }
-        // Somebody else may take a free port before swtpm does.
+        // Another process may take the free port before swtpm does.
         let mut started = Ok(None);
         for _ in 0..10 {
             started = start_tpm(&state);
@@ -141,8 +140,8 @@ impl Device {
             }
         }
         let (process, port) = started?.ok_or_else(|| StartError {
-            detail: "swtpm does not start".to_owned(),
-            hint: "see whether swtpm socket --tpm2 works, and which of its ports are taken".to_owned(),
+            detail: "swtpm did not start".to_owned(),
+            hint: "check whether swtpm socket --tpm2 works, and whether its ports are free".to_owned(),
         })?;
         let configuration = format!(
             "backend = \"tpm\"\n[backends.tpm]\ntype = \"tpm\"\ntcti = \"swtpm:host=127.0.0.1,port={port}\"\n\
@@ -167,7 +166,7 @@ impl Drop for Device {
     }
 }
 
-/// The installed plugin, or the one that was built beside this program.
+/// The path of the installed plugin, or of the one built next to this executable.
 fn tpm_plugin() -> Option<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(TPM_PLUGIN)));
     [Some(Path::new("/usr/lib/pintle/plugins").join(TPM_PLUGIN)), beside]
@@ -176,8 +175,8 @@ fn tpm_plugin() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// A plugin that lies where anybody could write, as in a source tree below /tmp, is not loaded: a copy of it in a directory
-/// of this user's own is.
+/// The path to load the plugin from. pintle does not load a plugin that other users could replace, as in a source
+/// tree below /tmp, so such a plugin is copied to a private directory.
 fn loadable(plugin: PathBuf) -> Result<(PathBuf, Option<TempDir>), StartError> {
     let Err(refused) = plugin_trust().check(&plugin.display().to_string()) else { return Ok((plugin, None)) };
     let own = ["XDG_RUNTIME_DIR", "HOME"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
@@ -193,13 +192,13 @@ fn loadable(plugin: PathBuf) -> Result<(PathBuf, Option<TempDir>), StartError> {
     Err(StartError { detail: refused.to_string(), hint: refused.hint.unwrap_or_default() })
 }
 
-/// Under `cargo run` the plugin is built where it is missing: it is a library of its own, which the program does not
-/// depend on, so cargo has not built it.
+/// Under `cargo run`, builds the plugin if it is missing: it is a separate library that this program does not depend
+/// on, so cargo has not built it.
 fn built_tpm_plugin() -> Option<PathBuf> {
     let (cargo, tree) = (std::env::var_os("CARGO")?, std::env::var_os("CARGO_MANIFEST_DIR")?);
     let program = std::env::current_exe().ok()?;
     let profile = program.parent()?.file_name()?.to_str()?;
-    eprintln!("The TPM's plugin is built first (cargo build -p pintle-backend-tpm).");
+    eprintln!("Building the TPM plugin (cargo build -p pintle-backend-tpm).");
     let mut build = Command::new(cargo);
     build
         .args(["build", "--quiet", "--package", "pintle-backend-tpm", "--manifest-path"])
@@ -210,7 +209,7 @@ fn built_tpm_plugin() -> Option<PathBuf> {
     build.status().ok()?.success().then(tpm_plugin)?
 }
 
-/// Starts swtpm on a free port and the next one, where its control channel must be; `None` if they are taken.
+/// Starts swtpm on a free port and the next one, which is its control channel; `None` if either is taken.
 fn start_tpm(state: &Path) -> Result<Option<(Child, u16)>, StartError> {
     let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|listener| listener.local_addr());
     let Ok(port) = free(0).map(|address| address.port()) else {
@@ -231,7 +230,7 @@ fn start_tpm(state: &Path) -> Result<Option<(Child, u16)>, StartError> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|_| missing("swtpm", "swtpm"))?;
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + START_TIMEOUT;
     while Instant::now() < deadline && matches!(process.try_wait(), Ok(None)) {
         if TcpStream::connect((Ipv4Addr::LOCALHOST, control)).is_ok() {
             return Ok(Some((process, port)));
@@ -246,11 +245,11 @@ fn start_tpm(state: &Path) -> Result<Option<(Child, u16)>, StartError> {
 fn missing(what: &str, package: &str) -> StartError {
     StartError {
         detail: format!("{what} is not installed"),
-        hint: format!("apt-get install {package}; or leave --backend out, then keys are files"),
+        hint: format!("apt-get install {package}; or omit --backend to keep the keys in files"),
     }
 }
 
-/// A path as a TOML string.
+/// Formats a path as a TOML string.
 fn quoted(path: &Path) -> String {
     toml::Value::String(path.display().to_string()).to_string()
 }

@@ -1,5 +1,5 @@
-//! What `pintle demo` runs the real agent against: everything here is embedded, throw-away and loopback only.
+//! `pintle demo`: the real agent against an embedded control plane, all of it temporary and on loopback.
 
 pub mod control_plane;
 pub mod device;
-pub mod story;
+pub mod run;

@@ -4,13 +4,14 @@
 
 mod changes;
 mod command;
-mod look_around;
+mod environment;
 mod pair;
 mod perform;
 pub mod ports;
-mod proxy;
+mod prove;
 mod recovery;
 pub(crate) mod report;
+mod retire;
 mod start;
 mod start_error;
 mod unfinished;
@@ -74,7 +75,7 @@ pub struct Agent {
     reporter: report::Reporter,
     /// Held for as long as the agent lives, so that no other publishes into the same directory.
     _pairs_lock: Option<FileLock>,
-    probe: look_around::Probe,
+    probe: environment::Probe,
     /// The pending request that can be watched, and from which version of it on.
     watchable: Option<(SubmittedRequest, String)>,
     /// Why it is not known yet what is held: then nothing is done.

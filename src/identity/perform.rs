@@ -6,16 +6,14 @@ use std::time::Duration;
 use pintle_agent_core::issued::accept;
 use pintle_agent_core::request::RequestError;
 use pintle_agent_core::rotation::{ApiFailure, Authority, Candidate, Observation, PublishError, SubmittedRequest};
-use pintle_agent_core::{Action, Credential, Event, KeyName, Phase};
+use pintle_agent_core::{Action, Credential, Event, Phase};
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use super::Agent;
 use super::pair::{check_or_restore_key, write_pair};
-use super::proxy::StillSpeaks;
-use crate::consumers::kubeconfig::Kubeconfig;
 use crate::keys::{CALL_DEADLINE, GENERATE_DEADLINE};
+use crate::kubernetes::certificate_signing_requests::{Outcome, Standing, Watched};
 use crate::kubernetes::port::{ApiClient, Caller};
-use crate::kubernetes::requests::{Outcome, Standing, Watched};
 use crate::telemetry;
 
 /// A watch is given up after this time and the request looked at anew: its connection does not survive a suspend.
@@ -226,98 +224,12 @@ impl Agent {
     }
 
     /// Whether the credential's key is in its backend; a key under its id that is not the one is a `Conflict`.
-    async fn check_key_of(&self, credential: &Credential) -> Result<(), BackendError> {
+    pub(super) async fn check_key_of(&self, credential: &Credential) -> Result<(), BackendError> {
         if check_or_restore_key(&self.ports.keyring, &self.pairs, &self.telemetry, credential).await? {
             return Ok(());
         }
         let detail = format!("key {} is not the one that the certificate is for", credential.key());
         Err(BackendError::new(BackendErrorKind::Conflict, detail))
-    }
-
-    /// Writes the kubelet's kubeconfig where there is none.
-    pub(super) fn ensure_kubeconfig(&self) -> Result<(), String> {
-        let path = &self.config.kubeconfig;
-        // What cannot be seen may well be there.
-        let missing = self.ports.files.metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-        if !missing || !self.config.owns_kubeconfig {
-            return Ok(());
-        }
-        // Without any of them, the API server's address is not known, and nothing could be written.
-        let kept = self.config.cluster_kubeconfig();
-        let Some(cluster) =
-            self.config.bootstrap_kubeconfig.iter().chain([&kept]).find(|path| self.ports.files.exists(path))
-        else {
-            return Ok(());
-        };
-        let (pair, files) = (self.pairs.current(), self.ports.files.as_ref());
-        let written = Kubeconfig::for_cluster_of(files, cluster).and_then(|mut kubeconfig| {
-            kubeconfig.use_files(&pair, &pair)?;
-            kubeconfig.write(files, path, None)
-        });
-        written.map_err(|error| format!("the kubeconfig {} cannot be written: {error}", path.display()))?;
-        self.telemetry.emit(telemetry::Event::KubeconfigWritten { path: path.display().to_string() });
-        Ok(())
-    }
-
-    async fn prove(&mut self, credential: &Credential) -> Event {
-        let caller = Caller::Certificate(credential.clone());
-        // A new connection: an API server verifies the certificate when one is made.
-        self.ports.api.forget(&caller);
-        let proof = async { self.ports.api.connect(&caller).await?.who_am_i().await };
-        let failure = match proof.await {
-            Ok(user) => {
-                let serial = credential.serial().to_owned();
-                self.telemetry.emit(telemetry::Event::IdentityProven { user: user.unwrap_or_default(), serial });
-                self.probe.done(self.ports.clock.monotonic());
-                return Event::Proven;
-            }
-            Err(failure) => failure,
-        };
-        self.ports.api.forget(&caller);
-        // A handshake that the key did not sign looks like a server that cannot be reached.
-        if !matches!(failure, ApiFailure::Unauthorized(_)) {
-            let signed = match self.check_key_of(credential).await {
-                Ok(()) => self.ports.keyring.try_key(credential.key()).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = signed {
-                return Event::ProofKeyFailed(error);
-            }
-        }
-        Event::ApiFailed { authority: Authority::Issued, failure }
-    }
-
-    async fn retire(&mut self, keys: Vec<KeyName>) -> Event {
-        // A key is destroyed when its last connection has ended; the proxy sees to it that this comes.
-        match self.await_last_connections().await {
-            Ok(()) => {}
-            Err(StillSpeaks::Meanwhile(event)) => return event,
-            Err(StillSpeaks::AsAnother(error)) => return Event::Retired { destroyed: Vec::new(), failed: vec![error] },
-        }
-        let (mut destroyed, mut failed) = (Vec::new(), Vec::new());
-        for key in keys {
-            match self.ports.keyring.delete(&key).await {
-                Ok(()) => destroyed.push(key),
-                Err(BackendError { kind, detail, hint }) => {
-                    let detail = format!("the old key {key} cannot be destroyed: {detail}");
-                    failed.push(BackendError { kind, detail, hint });
-                }
-            }
-        }
-        match self.pairs.prune(self.config.keep_pairs) {
-            Ok(pairs) if !destroyed.is_empty() => {
-                let keys = destroyed.iter().map(ToString::to_string).collect();
-                self.telemetry.emit(telemetry::Event::KeysRetired { keys, pairs });
-            }
-            Ok(_) => {}
-            Err(error) => {
-                let directory = self.config.cert_dir.display();
-                let detail = format!("old pairs in {directory} cannot be removed: {error}");
-                let error = BackendError::new(BackendErrorKind::Unavailable, detail);
-                failed.push(error.with_hint(format!("make {directory} writable")));
-            }
-        }
-        Event::Retired { destroyed, failed }
     }
 
     pub(super) async fn api(&self, authority: Authority) -> Result<Arc<dyn ApiClient>, ApiFailure> {
@@ -337,7 +249,23 @@ impl Agent {
         if authority == Authority::Held && self.held_key_is_lost().await {
             return Event::HeldRefused { key_lost: true };
         }
+        let failure = match (&failure, self.backend_left_behind()) {
+            (ApiFailure::Unreachable(_), Some(error)) if authority == Authority::Held => {
+                ApiFailure::NoCredential(format!("the key in use cannot sign: {error}"))
+            }
+            _ => failure,
+        };
         Event::ApiFailed { authority, failure }
+    }
+
+    /// What was wrong with the backend of the key in use at the last call, where new keys are made in another one: it is
+    /// not waited for (case C34).
+    fn backend_left_behind(&self) -> Option<BackendError> {
+        let name = &self.state.held()?.key().backend;
+        if *name == self.policy.backend {
+            return None;
+        }
+        self.ports.keyring.backend(name).map_or_else(Some, |backend| backend.health())
     }
 }
 

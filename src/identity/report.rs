@@ -228,7 +228,7 @@ impl Agent {
         }
         if let Some(reason) = &self.reporter.unsaved {
             status.state = telemetry::State::Failing;
-            status.reason = format!("the journal cannot be saved, so nothing is done: {reason}");
+            status.reason = format!("the journal cannot be saved, so rotation is paused: {reason}");
             status.hint = format!("make room in {}, or make it writable", self.config.node.state_dir.display());
         }
         status.rotations = self.reporter.rotations;

@@ -74,7 +74,7 @@ pub(super) async fn start(parts: Parts) -> Result<Agent, StartError> {
 
     let mut agent = Agent {
         reporter: super::report::Reporter::default(),
-        probe: super::look_around::Probe::default(),
+        probe: super::environment::Probe::default(),
         watchable: None,
         config,
         policy,

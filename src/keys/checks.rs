@@ -1,16 +1,15 @@
 //! Which conformance checks are under way on this node: their throwaway keys are not what an interrupted one has left.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use crate::store::lock;
+use crate::world::LockFile;
 
 /// The file in the state directory that each check has locked, shared with the others.
 const FILE: &str = "check.lock";
 
 /// For as long as it lives, a check is under way, or none is and none begins.
 pub struct Checks {
-    _lock: Option<File>,
+    _lock: Option<LockFile>,
 }
 
 impl Checks {
@@ -23,15 +22,15 @@ impl Checks {
     /// Keeps checks from beginning; `None` if one is under way.
     pub fn hold_off(state_directory: &Path) -> Option<Self> {
         let lock = open(state_directory);
-        match lock.as_ref().map(File::try_lock) {
-            Some(Err(TryLockError::WouldBlock)) => None,
+        match lock.as_ref().map(LockFile::try_lock) {
+            Some(Ok(false)) => None,
             _ => Some(Self { _lock: lock }),
         }
     }
 }
 
-fn open(state_directory: &Path) -> Option<File> {
-    lock::open(&state_directory.join(FILE)).ok()
+fn open(state_directory: &Path) -> Option<LockFile> {
+    LockFile::open(&state_directory.join(FILE)).ok()
 }
 
 #[cfg(test)]

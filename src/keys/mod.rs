@@ -2,10 +2,25 @@
 
 pub mod checks;
 pub mod inventory;
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "it has processes and sockets of its own, with deadlines for both"
+)]
 pub mod isolation;
 
 mod module;
-mod refused;
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "it looks at a file with the rights of another user, which only a thread of its own can give up to"
+)]
+mod refused_pins;
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a backend blocks for as long as its device likes, so it has a thread of its own, and a call a deadline"
+)]
 mod thread;
 mod tls;
 
@@ -20,7 +35,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{BackendConfiguration, Isolation, NodeConfig};
 use isolation::IsolatedBackend;
-use refused::{PinState, RefusedPins, Remembering};
+use refused_pins::{PinState, RefusedPins, Remembering};
 
 pub use module::ModuleConfiguration;
 pub(crate) use module::plugin_trust;

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use pintle_agent_core::pem_block::PemBlocks;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, Error, RootCertStore};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::tls::{ServerCertificates, Verifier};
 
 /// The certificates that servers are verified by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,74 +44,60 @@ impl Authorities {
         roots.add_parsable_certificates(self.0.iter().cloned());
         // It has no roots if webpki can use none of them; only the exact certificates are accepted then.
         let by_chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().ok();
-        Arc::new(Verifier { by_chain, exact: self.0.clone(), provider })
+        Arc::new(Verifier::new(Trusted { by_chain, exact: self.0.clone() }, &provider))
     }
 }
 
 /// Accepts every server, for `insecure-skip-tls-verify`. The certificate is not even parsed: webpki refuses X.509 v1.
 pub(super) fn no_verification() -> Arc<dyn ServerCertVerifier> {
     let provider = CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(aws_lc_rs::default_provider()));
-    Arc::new(NoVerification { provider })
+    Arc::new(Verifier::without_signatures(Any, &provider))
 }
 
 #[derive(Debug)]
-struct Verifier {
+struct Trusted {
     by_chain: Option<Arc<WebPkiServerVerifier>>,
     exact: Vec<CertificateDer<'static>>,
-    provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
+impl ServerCertificates for Trusted {
+    fn check(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
+    ) -> Result<(), Error> {
         let by_chain = match &self.by_chain {
-            Some(verifier) => verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now),
+            Some(verifier) => verifier.verify_server_cert(end_entity, intermediates, server_name, &[], now).map(drop),
             None => Err(CertificateError::UnknownIssuer.into()),
         };
         match by_chain {
-            Err(_) if self.exact.iter().any(|known| known == end_entity) => verify_exact(end_entity, server_name, now),
+            Err(_) if self.exact.iter().any(|known| known == end_entity) => check_exact(end_entity, server_name, now),
             verdict => verdict,
         }
     }
+}
 
-    fn verify_tls12_signature(
+/// Every certificate is good.
+#[derive(Debug)]
+struct Any;
+
+impl ServerCertificates for Any {
+    fn check(
         &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: UnixTime,
+    ) -> Result<(), Error> {
+        Ok(())
     }
 }
 
 /// What Go's `Certificate.Verify` checks of a leaf that is one of the roots: its critical extensions, its validity, its
 /// names, and that it is good for servers.
-fn verify_exact(
-    end_entity: &CertificateDer<'_>,
-    server_name: &ServerName<'_>,
-    now: UnixTime,
-) -> Result<ServerCertVerified, Error> {
+fn check_exact(end_entity: &CertificateDer<'_>, server_name: &ServerName<'_>, now: UnixTime) -> Result<(), Error> {
     // This refuses critical extensions that nobody understands.
     let parsed = ParsedCertificate::try_from(end_entity)?;
     let (_, certificate) =
@@ -126,48 +114,7 @@ fn verify_exact(
         Ok(Some(usage)) if usage.value.server_auth || usage.value.any => {}
         _ => return Err(CertificateError::InvalidPurpose.into()),
     }
-    rustls::client::verify_server_name(&parsed, server_name)?;
-    Ok(ServerCertVerified::assertion())
-}
-
-#[derive(Debug)]
-struct NoVerification {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for NoVerification {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    rustls::client::verify_server_name(&parsed, server_name)
 }
 
 #[cfg(test)]

@@ -112,10 +112,10 @@ impl KubeconfigFile {
             return Err(invalid("it has no current-context".to_owned()));
         }
         let context = entry(&root, "contexts", current, "context")
-            .ok_or_else(|| invalid(format!("its current context {current:?} is not in it")))?;
+            .ok_or_else(|| invalid(format!("its current context{} is not in it", quoted(current))))?;
         let (cluster, user) = (name(context, "cluster"), name(context, "user"));
         if entry(&root, "clusters", &cluster, "cluster").is_none() {
-            return Err(invalid(format!("its cluster {cluster:?} is not in it")));
+            return Err(invalid(format!("its cluster{} is not in it", quoted(&cluster))));
         }
         Ok(Self { root, cluster, user })
     }
@@ -329,10 +329,38 @@ fn data_or_file(
         .map_err(|error| format!("its {what} {} cannot be read: {error}", path.display()))
 }
 
+/// The name after a blank, or nothing if it may be more than a name: lines of a key whose own name got lost are folded into
+/// the value above them.
+fn quoted(name: &str) -> String {
+    let is_name = name.len() <= 253 && !name.contains(char::is_whitespace);
+    if is_name { format!(" {name:?}") } else { String::new() }
+}
+
 fn filled(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }
 
 fn invalid(detail: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c36_a_name_that_swallowed_lines_of_a_key_is_not_quoted() {
+        // Lines that are indented further belong to the value above them: what is left where their key got lost.
+        let lines = "\n    hunter2hunter2hunter2\n    hunter2hunter2hunter2\n";
+        let current = format!("current-context: admin{lines}contexts: []\n");
+        let cluster =
+            format!("current-context: a\ncontexts:\n- name: a\n  context:\n   cluster: c{lines}clusters: []\n");
+        let alone = format!("current-context:{lines}contexts: []\n");
+        for text in [current, cluster, alone] {
+            let error = KubeconfigFile::parse(text.as_bytes()).err().expect("nothing has that name").to_string();
+            assert!(error.contains("is not in it") && !error.contains("hunter2"), "{text}: {error}");
+        }
+        let plain = KubeconfigFile::parse(b"current-context: kubernetes-admin@kubernetes\n").err().expect("no context");
+        assert!(plain.to_string().contains("\"kubernetes-admin@kubernetes\""), "{plain}");
+    }
 }

@@ -2,12 +2,12 @@
 
 pub mod api;
 mod authorities;
+pub mod certificate_signing_requests;
 pub mod cluster;
 mod credential_error;
 pub mod kubeconfig;
 pub mod port;
 pub mod proxy;
-pub mod requests;
 
 pub use api::Api;
 pub use cluster::{Cluster, ClusterError};

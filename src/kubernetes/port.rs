@@ -10,7 +10,7 @@ use pintle_agent_core::{Credential, Template};
 use pintle_plugins_api::PublicKey;
 
 use super::Api;
-use super::requests::{Outcome, Standing, Watched};
+use super::certificate_signing_requests::{Outcome, Standing, Watched};
 
 /// As whom the API server is asked.
 #[derive(Clone, Debug)]

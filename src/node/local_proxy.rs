@@ -13,7 +13,7 @@ use crate::identity::StartError;
 use crate::identity::ports::LocalProxy;
 use crate::keys::Keyring;
 use crate::kubernetes::Cluster;
-use crate::proxy::{Activated, Generation, Proxy, ProxyHandle, Upstream};
+use crate::proxy::{ActivatedSockets, Epoch, Proxy, ProxyHandle, Upstream};
 use crate::telemetry::{Event, Telemetry};
 use crate::world::{SystemFiles, User};
 
@@ -37,7 +37,7 @@ impl RunningProxy {
         keyring: &Keyring,
         connections: &Arc<Connections>,
         telemetry: &Arc<Telemetry>,
-        activated: Activated,
+        activated: ActivatedSockets,
     ) -> Result<Option<Self>, StartError> {
         let Some(settings) = &config.proxy else { return Ok(None) };
         let configuration = settings.configuration.clone();
@@ -81,13 +81,12 @@ impl RunningProxy {
         Ok(())
     }
 
-    /// The generation to take the place of the current one; `None` if that is as it should be.
-    async fn next_generation(&self, held: &Credential) -> Result<Option<Generation>, String> {
+    /// The epoch that should replace the current one; `None` if the current one is up to date.
+    async fn next_epoch(&self, held: &Credential) -> Result<Option<Epoch>, String> {
         let cluster = self.connections.cluster().await.map_err(|failure| failure.to_string())?;
         // What is only instead of a kubeconfig that is being written just now is no reason to change.
-        let follows = |current: &Generation| {
-            current.upstream.is_of(&cluster) || cluster.source() != self.config.kubeconfig.as_path()
-        };
+        let follows =
+            |current: &Epoch| current.upstream.is_of(&cluster) || cluster.source() != self.config.kubeconfig.as_path();
         if self.handle.current().is_some_and(|current| current.is_of(held) && follows(&current)) {
             return Ok(None);
         }
@@ -98,18 +97,18 @@ impl RunningProxy {
         self.write_local_kubeconfig(Some(cluster.url())).map_err(|(detail, _)| detail)?;
         let upstream = Upstream::of(&cluster, &self.settings.api_servers).map_err(|error| error.to_string())?;
         let deadline = self.settings.configuration.signing_deadline;
-        let generation = Generation::new(held, &self.keyring, deadline, Arc::new(upstream));
-        generation.map(Some).map_err(|error| error.to_string())
+        let epoch = Epoch::new(held, &self.keyring, deadline, Arc::new(upstream));
+        epoch.map(Some).map_err(|error| error.to_string())
     }
 }
 
 impl LocalProxy for RunningProxy {
     fn speak_as<'a>(&'a self, credential: &'a Credential) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
-            let next = self.next_generation(credential).await;
-            self.handle.note_trouble(next.as_ref().err().cloned().unwrap_or_default());
-            if let Some(generation) = next? {
-                self.handle.swap(generation);
+            let next = self.next_epoch(credential).await;
+            self.handle.set_certificate_error(next.as_ref().err().cloned().unwrap_or_default());
+            if let Some(epoch) = next? {
+                self.handle.swap(epoch);
             }
             Ok(())
         })

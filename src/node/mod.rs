@@ -15,8 +15,9 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::identity::StartError;
 use crate::keys::{self, Keyring};
-use crate::proxy::Activated;
+use crate::proxy::ActivatedSockets;
 use crate::telemetry::{IdentityStatus, Telemetry};
+use crate::world::{Files as _, SystemFiles, task};
 use supervisor::Supervisor;
 
 pub use supervisor::IdentityHandle;
@@ -75,7 +76,7 @@ pub async fn serve(
     telemetry: &Telemetry,
     until: Until,
     stopped: watch::Receiver<bool>,
-    activated: Activated,
+    activated: ActivatedSockets,
 ) -> Result<(), ServeError> {
     let keyring = Keyring::start(keys::openers(&config.node)).map_err(|error| StartError {
         detail: format!("a backend's thread cannot be started: {error}"),
@@ -100,8 +101,8 @@ pub async fn serve(
         hint: "a socket's path has at most 107 bytes; choose a shorter --state-dir".to_owned(),
     })?;
     let result = run(supervisors, telemetry, until, stopped).await;
-    // Whoever asks from now on reads the journals.
-    let _ = std::fs::remove_file(&socket);
+    // Commands read the journals from now on.
+    let _ = SystemFiles.remove(&socket);
     result
 }
 
@@ -116,7 +117,7 @@ async fn run(
     let installed: Vec<_> = supervisors.iter().map(Supervisor::installed).collect();
     let mut tasks = JoinSet::new();
     for supervisor in supervisors {
-        tasks.spawn(supervisor.run(stopping.clone()));
+        task::spawn_in(&mut tasks, supervisor.run(stopping.clone()));
     }
     let mut ended = std::pin::pin!(async {
         while let Some(ended) = tasks.join_next().await {
@@ -159,7 +160,7 @@ async fn finished(until: Until, installed: Vec<watch::Receiver<bool>>) -> bool {
         }
     };
     match timeout {
-        Some(timeout) => tokio::time::timeout(timeout, all).await.is_ok(),
+        Some(timeout) => task::timeout(timeout, all).await.is_ok(),
         None => {
             all.await;
             true
@@ -180,7 +181,7 @@ pub fn stopped_by_signals() -> Result<watch::Receiver<bool>, StartError> {
     };
     let (mut terminate, mut interrupt) = (caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?);
     let (stop, stopped) = watch::channel(false);
-    tokio::spawn(async move {
+    task::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -15,9 +15,9 @@ use crate::identity::report::status_of;
 use crate::identity::{Agent, Command, Parts, StartError};
 use crate::keys::Keyring;
 use crate::kubernetes::port::ApiServer;
-use crate::proxy::Activated;
+use crate::proxy::ActivatedSockets;
 use crate::telemetry::{self, Event, IdentityStatus, Telemetry};
-use crate::world::{SystemClock, SystemFiles, random};
+use crate::world::{SystemClock, SystemFiles, random, task};
 
 /// How many commands may wait for an identity.
 const COMMANDS: usize = 8;
@@ -30,7 +30,7 @@ pub(super) struct Supervisor {
     handle: IdentityHandle,
     installed: watch::Sender<bool>,
     /// Whether to run the credential proxy, and on which sockets of the service manager.
-    proxy: Option<Activated>,
+    proxy: Option<ActivatedSockets>,
     /// Whether the node has no other identity: a fault then ends the process, and the service manager takes over.
     alone: bool,
 }
@@ -67,13 +67,13 @@ pub(super) fn for_all(
     keyring: &Keyring,
     telemetry: &Telemetry,
     until: Until,
-    mut activated: Activated,
+    mut activated: ActivatedSockets,
 ) -> Result<Vec<Supervisor>, StartError> {
     let proxies = config.identities.iter().filter(|identity| identity.proxy.is_some()).count();
     let mut sockets_of = |identity: &IdentityConfig| match &identity.proxy {
         Some(_) if proxies == 1 => std::mem::take(&mut activated),
         Some(proxy) => activated.take(proxy.configuration.listen, proxy.configuration.unix_socket.as_deref()),
-        None => Activated::default(),
+        None => ActivatedSockets::default(),
     };
     let supervisors: Vec<_> = config
         .identities
@@ -121,7 +121,7 @@ impl Supervisor {
     pub(super) async fn run(self, mut stopping: watch::Receiver<bool>) -> Result<(), StartError> {
         let mut told = None;
         loop {
-            let error = match tokio::spawn(self.attempt(stopping.clone())?).await {
+            let error = match task::spawn(self.attempt(stopping.clone())?).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) if self.alone => return Err(error),
                 Ok(Err(error)) => error,
@@ -137,7 +137,7 @@ impl Supervisor {
                 },
             };
             self.tell(&error, &mut told);
-            let again = tokio::time::sleep(Policy::LOCAL_RETRY);
+            let again = task::sleep(Policy::LOCAL_RETRY);
             tokio::select! {
                 () = again => {}
                 _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
@@ -153,7 +153,7 @@ impl Supervisor {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (config, keyring, telemetry) = (self.config.clone(), self.keyring.clone(), Arc::clone(&self.telemetry));
         let installed = self.installed.clone();
-        let proxy = self.proxy.as_ref().map(Activated::try_clone).transpose().map_err(|error| StartError {
+        let proxy = self.proxy.as_ref().map(ActivatedSockets::try_clone).transpose().map_err(|error| StartError {
             detail: format!("a socket of the service manager cannot be used: {error}"),
             hint: "see ulimit -n, and free some".to_owned(),
         })?;

@@ -1,4 +1,4 @@
-//! A host and a port, all the addresses that they stand for, and the race between candidates.
+//! A host and port: name resolution, and racing connection attempts.
 
 use std::future::Future;
 use std::io;
@@ -10,13 +10,11 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
-/// The next candidate is tried as well when one does not accept a connection within this time (compare RFC 8305,
-/// section 8).
-const HEAD_START: Duration = Duration::from_millis(300);
-/// How soon it is looked whether there is a descriptor for a connection.
+/// Delay before the next candidate is tried in parallel (the Connection Attempt Delay of RFC 8305, section 5).
+const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(300);
+/// Interval between retries while the process has no free file descriptor.
 const DESCRIPTOR_WAIT: Duration = Duration::from_millis(50);
 
-/// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     host: String,
@@ -33,7 +31,7 @@ impl Address {
         &self.host
     }
 
-    /// As in a request line or a URL (RFC 3986, section 3.2.2).
+    /// `HOST:PORT`, with an IPv6 address in brackets (RFC 3986, section 3.2.2).
     pub(super) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
@@ -42,7 +40,7 @@ impl Address {
         }
     }
 
-    /// Connects to whichever of its addresses answers first.
+    /// Connects to whichever address of the host answers first.
     pub(super) async fn connect(&self, preference: &Preference) -> io::Result<TcpStream> {
         let addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await?.collect();
         connect_to_any(addresses, preference).await
@@ -62,7 +60,7 @@ async fn connect_to_any(mut addresses: Vec<SocketAddr>, preference: &Preference)
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     loop {
         match TcpStream::connect(address).await {
-            // That is no fault of the server, and the end of any other connection makes room.
+            // Not the server's fault. A descriptor becomes available when another connection closes.
             Err(error) if lacks_descriptors(&error) => tokio::time::sleep(DESCRIPTOR_WAIT).await,
             connected => return connected,
         }
@@ -74,7 +72,7 @@ fn lacks_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// Which of a name's addresses is tried first: the one that answered last, or the one behind it if that has failed since.
+/// Which address of a host to try first: the last one that answered, or the one after it if that has failed since.
 #[derive(Default)]
 pub(super) struct Preference(Mutex<Option<Answered>>);
 
@@ -96,7 +94,7 @@ impl Preference {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Answered { address, failed: false });
     }
 
-    /// A connection to this address came to nothing.
+    /// Reports that a connection to this address failed after it was established.
     pub(super) fn failed(&self, at: Option<SocketAddr>) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = last.as_mut().filter(|last| Some(last.address) == at) {
@@ -105,8 +103,8 @@ impl Preference {
     }
 }
 
-/// Tries each candidate once the one before has failed, or has had its head start, until one succeeds. Attempts that are
-/// still under way then end: their connections are closed.
+/// Starts the next candidate when the previous one fails or [`CONNECTION_ATTEMPT_DELAY`] has passed, until one
+/// succeeds. Dropping the remaining attempts closes their connections.
 pub(super) async fn race<C, T, E, F: Future<Output = Result<T, E>>>(
     candidates: Vec<C>,
     attempt: impl Fn(C) -> F,
@@ -128,7 +126,7 @@ pub(super) async fn race<C, T, E, F: Future<Output = Result<T, E>>>(
                     attempts.extend(waiting.next().map(&attempt));
                 }
             },
-            () = tokio::time::sleep(HEAD_START), if waiting.len() > 0 => {
+            () = tokio::time::sleep(CONNECTION_ATTEMPT_DELAY), if waiting.len() > 0 => {
                 attempts.extend(waiting.next().map(&attempt));
             }
         }
@@ -140,19 +138,19 @@ mod tests {
     use super::*;
     use tokio::net::{TcpListener, TcpSocket};
 
-    /// A listener whose backlog is full: the system drops whatever else would connect to it.
+    /// A listener with a full backlog: the kernel drops further SYNs.
     async fn black_hole() -> (TcpListener, Vec<TcpStream>) {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, 2], 0).into()).expect("bound");
         let listener = socket.listen(1).expect("listening");
         let (address, mut full) = (listener.local_addr().expect("an address"), Vec::new());
-        while let Ok(connected) = tokio::time::timeout(HEAD_START, TcpStream::connect(address)).await {
+        while let Ok(connected) = tokio::time::timeout(CONNECTION_ATTEMPT_DELAY, TcpStream::connect(address)).await {
             full.push(connected.expect("connected"));
         }
         (listener, full)
     }
 
-    /// Whether this process's network has a connection to there that is not answered (SYN_SENT).
+    /// Whether this network namespace has an unanswered connection attempt (SYN_SENT) to this address.
     fn is_connecting(to: SocketAddr) -> bool {
         let SocketAddr::V4(to) = to else { return false };
         let wanted = format!("{:08X}:{:04X} 02 ", u32::from_le_bytes(to.ip().octets()), to.port());
@@ -160,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_swallows_everything_costs_a_head_start_once() {
+    async fn an_address_that_drops_packets_costs_one_attempt_delay_once() {
         let (hole, _full) = black_hole().await;
         let answers = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let (hole, good) = (hole.local_addr().expect("an address"), answers.local_addr().expect("an address"));
@@ -168,17 +166,17 @@ mod tests {
         let connect = || tokio::time::timeout(Duration::from_secs(2), connect_to_any(vec![hole, good], &preference));
         let racing = connect();
         tokio::pin!(racing);
-        assert!(tokio::time::timeout(HEAD_START / 2, &mut racing).await.is_err());
-        assert!(is_connecting(hole), "it has its head start");
+        assert!(tokio::time::timeout(CONNECTION_ATTEMPT_DELAY / 2, &mut racing).await.is_err());
+        assert!(is_connecting(hole), "the first address is tried alone at first");
         let stream = racing.await.expect("in time").expect("connected");
         assert_eq!(stream.peer_addr().expect("connected"), good);
-        assert!(!is_connecting(hole), "the attempt that lost has ended");
-        let again = tokio::time::timeout(HEAD_START / 2, connect()).await;
-        assert!(again.is_ok(), "the one that answered is tried first");
+        assert!(!is_connecting(hole), "the losing attempt has been dropped");
+        let again = tokio::time::timeout(CONNECTION_ATTEMPT_DELAY / 2, connect()).await;
+        assert!(again.is_ok(), "the address that answered is tried first");
     }
 
     #[test]
-    fn an_address_that_failed_is_tried_after_the_others() {
+    fn a_failed_address_is_tried_last() {
         let [one, two, three] = [1, 2, 3].map(|last| SocketAddr::from(([192, 0, 2, last], 6443)));
         let (preference, ordered) = (Preference::default(), |preference: &Preference| {
             let mut addresses = vec![one, two, three];

@@ -1,8 +1,9 @@
-//! Connections that have not shown who they are: only so many, and when there are more, the oldest has to go.
+//! Limits the local handshakes in progress. At the limit, a new connection evicts the oldest one.
 //!
-//! A client that means well is through its handshake in milliseconds. One that opens connections and says nothing (a
-//! slow loris, or any other user of the machine) crowds out its own older ones, not the kubelet. It must not have all the
-//! connections that there may be, either: nobody would be accepted then for whom an older one could go.
+//! An honest client completes its handshake in milliseconds. A client that opens connections and sends nothing (a
+//! slow loris, possibly another user of the machine) therefore evicts its own older connections rather than the
+//! kubelet's. The limit must stay below the limit on all connections: otherwise the listener would stop accepting
+//! before anything is evicted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,14 +16,14 @@ struct Waiting {
     evictions: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
-/// The connections within their handshake.
+/// All handshakes in progress.
 pub(super) struct Admission {
     limit: usize,
     waiting: Mutex<Waiting>,
 }
 
-/// A place among them.
-pub(super) struct Place {
+/// Counts a handshake as in progress until dropped.
+pub(super) struct HandshakePermit {
     admission: Arc<Admission>,
     number: u64,
     evicted: oneshot::Receiver<()>,
@@ -33,30 +34,30 @@ impl Admission {
         Self { limit: limit.max(1), waiting: Mutex::default() }
     }
 
-    /// Takes a place, the youngest. To be called where connections are accepted, one after the other: the tasks that live
-    /// their lives may begin in any order.
-    pub(super) fn enter(self: &Arc<Self>) -> Place {
+    /// Counts a new handshake, as the youngest. Call this in accept order: the connections' tasks may start in any
+    /// order.
+    pub(super) fn admit(self: &Arc<Self>) -> HandshakePermit {
         let (evict, evicted) = oneshot::channel();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.evictions.len() >= self.limit {
-            // Dropping the sender is the word.
+            // Dropping the sender notifies the evicted handshake.
             waiting.evictions.pop_first();
         }
         let number = waiting.next;
         waiting.next += 1;
         waiting.evictions.insert(number, evict);
-        Place { admission: Arc::clone(self), number, evicted }
+        HandshakePermit { admission: Arc::clone(self), number, evicted }
     }
 }
 
-impl Place {
-    /// Returns when this place is needed for somebody else.
+impl HandshakePermit {
+    /// Returns when this handshake has been evicted to make room for a newer one.
     pub(super) async fn evicted(&mut self) {
         let _ = (&mut self.evicted).await;
     }
 }
 
-impl Drop for Place {
+impl Drop for HandshakePermit {
     fn drop(&mut self) {
         let mut waiting = self.admission.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.evictions.remove(&self.number);
@@ -68,13 +69,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_oldest_goes_first() {
+    async fn the_oldest_is_evicted_first() {
         let admission = Arc::new(Admission::new(2));
-        let mut first = admission.enter();
-        let second = admission.enter();
+        let mut first = admission.admit();
+        let second = admission.admit();
         drop(second);
-        let mut third = admission.enter();
-        let _fourth = admission.enter();
+        let mut third = admission.admit();
+        let _fourth = admission.admit();
         first.evicted().await;
         drop(first);
         let waits = tokio::time::timeout(std::time::Duration::from_millis(10), third.evicted()).await;

@@ -1,14 +1,14 @@
-//! What the proxy counts, and what it says about failures: each reason at most once a minute.
+//! The proxy's counters, and its failure log, which is limited to one line per reason and minute.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::relay::Volume;
+use super::relay::BytesCopied;
 use crate::telemetry::{Event, FailureReason, Statistics, Telemetry};
 
-/// A reason is logged at most this often; what came in between is counted in the next line.
+/// Minimum interval between two log lines of one reason. The next line counts the failures in between.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
@@ -17,13 +17,12 @@ struct Reason {
     logged: Option<(Instant, u64)>,
 }
 
-/// Counts.
 pub(super) struct Counters {
     pub(super) accepted: AtomicU64,
     pub(super) local_handshakes: AtomicU64,
     pub(super) local_resumptions: AtomicU64,
     pub(super) server_handshakes: AtomicU64,
-    pub(super) volume: Volume,
+    pub(super) copied: BytesCopied,
     failures: [Mutex<Reason>; FailureReason::ALL.len()],
     telemetry: Arc<Telemetry>,
 }
@@ -35,13 +34,13 @@ impl Counters {
             local_handshakes: AtomicU64::default(),
             local_resumptions: AtomicU64::default(),
             server_handshakes: AtomicU64::default(),
-            volume: Volume::default(),
+            copied: BytesCopied::default(),
             failures: std::array::from_fn(|_| Mutex::default()),
             telemetry,
         }
     }
 
-    /// Counts a failure, and logs it unless the same reason was logged a short while ago.
+    /// Counts a failure. Logs it unless a failure of the same reason was logged within [`LOG_INTERVAL`].
     pub(super) fn failed(&self, reason: FailureReason, detail: &str) {
         let line = {
             let mut known = self.failures[reason as usize].lock().unwrap_or_else(PoisonError::into_inner);
@@ -73,8 +72,8 @@ impl Counters {
             local_handshakes: read(&self.local_handshakes),
             local_resumptions: read(&self.local_resumptions),
             server_handshakes: read(&self.server_handshakes),
-            bytes_to_server: read(&self.volume.to_server),
-            bytes_to_client: read(&self.volume.to_client),
+            bytes_to_server: read(&self.copied.to_server),
+            bytes_to_client: read(&self.copied.to_client),
             failures: failures.collect(),
         }
     }
@@ -90,8 +89,8 @@ mod tests {
         let telemetry = Arc::new(Telemetry::new(Log::silent()));
         let mut events = telemetry.events();
         let counters = Counters::new(telemetry);
-        for (place, reason) in FailureReason::ALL.into_iter().enumerate() {
-            assert_eq!(reason as usize, place);
+        for (position, reason) in FailureReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, position);
             counters.failed(reason, "once");
             counters.failed(reason, "twice");
             assert_eq!(counters.snapshot(BTreeMap::new()).failures[reason.word()], 2);

@@ -16,25 +16,25 @@ use super::{Shared, local_authority};
 use crate::telemetry::FailureReason;
 use crate::world::User;
 
-/// How many connections the system keeps for us while we are busy, or restarting behind a socket of the service manager.
+/// The kernel queues this many connections while pintle is busy, or restarts behind an activated socket.
 const BACKLOG: u32 = 4096;
-/// How long nothing is accepted after the system ran out of descriptors, at first and at most.
+/// Pause before accepting again after the process ran out of file descriptors: initial and maximum.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
-/// Listening sockets that the service manager has passed on (sd_listen_fds(3)): a restart of pintle refuses no
-/// connection, because they go on listening.
+/// Listening sockets passed by the service manager (sd_listen_fds(3)). The service manager keeps them open, so
+/// connections are queued, not refused, while pintle restarts.
 #[derive(Debug, Default)]
-pub struct Activated {
+pub struct ActivatedSockets {
     tcp: Vec<std::net::TcpListener>,
     unix: Vec<std::os::unix::net::UnixListener>,
 }
 
-impl Activated {
-    /// Those of this process, if any. To be called once, before any thread is started: it takes LISTEN_FDS out of the
-    /// environment.
+impl ActivatedSockets {
+    /// Takes the sockets passed to this process, if any. Call once, before any thread starts: it removes LISTEN_FDS
+    /// from the environment.
     ///
     /// # Errors
-    /// If one of them is no listening stream socket.
+    /// If one of them is not a listening stream socket.
     pub fn from_environment() -> io::Result<Self> {
         let mut passed = listenfd::ListenFd::from_env();
         let mut activated = Self::default();
@@ -47,7 +47,7 @@ impl Activated {
         Ok(activated)
     }
 
-    /// Takes those that listen at these addresses.
+    /// Takes the sockets that listen at these addresses.
     #[must_use]
     pub fn take(&mut self, listen: SocketAddr, unix_socket: Option<&Path>) -> Self {
         let is_at = |listener: &mut std::net::TcpListener| listener.local_addr().is_ok_and(|address| address == listen);
@@ -59,15 +59,15 @@ impl Activated {
         Self { tcp: self.tcp.extract_if(.., is_at).collect(), unix: self.unix.extract_if(.., is_named).collect() }
     }
 
-    /// Whether there is none.
+    /// Whether no sockets were passed, or all have been taken.
     pub fn is_empty(&self) -> bool {
         self.tcp.is_empty() && self.unix.is_empty()
     }
 
-    /// The same sockets again, for another try to use them.
+    /// Duplicates the sockets, for another attempt to start.
     ///
     /// # Errors
-    /// If the process has no descriptor left.
+    /// If the process has no free file descriptor.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             tcp: self.tcp.iter().map(std::net::TcpListener::try_clone).collect::<io::Result<_>>()?,
@@ -75,21 +75,20 @@ impl Activated {
         })
     }
 
-    /// These sockets.
+    /// Sockets that were obtained in another way, for tests.
     pub fn of(tcp: Vec<std::net::TcpListener>, unix: Vec<std::os::unix::net::UnixListener>) -> Self {
         Self { tcp, unix }
     }
 }
 
-/// A listening socket of either family.
 pub(super) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener, User),
 }
 
-/// The listeners, and the address of the first TCP one.
+/// Opens the listeners. The address is that of the first TCP listener.
 pub(super) fn open(
-    activated: Activated,
+    activated: ActivatedSockets,
     listen: SocketAddr,
     unix_socket: Option<&Path>,
     user: User,
@@ -119,25 +118,25 @@ pub(super) fn open(
     Ok((listeners, address))
 }
 
-/// The service manager's sockets are somebody else's configuration: each of them is looked at.
+/// The service manager's sockets are configured elsewhere, so each of them is checked.
 fn on_loopback(address: SocketAddr) -> io::Result<()> {
     match address.ip().is_loopback() {
         true => Ok(()),
-        false => Err(io::Error::other(format!("the credential proxy listens on loopback only, not on {address}"))),
+        false => Err(io::Error::other(format!("the credential proxy must listen on loopback, not on {address}"))),
     }
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Connections of an earlier run linger in TIME_WAIT.
+    // Connections of the previous run may still be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
-    let failed = |error: io::Error| io::Error::new(error.kind(), format!("{address} cannot be listened on: {error}"));
+    let failed = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
     socket.bind(address).and_then(|()| socket.listen(BACKLOG)).map_err(failed)
 }
 
 fn bind_unix(path: &Path, user: User) -> io::Result<UnixListener> {
     local_authority::create_directory(crate::store::durable::directory_of(path))?;
-    // Bound under another name, so that nobody connects before the mode and the owner are right.
+    // Bound under a temporary name, so that no client connects before the mode and owner are set.
     let mut new: PathBuf = path.to_owned();
     new.as_mut_os_string().push(".new");
     let _ = std::fs::remove_file(&new);
@@ -148,7 +147,7 @@ fn bind_unix(path: &Path, user: User) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Accepts connections for ever, as many at once as are allowed: the others wait in the system's backlog.
+/// Accepts connections until the task is aborted. Above the connection limit, new ones wait in the kernel's backlog.
 pub(super) async fn accept(shared: Arc<Shared>, listener: Listener) {
     let mut back_off = BACK_OFF.0;
     loop {
@@ -163,7 +162,7 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: Listener) {
                 let allowed = peer.as_ref().is_ok_and(|uid| *uid == user.uid || *uid == 0);
                 if !allowed {
                     let detail =
-                        format!("a connection of user {} to the unix socket was refused", peer.unwrap_or(u32::MAX));
+                        format!("refused a connection of user {} to the unix socket", peer.unwrap_or(u32::MAX));
                     shared.counters.failed(FailureReason::PeerNotAllowed, &detail);
                 }
                 allowed.then_some(Socket::Unix(stream))
@@ -175,11 +174,11 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: Listener) {
                 back_off = BACK_OFF.0;
                 spawn(&shared, socket, permit);
             }
-            // The client was gone before it was accepted.
+            // The client disconnected before the connection was accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                // EMFILE, ENFILE, ENOBUFS, ENOMEM: what is open goes on, and its end makes room.
-                shared.counters.failed(FailureReason::AcceptFailed, &format!("no connection can be accepted: {error}"));
+                // EMFILE, ENFILE, ENOBUFS, ENOMEM: open connections continue, and free resources when they close.
+                shared.counters.failed(FailureReason::AcceptFailed, &format!("cannot accept connections: {error}"));
                 tokio::time::sleep(back_off).await;
                 back_off = (back_off * 2).min(BACK_OFF.1);
             }
@@ -188,9 +187,9 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: Listener) {
 }
 
 fn spawn(shared: &Arc<Shared>, socket: Socket, permit: OwnedSemaphorePermit) {
-    let (shared, place) = (Arc::clone(shared), shared.admission.enter());
+    let (shared, handshake) = (Arc::clone(shared), shared.admission.admit());
     tokio::spawn(async move {
-        connection::serve(&shared, socket, place).await;
+        connection::serve(&shared, socket, handshake).await;
         drop(permit);
     });
 }
@@ -200,10 +199,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn each_socket_of_the_service_manager_must_be_on_loopback() {
+    async fn every_activated_socket_must_be_on_loopback() {
         let bind = |address| std::net::TcpListener::bind(address).expect("bound");
         let user = User { uid: 0, gid: 0 };
-        let open_all = |tcp| open(Activated::of(tcp, Vec::new()), ([127, 0, 0, 1], 0).into(), None, user);
+        let open_all = |tcp| open(ActivatedSockets::of(tcp, Vec::new()), ([127, 0, 0, 1], 0).into(), None, user);
         assert!(open_all(vec![bind("127.0.0.1:0"), bind("127.0.0.2:0")]).is_ok());
         let refused = open_all(vec![bind("127.0.0.1:0"), bind("0.0.0.0:0")]).err().expect("refused");
         assert!(refused.to_string().contains("0.0.0.0"), "{refused}");

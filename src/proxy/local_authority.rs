@@ -1,9 +1,9 @@
-//! The authority of the local side: for each boot, one certificate for the listener and one for its only client.
+//! The CA of the local side: issues one server and one client certificate per boot.
 //!
-//! The authority's own key is used twice and thrown away, so nobody can issue a third certificate. The files live on a
-//! file system that ends with the boot (/run), name the boot they belong to, and are made anew in another one; within a
-//! boot they stay, so that a kubelet need not be restarted with pintle. Files that somebody else may have had a hand in,
-//! or that do not fit one another, are made anew as well.
+//! The CA's key signs these two certificates and is discarded, so no further certificate can be issued. The files are
+//! on a file system that does not survive a reboot (/run), and name the boot that they belong to. Within a boot they
+//! are reused, so that the kubelet need not be restarted with pintle. Files of another boot, files that another user
+//! could have modified, and files that do not match each other are replaced.
 
 use std::fs;
 use std::io;
@@ -24,10 +24,10 @@ use super::ClientFiles;
 use crate::store::durable;
 use crate::world::{SystemFiles, User};
 
-/// A new identifier at each boot (random(4)).
+/// Changes at every boot (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The listener's credential, and the one certificate that it accepts.
+/// The listener's certificate and key, and the only client certificate that it accepts.
 pub(super) struct LocalAuthority {
     pub(super) server_certificate: CertificateDer<'static>,
     pub(super) server_key: PrivateKeyDer<'static>,
@@ -35,17 +35,16 @@ pub(super) struct LocalAuthority {
 }
 
 impl LocalAuthority {
-    /// The authority of this boot: the one in the directory if it is, a new one otherwise. The client's files belong to
-    /// `user`.
+    /// Reads this boot's files from the directory, or creates them. The client's files are owned by `user`.
     ///
     /// # Errors
-    /// Whatever the file system says.
+    /// If the files cannot be read or written, or others can write to the directory.
     pub(super) fn open(directory: &Path, user: User) -> io::Result<Self> {
         let boot = std::fs::read_to_string(BOOT_ID)?;
-        Self::of_boot(directory, user, boot.trim())
+        Self::open_for_boot(directory, user, boot.trim())
     }
 
-    fn of_boot(directory: &Path, user: User, boot: &str) -> io::Result<Self> {
+    fn open_for_boot(directory: &Path, user: User, boot: &str) -> io::Result<Self> {
         create_directory(directory)?;
         check_directory(directory)?;
         fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
@@ -55,8 +54,8 @@ impl LocalAuthority {
         }
     }
 
-    /// The listener's own file, which only root can read; it is written last, and its first line names the boot and the
-    /// user that all of the files are for.
+    /// The listener's credential, readable by root only. It is written last, and its first line names the boot and
+    /// the user that all files are for.
     fn listener_file(directory: &Path) -> PathBuf {
         directory.join("listener.pem")
     }
@@ -65,23 +64,23 @@ impl LocalAuthority {
         format!("boot {boot} user {}", user.uid)
     }
 
-    /// The authority in the directory; `None` if it is of another boot or user, or not whole.
+    /// Reads the files in the directory; `None` if they are incomplete, or of another boot or user.
     fn read(directory: &Path, user: User, boot: &str) -> io::Result<Option<Self>> {
         let us = rustix::process::geteuid().as_raw();
-        let Some(listener) = text_of(&Self::listener_file(directory), us, 0o600)? else { return Ok(None) };
+        let Some(listener) = read_trusted(&Self::listener_file(directory), us, 0o600)? else { return Ok(None) };
         if listener.lines().next() != Some(&Self::first_line(user, boot)) {
             return Ok(None);
         }
         let files = ClientFiles::in_directory(directory);
-        let authority = text_of(&files.certificate_authority, us, 0o644)?;
-        let certificate = text_of(&files.certificate, user.uid, 0o600)?;
-        let key = text_of(&files.key, user.uid, 0o600)?;
+        let authority = read_trusted(&files.certificate_authority, us, 0o644)?;
+        let certificate = read_trusted(&files.certificate, user.uid, 0o600)?;
+        let key = read_trusted(&files.key, user.uid, 0o600)?;
         let (Some(authority), Some(certificate), Some(key)) = (authority, certificate, key) else { return Ok(None) };
-        Ok(Self::whole(&listener, &authority, &certificate, &key))
+        Ok(Self::parse_matching(&listener, &authority, &certificate, &key))
     }
 
-    /// The authority in the listener's file, if the client's files are those that were made with it.
-    fn whole(listener: &str, authority: &str, certificate: &str, key: &str) -> Option<Self> {
+    /// Parses the files; `None` unless they match each other.
+    fn parse_matching(listener: &str, authority: &str, certificate: &str, key: &str) -> Option<Self> {
         let mut certificates = CertificateDer::pem_slice_iter(listener.as_bytes()).filter_map(Result::ok);
         let found = Self {
             server_certificate: certificates.next()?,
@@ -102,7 +101,7 @@ impl LocalAuthority {
 
     fn create(directory: &Path, user: User, boot: &str) -> io::Result<Self> {
         let listener = Self::listener_file(directory);
-        // First of all, so that no crash leaves it beside other files than its own.
+        // Removed first, so that a crash never leaves it next to files that do not match it.
         match fs::remove_file(&listener) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -154,7 +153,7 @@ impl LocalAuthority {
 }
 
 fn new_key() -> io::Result<KeyPair> {
-    // P-256: every client takes it, and nothing signs faster.
+    // P-256: every client supports it, and no other key type signs faster.
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(io::Error::other)
 }
 
@@ -163,20 +162,19 @@ fn parameters(common_name: &str) -> CertificateParams {
     parameters.distinguished_name = rcgen::DistinguishedName::new();
     parameters.distinguished_name.push(DnType::CommonName, common_name);
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    // They end with the boot. A clock that is wrong at boot (case C06) must not keep the kubelet out, and RFC 5280,
-    // section 4.1.2.5, has this notAfter for "no end that is known".
+    // They are replaced at every boot. A clock that is wrong at boot (case C06) must not lock out the kubelet. RFC
+    // 5280, section 4.1.2.5, defines this notAfter as "no well-defined expiration date".
     parameters.not_before = date_time_ymd(1970, 1, 1);
     parameters.not_after = date_time_ymd(9999, 12, 31);
     parameters
 }
 
-/// Whether the certificate is for this key.
 fn is_key_of(key: PrivateKeyDer<'static>, certificate: &CertificateDer<'static>) -> bool {
     CertifiedKey::from_der(vec![certificate.clone()], key, &aws_lc_rs::default_provider()).is_ok()
 }
 
-/// The text of a file that belongs to this user and has no more than this mode; `None` if there is no such file.
-fn text_of(path: &Path, owner: u32, mode: u32) -> io::Result<Option<Zeroizing<String>>> {
+/// Reads a file that is owned by this user and has no permissions beyond `mode`; `None` if there is no such file.
+fn read_trusted(path: &Path, owner: u32, mode: u32) -> io::Result<Option<Zeroizing<String>>> {
     let read = fs::symlink_metadata(path).and_then(|found| {
         let trusted = found.is_file() && found.uid() == owner && found.mode() & 0o777 & !mode == 0;
         trusted.then(|| fs::read_to_string(path).map(Zeroizing::new)).transpose()
@@ -187,8 +185,8 @@ fn text_of(path: &Path, owner: u32, mode: u32) -> io::Result<Option<Zeroizing<St
     }
 }
 
-/// Makes the directory, and those above it that are missing, which all may enter, whatever the umask: the files in it
-/// have modes of their own.
+/// Creates the directory and its missing parents with mode 0755, whatever the umask: the files in it have modes of
+/// their own.
 pub(super) fn create_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
@@ -196,12 +194,12 @@ pub(super) fn create_directory(directory: &Path) -> io::Result<()> {
     if let Some(parent) = directory.parent() {
         create_directory(parent)?;
     }
-    // Not for others to write, not even for a moment.
+    // Never writable by others, not even briefly.
     fs::DirBuilder::new().mode(0o700).create(directory)?;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
 }
 
-/// Refuses a directory in which somebody else could put a certificate of his own.
+/// Refuses a directory in which another user could place a certificate.
 fn check_directory(directory: &Path) -> io::Result<()> {
     let us = rustix::process::geteuid().as_raw();
     let refused = |path: &Path, why: String| {
@@ -209,19 +207,19 @@ fn check_directory(directory: &Path) -> io::Result<()> {
     };
     let found = fs::symlink_metadata(directory)?;
     if !found.is_dir() || found.uid() != us {
-        return refused(directory, format!("belongs to user {}, or is no directory", found.uid()));
+        return refused(directory, format!("belongs to user {}, or is not a directory", found.uid()));
     }
     if found.mode() & 0o022 != 0 {
-        return refused(directory, format!("can be written by others: its mode is {:o}", found.mode() & 0o7777));
+        return refused(directory, format!("is writable by others: its mode is {:o}", found.mode() & 0o7777));
     }
-    // Who may write to the one above can put another in its place; in one like /tmp, only of what is his.
+    // With write access to the parent, a user can replace the directory; with the sticky bit (/tmp), only their own.
     let above = durable::directory_of(directory);
     let found = fs::metadata(above)?;
     if found.uid() != us && found.uid() != 0 {
         return refused(above, format!("belongs to user {}", found.uid()));
     }
     if found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0 {
-        return refused(above, format!("can be written by others: its mode is {:o}", found.mode() & 0o7777));
+        return refused(above, format!("is writable by others: its mode is {:o}", found.mode() & 0o7777));
     }
     Ok(())
 }
@@ -230,46 +228,47 @@ fn check_directory(directory: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn ourselves() -> User {
+    fn current_user() -> User {
         User { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() }
     }
 
     #[test]
-    fn it_lasts_for_a_boot_and_no_longer() {
+    fn files_are_reused_within_a_boot_only() {
         let directory = tempfile::tempdir().expect("a directory");
         let directory = directory.path().join("client");
-        let user = ourselves();
-        let first = LocalAuthority::of_boot(&directory, user, "one").expect("made");
-        let again = LocalAuthority::of_boot(&directory, user, "one").expect("read");
+        let user = current_user();
+        let first = LocalAuthority::open_for_boot(&directory, user, "one").expect("made");
+        let again = LocalAuthority::open_for_boot(&directory, user, "one").expect("read");
         assert_eq!(first.client_certificate, again.client_certificate);
         assert_eq!(first.server_key, again.server_key);
-        let next = LocalAuthority::of_boot(&directory, user, "two").expect("made anew");
+        let next = LocalAuthority::open_for_boot(&directory, user, "two").expect("created again");
         assert_ne!(first.client_certificate, next.client_certificate);
         for name in ["client.key", "client.crt", "listener.pem"] {
             let mode = std::fs::metadata(directory.join(name)).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         std::fs::remove_file(directory.join("client.key")).expect("removed");
-        let after = LocalAuthority::of_boot(&directory, user, "two").expect("made anew");
+        let after = LocalAuthority::open_for_boot(&directory, user, "two").expect("created again");
         assert_ne!(next.client_certificate, after.client_certificate);
     }
 
     #[test]
-    fn what_does_not_fit_is_made_anew() {
+    fn files_that_do_not_match_are_replaced() {
         let directory = tempfile::tempdir().expect("a directory");
-        let open =
-            |name: &str| LocalAuthority::of_boot(&directory.path().join(name), ourselves(), "one").expect("open");
+        let open = |name: &str| {
+            LocalAuthority::open_for_boot(&directory.path().join(name), current_user(), "one").expect("open")
+        };
         let (_, mut before) = (open("other"), open("client").client_certificate);
         for name in ["client.key", "client.crt", "ca.crt", "listener.pem"] {
             let path = directory.path().join("client").join(name);
             let others = fs::read(directory.path().join("other").join(name)).expect("readable");
             for content in [Vec::new(), vec![0xff], others] {
                 if name == "listener.pem" && content.len() > 1 {
-                    continue; // It is the one that the others have to fit.
+                    continue; // The other files have to match this one.
                 }
                 fs::write(&path, &content).expect("written");
                 let after = open("client").client_certificate;
-                assert_ne!(before, after, "{name}: {} octets", content.len());
+                assert_ne!(before, after, "{name}: {} bytes", content.len());
                 assert_eq!(open("client").client_certificate, after, "{name}");
                 before = after;
             }
@@ -281,11 +280,11 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_can_write_is_refused() {
+    fn a_directory_that_others_can_write_to_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let runtime = directory.path().join("client");
         let refused = || {
-            let opened = LocalAuthority::of_boot(&runtime, ourselves(), "one");
+            let opened = LocalAuthority::open_for_boot(&runtime, current_user(), "one");
             opened.err().is_some_and(|error| error.kind() == io::ErrorKind::NotADirectory)
         };
         let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
@@ -297,7 +296,7 @@ mod tests {
         assert!(refused());
         mode(directory.path(), 0o1777);
         assert!(!refused());
-        if ourselves().uid == 0 {
+        if current_user().uid == 0 {
             std::os::unix::fs::chown(&runtime, Some(65534), None).expect("as root");
             assert!(refused());
         }

@@ -1,51 +1,47 @@
-//! TLS with the local client: exactly one certificate is let in.
+//! TLS with the local client, which must present exactly one certificate.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use rustls::{CertificateError, Error, ServerConfig};
 
 use super::local_authority::LocalAuthority;
+use crate::tls::{ClientCertificates, Verifier};
 
-/// How many application protocols are remembered.
-const REMEMBERED: usize = 8;
+/// The number of application protocols with a cached configuration.
+const CACHED_PROTOCOLS: usize = 8;
 
-/// An application protocol, and the configuration that settles on it.
-type ForProtocol = (Option<Vec<u8>>, Arc<ServerConfig>);
+/// An application protocol, and the configuration that negotiates it.
+type ConfigForProtocol = (Option<Vec<u8>>, Arc<ServerConfig>);
 
-/// The listener's TLS, for each application protocol that an API server has settled on.
+/// The listener's TLS configurations, one per application protocol that API servers have negotiated.
 pub(super) struct LocalTls {
     base: ServerConfig,
-    by_protocol: Mutex<Vec<ForProtocol>>,
+    by_protocol: Mutex<Vec<ConfigForProtocol>>,
 }
 
 impl LocalTls {
     pub(super) fn new(authority: LocalAuthority) -> io::Result<Self> {
         let provider = Arc::new(provider());
-        let verifier = OnlyClient {
-            certificate: authority.client_certificate,
-            algorithms: provider.signature_verification_algorithms,
-        };
+        let verifier = Verifier::new(OnlyClient(authority.client_certificate), &provider);
         let mut base = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_single_cert(vec![authority.server_certificate], authority.server_key)
             .map_err(io::Error::other)?;
-        // A local session may be resumed: it only says that the client is the client, and says nothing to the API
-        // server. The keys of the tickets are this process's own.
+        // Resuming a local session is safe: it proves only that the client is the same client, and does not affect
+        // the connection to the API server. The ticket keys never leave this process.
         base.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
         base.send_tls13_tickets = 1;
         base.ignore_client_order = true;
         Ok(Self { base, by_protocol: Mutex::default() })
     }
 
-    /// The configuration that settles on this protocol.
-    pub(super) fn settling_on(&self, protocol: Option<&[u8]>) -> Arc<ServerConfig> {
+    /// The configuration that negotiates this protocol and no other.
+    pub(super) fn for_protocol(&self, protocol: Option<&[u8]>) -> Arc<ServerConfig> {
         let mut known = self.by_protocol.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, config)) = known.iter().find(|(known, _)| known.as_deref() == protocol) {
             return Arc::clone(config);
@@ -53,15 +49,15 @@ impl LocalTls {
         let mut config = self.base.clone();
         config.alpn_protocols = protocol.iter().map(|protocol| protocol.to_vec()).collect();
         let config = Arc::new(config);
-        if known.len() < REMEMBERED {
+        if known.len() < CACHED_PROTOCOLS {
             known.push((protocol.map(<[u8]>::to_vec), Arc::clone(&config)));
         }
         config
     }
 }
 
-/// What the local side needs: nothing leaves the machine, so it is what takes the least time. The key exchange with the
-/// API server is another matter.
+/// Algorithms for the local side. Its traffic never leaves the machine, so they are chosen for speed; the connection
+/// to the API server uses the defaults.
 fn provider() -> CryptoProvider {
     use aws_lc_rs::{cipher_suite, kx_group};
     let mut provider = aws_lc_rs::default_provider();
@@ -71,52 +67,14 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-/// Lets in who holds the key of one certificate: it is compared octet by octet, so no chain is built, nothing that the
-/// authority might have signed otherwise counts, and the one of another boot is unknown.
+/// Accepts only the client that holds the key of one certificate. The certificate is compared byte by byte instead of
+/// verified as a chain, so no other certificate of the same authority, and none of another boot, is accepted.
 #[derive(Debug)]
-struct OnlyClient {
-    certificate: CertificateDer<'static>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
+struct OnlyClient(CertificateDer<'static>);
 
-impl ClientCertVerifier for OnlyClient {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // No hint: clients that go by it would have to parse it, and there is only one certificate to choose.
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        if *end_entity == self.certificate {
-            Ok(ClientCertVerified::assertion())
-        } else {
-            Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+// No hint: clients would have to parse it, and have only one certificate to choose from anyway.
+impl ClientCertificates for OnlyClient {
+    fn check(&self, end_entity: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<(), Error> {
+        if *end_entity == self.0 { Ok(()) } else { Err(CertificateError::UnknownIssuer.into()) }
     }
 }

@@ -1,36 +1,38 @@
-//! The credential proxy: a local client speaks to the API server as this node, with a key that it never sees.
+//! The credential proxy: local clients connect to the API server as this node, without access to its private key.
 //!
-//! client-go takes a private key only as PEM, so a key in a token or a TPM cannot be given to a kubelet. It connects to
-//! this proxy instead, which makes the real connection with the backend's key, and copies octets.
+//! client-go takes a private key only as PEM, so a kubelet cannot use a key in a token or a TPM. It connects to this
+//! proxy instead, which authenticates to the API server with the backend's key and relays the bytes.
 //!
 //! # Flow
-//! `listener` accepts, `connection` lives a connection's life: `local_tls` lets in only the client that holds the
-//! certificate that `local_authority` made for this boot, `upstream` finds an API server that answers, `session` is
-//! TLS with either, `relay` copies. `generation` knows as which certificate; at a rotation, [`ProxyHandle::swap`]
-//! gives it the next one, and `conversation` knows how to tell clients so that no request fails.
+//! `listener` accepts connections, and `connection` handles each of them: `local_tls` accepts only the client with
+//! the certificate that `local_authority` issued for this boot, `upstream` finds an API server that answers,
+//! `session` implements TLS with both, and `relay` copies bytes. `epoch` holds the certificate in use. At a rotation,
+//! [`ProxyHandle::swap`] sets the next one, and `request_tracker` tells clients to reconnect without failing a
+//! request.
 //!
 //! # Guarantees
-//! * Nothing but the configured user (and root) can use the identity: not other users of the machine, not a local
-//!   certificate of another boot, and nobody elsewhere.
-//! * The application protocol (ALPN) is the same on both sides, so HTTP/2, watches, and upgrades to WebSocket and SPDY
-//!   pass as they are.
-//! * A connection speaks as one certificate, and none outlives it; no TLS session with an API server is ever resumed.
-//! * A key device that hangs fails new connections by a deadline, and open ones go on.
+//! * Only the configured user and root can use the identity: no other user of the machine, no local certificate of
+//!   another boot, and no remote host.
+//! * The application protocol (ALPN) is the same on both sides, so HTTP/2, watches, and upgrades to WebSocket and
+//!   SPDY work unchanged.
+//! * A connection uses one certificate and is closed before that certificate expires. TLS sessions with an API server
+//!   are never resumed.
+//! * If a key device hangs, new connections fail after a deadline, and open ones continue.
 //!
 //! # Assumptions
-//! It runs on a tokio runtime with more than one worker: a signature blocks the one it is made on.
+//! It runs on a multi-threaded tokio runtime: a signature blocks the worker thread that it runs on.
 
 mod address;
 mod admission;
 mod connection;
-mod conversation;
 mod counters;
-mod generation;
+mod epoch;
 mod listener;
 mod local_authority;
 mod local_server;
 mod local_tls;
 mod relay;
+mod request_tracker;
 mod session;
 mod socket;
 mod upstream;
@@ -47,32 +49,31 @@ use crate::config::ProxyConfiguration;
 use crate::telemetry::{Event, ProxyGauge, ProxyStatus, Statistics, Telemetry};
 use admission::Admission;
 use counters::Counters;
-use generation::{Generations, Protocols};
+use epoch::{Epochs, Protocols};
 use local_authority::LocalAuthority;
 use local_tls::LocalTls;
 
-pub use generation::Generation;
-pub use listener::Activated;
+pub use epoch::Epoch;
+pub use listener::ActivatedSockets;
 pub use local_server::{ClientFiles, LocalServer};
 pub use upstream::{Endpoints, Upstream};
 
-/// At most this many handshakes wait for a key at once, each on a thread: a device signs one after the other anyway.
-const SIGNING_AT_ONCE: usize = 16;
-/// How many different offers of application protocols are remembered.
-const REMEMBERED_OFFERS: usize = 16;
-/// Descriptors that are not for connections.
-const OTHER_DESCRIPTORS: u64 = 64;
+/// Limit on handshakes that wait for a key, each of which blocks a thread. Most devices sign one at a time anyway.
+const MAXIMUM_WAITING_FOR_KEY: usize = 16;
+/// The number of ALPN offers whose negotiated protocol is cached.
+const CACHED_OFFERS: usize = 16;
+/// File descriptors reserved for purposes other than connections.
+const RESERVED_DESCRIPTORS: u64 = 64;
 
-/// What all connections share.
 struct Shared {
-    generations: Generations,
+    epochs: Epochs,
     counters: Counters,
     local: LocalTls,
     admission: Arc<Admission>,
     connections: Arc<Semaphore>,
     signing: Semaphore,
     protocols: Mutex<Vec<(Protocols, Option<Vec<u8>>)>>,
-    trouble: Mutex<String>,
+    certificate_error: Mutex<String>,
     connect_timeout: Duration,
     handshake_timeout: Duration,
     signing_deadline: Duration,
@@ -80,19 +81,19 @@ struct Shared {
 }
 
 impl Shared {
-    /// Which protocol the API server settles on for this offer, if that is known.
-    fn known_protocol(&self, offer: &Protocols) -> Option<Option<Vec<u8>>> {
+    /// The protocol that the API server negotiated for this offer before, if any.
+    fn cached_protocol(&self, offer: &Protocols) -> Option<Option<Vec<u8>>> {
         let known = self.protocols.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().find(|(known, _)| known == offer).map(|(_, settled)| settled.clone())
+        known.iter().find(|(known, _)| known == offer).map(|(_, negotiated)| negotiated.clone())
     }
 
-    fn remember_protocol(&self, offer: &Protocols, settled: Option<&[u8]>) {
+    fn cache_protocol(&self, offer: &Protocols, negotiated: Option<&[u8]>) {
         let mut known = self.protocols.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|(known, _)| known != offer);
-        if known.len() == REMEMBERED_OFFERS {
+        if known.len() == CACHED_OFFERS {
             known.remove(0);
         }
-        known.push((offer.clone(), settled.map(<[u8]>::to_vec)));
+        known.push((offer.clone(), negotiated.map(<[u8]>::to_vec)));
     }
 
     fn forget_protocol(&self, offer: &Protocols) {
@@ -100,52 +101,53 @@ impl Shared {
     }
 
     fn statistics(&self) -> Statistics {
-        self.counters.snapshot(self.generations.open_connections())
+        self.counters.snapshot(self.epochs.open_connections())
     }
 
-    /// How long one handshake with an API server may take, the wait for the key included.
+    /// Timeout of one handshake with an API server, including the wait for the key.
     fn server_handshake_timeout(&self) -> Duration {
         self.handshake_timeout + self.signing_deadline
     }
 
-    /// How long it may take until some API server is connected.
+    /// Timeout for connecting to any API server.
     fn server_timeout(&self) -> Duration {
         self.server_handshake_timeout() * 2
     }
 }
 
-/// The proxy.
+/// The credential proxy; see [`Proxy::start`].
 pub struct Proxy;
 
 impl Proxy {
-    /// Starts a proxy. Without a generation, clients wait for the first [`ProxyHandle::swap`] as long as a handshake may
-    /// take.
+    /// Starts a proxy. Until there is a certificate ([`ProxyHandle::swap`]), clients wait for one, up to the
+    /// handshake timeout.
     ///
     /// # Errors
-    /// If the address cannot be listened on, or the local certificates cannot be written.
+    /// If it cannot listen on the address, or cannot write the local certificates.
     pub async fn start(
         configuration: ProxyConfiguration,
-        activated: Activated,
-        initial: Option<Generation>,
+        activated: ActivatedSockets,
+        initial: Option<Epoch>,
         telemetry: Arc<Telemetry>,
     ) -> io::Result<ProxyHandle> {
         let (directory, user) = (&configuration.runtime_directory, configuration.user);
         let failed = |error: io::Error| {
-            io::Error::new(error.kind(), format!("the local certificates in {}: {error}", directory.display()))
+            let directory = directory.display();
+            io::Error::new(error.kind(), format!("cannot create the local certificates in {directory}: {error}"))
         };
         let local = LocalTls::new(LocalAuthority::open(directory, user).map_err(failed)?)?;
         let (listeners, address) =
             listener::open(activated, configuration.listen, configuration.unix_socket.as_deref(), user)?;
         let connections = connection_limit(configuration.maximum_connections);
         let shared = Arc::new(Shared {
-            generations: Generations::new(configuration.drain),
+            epochs: Epochs::new(configuration.drain),
             counters: Counters::new(Arc::clone(&telemetry)),
             local,
             admission: Arc::new(Admission::new(configuration.maximum_handshakes.min(connections / 2))),
             connections: Arc::new(Semaphore::new(connections)),
-            signing: Semaphore::new(SIGNING_AT_ONCE),
+            signing: Semaphore::new(MAXIMUM_WAITING_FOR_KEY),
             protocols: Mutex::default(),
-            trouble: Mutex::default(),
+            certificate_error: Mutex::default(),
             connect_timeout: configuration.connect_timeout,
             handshake_timeout: configuration.handshake_timeout,
             signing_deadline: configuration.signing_deadline,
@@ -174,19 +176,19 @@ pub struct ProxyHandle {
 }
 
 impl ProxyHandle {
-    /// Makes new connections speak as this generation, and moves the others over. One of the same serial number and the
-    /// same API servers as the current one changes nothing, unless that has ended.
-    pub fn swap(&self, generation: Generation) {
-        let (serial, not_after) = (generation.serial.clone(), generation.not_after.to_string());
-        if self.shared.generations.swap(generation) {
+    /// Uses this epoch's certificate for new connections, and drains the connections of the previous epoch. Does
+    /// nothing if the current epoch has the same certificate and the same API servers and has not expired.
+    pub fn swap(&self, epoch: Epoch) {
+        let (serial, not_after) = (epoch.serial.clone(), epoch.not_after.to_string());
+        if self.shared.epochs.swap(epoch) {
             self.telemetry.emit(Event::ProxySwapped { serial, not_after });
         }
     }
 
-    /// Notes why there can be no other generation, or by an empty reason that there is no trouble: for the status, and once
-    /// for the log.
-    pub fn note_trouble(&self, reason: String) {
-        let mut known = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Records why the next certificate cannot be used, or clears the error if `reason` is empty. Reported in the
+    /// status, and logged when it changes.
+    pub fn set_certificate_error(&self, reason: String) {
+        let mut known = self.shared.certificate_error.lock().unwrap_or_else(PoisonError::into_inner);
         if *known == reason {
             return;
         }
@@ -197,52 +199,52 @@ impl ProxyHandle {
         }
     }
 
-    /// Returns once no connection speaks as the generation of this serial number, and none will: its key is not needed
-    /// any more. A generation that is not known is unused.
+    /// Returns once the epoch with this serial number is not current and has no open connections, so that its key is
+    /// no longer needed. Returns at once if there is no such epoch.
     pub async fn wait_until_unused(&self, serial: &str) {
-        self.shared.generations.wait_until_unused(serial).await;
+        self.shared.epochs.wait_until_unused(serial).await;
     }
 
-    /// Returns once no connection speaks as an earlier generation than the current one.
+    /// Returns once all open connections belong to the current epoch.
     pub async fn wait_until_only_current(&self) {
-        self.shared.generations.wait_until_only_current().await;
+        self.shared.epochs.wait_until_only_current().await;
     }
 
-    /// The current generation, unless it has ended.
-    pub fn current(&self) -> Option<Generation> {
-        self.shared.generations.current()
+    /// The current epoch, unless it has expired.
+    pub fn current(&self) -> Option<Epoch> {
+        self.shared.epochs.current()
     }
 
-    /// Tells how it stands, for the status of its identity.
+    /// A gauge for the identity's status.
     pub fn gauge(&self) -> ProxyGauge {
         let (address, shared) = (self.address, Arc::downgrade(&self.shared));
         Box::new(move || {
             let shared = shared.upgrade()?;
             Some(ProxyStatus {
                 address,
-                serial: shared.generations.serial().unwrap_or_default(),
-                reason: shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+                serial: shared.epochs.serial().unwrap_or_default(),
+                reason: shared.certificate_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
                 statistics: shared.statistics(),
             })
         })
     }
 
-    /// What the proxy has done, and its open connections.
+    /// The counters since the start, and the connections that are open now.
     pub fn statistics(&self) -> Statistics {
         self.shared.statistics()
     }
 
-    /// Where it listens.
+    /// The address of the first TCP listener.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What a local client needs.
+    /// The files that a local client needs.
     pub fn client_files(&self) -> &ClientFiles {
         &self.client_files
     }
 
-    /// The local end for a kubeconfig.
+    /// The server entry for a kubeconfig.
     pub fn local_server(&self) -> LocalServer<'_> {
         LocalServer { address: self.address, files: &self.client_files }
     }
@@ -253,12 +255,12 @@ impl Drop for ProxyHandle {
         for task in &self.tasks {
             task.abort();
         }
-        self.shared.generations.end();
+        self.shared.epochs.close_all();
     }
 }
 
-/// How many connections there may be: each needs two descriptors, of which the system gives only so many. The soft limit
-/// is raised to the hard one first.
+/// The maximum number of connections, each of which needs two file descriptors. Raises the soft RLIMIT_NOFILE to the
+/// hard limit first.
 fn connection_limit(wanted: usize) -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -268,6 +270,6 @@ fn connection_limit(wanted: usize) -> usize {
             limit = raised;
         }
     }
-    let descriptors = limit.current.unwrap_or(u64::MAX).saturating_sub(OTHER_DESCRIPTORS) / 2;
+    let descriptors = limit.current.unwrap_or(u64::MAX).saturating_sub(RESERVED_DESCRIPTORS) / 2;
     wanted.min(usize::try_from(descriptors).unwrap_or(usize::MAX)).max(1)
 }

@@ -1,7 +1,7 @@
-//! Copies what two sessions say to each other, both ways, until both have ended.
+//! Copies bytes between two sessions in both directions until both have closed.
 //!
-//! The buffers belong to the threads of the runtime, not to the connections: an idle connection holds none, and one whose
-//! reader is slow holds at most one reading's worth for it, and is not read further.
+//! The buffers belong to the runtime's threads, not to the connections. An idle connection holds none. A connection
+//! whose reader is slow holds at most one read's worth of bytes, and reads no more until they are written.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,28 +11,27 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::conversation::Conversation;
+use super::request_tracker::RequestTracker;
 use super::session::Session;
-use super::socket::{Outbox, Socket};
+use super::socket::{Socket, WriteBuffer};
 
-/// What is read at once from a connection that has something to say now and then.
-const SMALLEST_READ: usize = 16 << 10;
-/// What is read at once from one that has much to say, and whose reader keeps up.
-const LARGEST_READ: usize = 128 << 10;
-/// The longest record on the wire (RFC 5246, section 6.2.3; RFC 8446 has shorter ones).
-const LARGEST_RECORD: usize = 18_437 + 64;
+/// Read size of a connection with little traffic, in bytes.
+const MINIMUM_READ: usize = 16 << 10;
+/// Read size of a connection with much traffic whose reader keeps up, in bytes.
+const MAXIMUM_READ: usize = 128 << 10;
+/// The longest TLS record, in bytes (RFC 5246, section 6.2.3; records of RFC 8446 are shorter).
+const MAXIMUM_RECORD: usize = 18_437 + 64;
 
 struct Scratch {
     received: Vec<u8>,
-    out: Outbox,
+    out: WriteBuffer,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> =
-        RefCell::new(Scratch { received: vec![0; LARGEST_READ + LARGEST_RECORD], out: Outbox::default() });
+        RefCell::new(Scratch { received: vec![0; MAXIMUM_READ + MAXIMUM_RECORD], out: WriteBuffer::default() });
 }
 
-/// A session and its socket.
 pub(super) struct Endpoint {
     pub(super) socket: Socket,
     pub(super) session: Session,
@@ -42,7 +41,7 @@ impl Endpoint {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.session.outgoing.is_empty() {
             ready!(self.session.outgoing.poll_write_to(&mut self.socket, cx))?;
-            self.session.outgoing = Outbox::default();
+            self.session.outgoing = WriteBuffer::default();
         }
         Poll::Ready(Ok(()))
     }
@@ -51,9 +50,9 @@ impl Endpoint {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
     Open,
-    /// All is read; the other side is told once it has all.
-    Ending,
-    Ended,
+    /// Everything has been read; the other side is closed once it has received it all.
+    Closing,
+    Closed,
 }
 
 struct Direction {
@@ -63,61 +62,61 @@ struct Direction {
 
 impl Direction {
     fn new() -> Self {
-        Self { progress: Progress::Open, read_size: SMALLEST_READ }
+        Self { progress: Progress::Open, read_size: MINIMUM_READ }
     }
 }
 
-/// Octets of plaintext copied, shared by all connections.
+/// Bytes of plaintext copied, summed over all connections.
 #[derive(Debug, Default)]
-pub(super) struct Volume {
+pub(super) struct BytesCopied {
     pub(super) to_server: AtomicU64,
     pub(super) to_client: AtomicU64,
 }
 
-/// Two sessions that talk to each other.
+/// A pair of sessions that are copied to each other.
 pub(super) struct Relay {
     client: Endpoint,
     server: Endpoint,
     to_server: Direction,
     to_client: Direction,
-    conversation: Conversation,
+    request_tracker: RequestTracker,
     draining: bool,
-    /// Grows whenever something is copied.
+    /// Increases whenever bytes are copied.
     pub(super) activity: u64,
 }
 
 impl Relay {
-    pub(super) fn new(client: Endpoint, server: Endpoint, conversation: Conversation) -> Self {
+    pub(super) fn new(client: Endpoint, server: Endpoint, request_tracker: RequestTracker) -> Self {
         let (to_server, to_client) = (Direction::new(), Direction::new());
-        Self { client, server, to_server, to_client, conversation, draining: false, activity: 0 }
+        Self { client, server, to_server, to_client, request_tracker, draining: false, activity: 0 }
     }
 
-    /// From now on, the client is told to use another connection as soon as there is a place for it.
+    /// From now on, tells the client to use another connection at the next opportunity.
     pub(super) fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Whether no request is under way, so that closing the connection loses nothing but what the client is about to send.
+    /// Whether no request is outstanding. Closing an idle connection can lose only a request that is still on its
+    /// way.
     pub(super) fn is_idle(&self) -> bool {
-        self.conversation.is_idle()
+        self.request_tracker.is_idle()
     }
 
-    /// Whether the client knows that it is to use another connection.
-    pub(super) fn is_told(&self) -> bool {
-        self.conversation.is_announced()
+    /// Whether the client has been told to use another connection.
+    pub(super) fn is_announced(&self) -> bool {
+        self.request_tracker.is_announced()
     }
 
-    /// Whether the client has said that it sends no more.
     pub(super) fn client_has_closed(&self) -> bool {
         self.client.session.peer_closed
     }
 
-    /// Whether one side has ended, and the other goes on.
+    /// Whether exactly one direction has closed.
     pub(super) fn is_half_closed(&self) -> bool {
-        (self.to_server.progress == Progress::Ended) != (self.to_client.progress == Progress::Ended)
+        (self.to_server.progress == Progress::Closed) != (self.to_client.progress == Progress::Closed)
     }
 
-    /// Ends both directions, as far as that can be said at once.
+    /// Closes both directions without waiting: writes what the sockets accept now.
     pub(super) fn close(&mut self, cx: &mut Context<'_>) {
         for endpoint in [&mut self.client, &mut self.server] {
             endpoint.session.close();
@@ -126,38 +125,38 @@ impl Relay {
         }
     }
 
-    /// Copies until there is nothing to copy; ready when both directions have ended.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, volume: &Volume) -> Poll<io::Result<()>> {
-        if self.draining && self.to_client.progress == Progress::Open && self.conversation.announce() {
-            self.client.session.push(self.conversation.announcement()).map_err(io::Error::other)?;
+    /// Copies until both sockets would block; ready when both directions have closed.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, total: &BytesCopied) -> Poll<io::Result<()>> {
+        if self.draining && self.to_client.progress == Progress::Open && self.request_tracker.announce() {
+            self.client.session.push(self.request_tracker.announcement()).map_err(io::Error::other)?;
         }
-        let conversation = &mut self.conversation;
+        let request_tracker = &mut self.request_tracker;
         let mut copied = 0;
         let to_server =
             poll_direction(cx, &mut self.client, &mut self.server, &mut self.to_server, &mut |bytes, server, out| {
-                conversation.client_said(bytes);
+                request_tracker.observe_client(bytes);
                 copied += bytes.len() as u64;
                 server.encode(bytes, out)
             });
-        count(&volume.to_server, copied);
+        count(&total.to_server, copied);
         self.activity += copied;
         copied = 0;
         let draining = self.draining;
         let to_client =
             poll_direction(cx, &mut self.server, &mut self.client, &mut self.to_client, &mut |bytes, client, out| {
                 copied += bytes.len() as u64;
-                match conversation.server_said(bytes, draining) {
+                match request_tracker.observe_server(bytes, draining) {
                     None => client.encode(bytes, out),
                     Some(place) => {
                         client.encode(&bytes[..place], out)?;
-                        client.encode(conversation.announcement(), out)?;
+                        client.encode(request_tracker.announcement(), out)?;
                         client.encode(&bytes[place..], out)
                     }
                 }
             });
-        count(&volume.to_client, copied);
+        count(&total.to_client, copied);
         self.activity += copied;
-        // What TLS itself has to say to the client's side (a key update) came up after its turn.
+        // TLS may have queued messages of its own (a key update) for the server while the other direction was copied.
         let _ = self.server.poll_flush(cx)?;
         match (to_server?, to_client?) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
@@ -172,7 +171,7 @@ fn count(total: &AtomicU64, copied: u64) {
     }
 }
 
-type Forward<'a> = dyn FnMut(&[u8], &mut Session, &mut Outbox) -> Result<(), rustls::Error> + 'a;
+type Forward<'a> = dyn FnMut(&[u8], &mut Session, &mut WriteBuffer) -> Result<(), rustls::Error> + 'a;
 
 fn poll_direction(
     cx: &mut Context<'_>,
@@ -187,14 +186,14 @@ fn poll_direction(
         }
         match direction.progress {
             Progress::Open => {}
-            Progress::Ending => {
+            Progress::Closing => {
                 if Pin::new(&mut to.socket).poll_shutdown(cx)?.is_pending() {
                     return Ok(Poll::Pending);
                 }
-                direction.progress = Progress::Ended;
+                direction.progress = Progress::Closed;
                 return Ok(Poll::Ready(()));
             }
-            Progress::Ended => return Ok(Poll::Ready(())),
+            Progress::Closed => return Ok(Poll::Ready(())),
         }
         let step = SCRATCH.with_borrow_mut(|scratch| step(cx, from, to, direction, forward, scratch))?;
         if step.is_pending() {
@@ -203,7 +202,7 @@ fn poll_direction(
     }
 }
 
-/// Reads once, and writes what that gives.
+/// Reads once and writes the result.
 fn step(
     cx: &mut Context<'_>,
     from: &mut Endpoint,
@@ -213,7 +212,7 @@ fn step(
     scratch: &mut Scratch,
 ) -> io::Result<Poll<()>> {
     let Scratch { received, out } = scratch;
-    // A connection that failed in the middle leaves something behind.
+    // A connection that failed earlier may have left bytes in this shared buffer.
     out.clear();
     let Endpoint { session, socket } = from;
     if !session.pending.is_empty() {
@@ -227,16 +226,16 @@ fn step(
         }
         let count = buffer.filled().len();
         if count == 0 {
-            // An end without close_notify may be a cut, and must not look like an end to the other side
-            // (RFC 8446, section 6.1).
+            // EOF without close_notify may be a truncation, so no close_notify is sent to the other side (RFC 8446,
+            // section 6.1).
             if session.is_plain() {
                 to.session.close();
             }
-            direction.progress = Progress::Ending;
+            direction.progress = Progress::Closing;
             return Ok(Poll::Ready(()));
         }
         if count == direction.read_size {
-            direction.read_size = (direction.read_size * 2).min(LARGEST_READ);
+            direction.read_size = (direction.read_size * 2).min(MAXIMUM_READ);
         }
         received[..kept].copy_from_slice(&session.incoming);
         session.incoming.clear();
@@ -244,8 +243,8 @@ fn step(
         let consumed =
             session.decode(received, &mut |bytes| forward(bytes, &mut to.session, out)).map_err(io::Error::other)?;
         let rest = &received[consumed..];
-        if rest.len() > LARGEST_RECORD {
-            return Err(io::Error::other("a TLS record that is too long"));
+        if rest.len() > MAXIMUM_RECORD {
+            return Err(io::Error::other("a TLS record is too long"));
         }
         if rest.is_empty() {
             session.incoming = Vec::new();
@@ -254,13 +253,13 @@ fn step(
         }
     }
     if out.poll_write_to(&mut to.socket, cx)?.is_pending() {
-        // The reader does not keep up: what waits for it is kept small.
-        out.spill(&mut to.session.outgoing);
-        direction.read_size = SMALLEST_READ;
+        // The reader is slow: keep the bytes that wait for it few.
+        out.move_unsent_to(&mut to.session.outgoing);
+        direction.read_size = MINIMUM_READ;
     }
     if from.session.peer_closed && from.session.pending.is_empty() {
         to.session.close();
-        direction.progress = Progress::Ending;
+        direction.progress = Progress::Closing;
     }
     Ok(Poll::Ready(()))
 }

@@ -1,7 +1,7 @@
-//! TLS over a socket, with no buffer of its own while nothing is in flight.
+//! TLS over a socket, without buffers of its own while nothing is in flight.
 //!
-//! rustls' unbuffered connections are used for that: an idle connection costs its keys and little else, and a busy one
-//! borrows the buffers of the thread it runs on (see [`super::relay`]).
+//! Uses rustls' unbuffered connections: an idle connection holds little more than its keys, and a busy one borrows
+//! the buffers of the thread that it runs on (see [`super::relay`]).
 
 use std::io;
 use std::sync::Arc;
@@ -15,23 +15,22 @@ use rustls::{ClientConfig, CommonState, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
-use super::socket::{Outbox, Socket};
+use super::socket::{Socket, WriteBuffer};
 
 enum Tls {
     Server(Box<UnbufferedServerConnection>),
     Client(Box<UnbufferedClientConnection>),
-    /// A unix socket has no TLS: its peer was checked by the kernel.
+    /// Plaintext, on a unix socket, whose peer the kernel has authenticated.
     None,
 }
 
-/// Why a handshake did not come to its end.
 #[derive(Debug)]
 pub(super) enum HandshakeError {
-    /// The connection.
+    /// The socket failed.
     Io(io::Error),
-    /// The protocol, a certificate, or a key.
+    /// A TLS alert, a certificate error, or a signing error.
     Tls(rustls::Error),
-    /// Too many others wait for the key.
+    /// Too many other handshakes wait for the key.
     KeyBusy,
 }
 
@@ -51,32 +50,32 @@ impl std::fmt::Display for HandshakeError {
     }
 }
 
-/// One end of a proxied connection.
+/// One side of a proxied connection.
 pub(super) struct Session {
     tls: Tls,
-    /// What has come and is not a whole record yet.
+    /// Received bytes that are not a complete record yet.
     pub(super) incoming: Vec<u8>,
-    /// What the socket did not take yet.
-    pub(super) outgoing: Outbox,
-    /// Plaintext that came together with the end of the handshake.
+    /// Bytes that the socket has not accepted yet.
+    pub(super) outgoing: WriteBuffer,
+    /// Plaintext received together with the last handshake message.
     pub(super) pending: Vec<u8>,
-    /// The peer has said that it sends no more (close_notify; RFC 8446, section 6.1).
+    /// The peer has sent close_notify (RFC 8446, section 6.1).
     pub(super) peer_closed: bool,
 }
 
 impl Session {
-    /// A session without TLS, of which `pending` has been read already.
+    /// A session without TLS. `pending` has already been received.
     pub(super) fn plain(pending: Vec<u8>) -> Self {
-        Self { tls: Tls::None, incoming: Vec::new(), outgoing: Outbox::default(), pending, peer_closed: false }
+        Self { tls: Tls::None, incoming: Vec::new(), outgoing: WriteBuffer::default(), pending, peer_closed: false }
     }
 
-    /// The server's end, of which `incoming` has been received already.
+    /// The server side of TLS. `incoming` has already been received.
     pub(super) fn server(config: Arc<ServerConfig>, incoming: Vec<u8>) -> Result<Self, rustls::Error> {
         let connection = UnbufferedServerConnection::new(config)?;
         Ok(Self { tls: Tls::Server(Box::new(connection)), incoming, ..Self::plain(Vec::new()) })
     }
 
-    /// The client's end.
+    /// The client side of TLS.
     pub(super) fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, rustls::Error> {
         let connection = UnbufferedClientConnection::new(config, name)?;
         Ok(Self { tls: Tls::Client(Box::new(connection)), ..Self::plain(Vec::new()) })
@@ -86,7 +85,7 @@ impl Session {
         matches!(self.tls, Tls::None)
     }
 
-    /// What the handshake has settled.
+    /// The negotiated parameters; `None` without TLS.
     pub(super) fn common(&self) -> Option<&CommonState> {
         let common: &CommonState = match &self.tls {
             Tls::Server(connection) => connection,
@@ -96,8 +95,8 @@ impl Session {
         Some(common)
     }
 
-    /// Goes through the handshake. A permit of `signing` is held while the key may be at work, which blocks the thread;
-    /// it is waited for as long as a signature may take.
+    /// Completes the handshake. Holds a permit of `signing` whenever the key may sign, which blocks the thread, and
+    /// waits for the permit at most as long as a signature may take.
     pub(super) async fn handshake(
         &mut self,
         socket: &mut Socket,
@@ -114,7 +113,7 @@ impl Session {
                 };
                 self.advance()
             };
-            // What there is to say is said even if the handshake has failed: an alert.
+            // Written even if the handshake has failed: it may contain an alert.
             let done = std::mem::take(&mut self.outgoing);
             let written = socket.write_all(done.unsent()).await;
             result.map_err(HandshakeError::Tls)?;
@@ -145,8 +144,8 @@ impl Session {
         Ok(())
     }
 
-    /// Decodes what has come, hands each piece of plaintext to `sink`, and says how many octets of `received` are done
-    /// with: the rest is to be shown again with what comes next.
+    /// Decrypts `received`, passes each piece of plaintext to `sink`, and returns the number of bytes consumed. Pass
+    /// the rest again, followed by the bytes received next.
     pub(super) fn decode(
         &mut self,
         received: &mut [u8],
@@ -163,8 +162,8 @@ impl Session {
         }
     }
 
-    /// Encodes plaintext for the peer into `out`.
-    pub(super) fn encode(&mut self, plaintext: &[u8], out: &mut Outbox) -> Result<(), rustls::Error> {
+    /// Encrypts plaintext for the peer into `out`.
+    pub(super) fn encode(&mut self, plaintext: &[u8], out: &mut WriteBuffer) -> Result<(), rustls::Error> {
         if plaintext.is_empty() {
             return Ok(());
         }
@@ -179,7 +178,7 @@ impl Session {
         }
     }
 
-    /// Encodes plaintext behind what is on its way already.
+    /// Encrypts plaintext and appends it to the outgoing bytes.
     pub(super) fn push(&mut self, plaintext: &[u8]) -> Result<(), rustls::Error> {
         let mut outgoing = std::mem::take(&mut self.outgoing);
         let result = self.encode(plaintext, &mut outgoing);
@@ -187,10 +186,10 @@ impl Session {
         result
     }
 
-    /// Says that no more plaintext follows.
+    /// Queues close_notify.
     pub(super) fn close(&mut self) {
         let (incoming, pending, closed) = (&mut self.incoming, &mut self.pending, &mut self.peer_closed);
-        // A connection that cannot be closed properly is simply closed.
+        // If close_notify cannot be encrypted, the connection is closed without one.
         let _ = match &mut self.tls {
             Tls::Server(connection) => encode(connection.as_mut(), None, incoming, &mut self.outgoing, pending, closed),
             Tls::Client(connection) => encode(connection.as_mut(), None, incoming, &mut self.outgoing, pending, closed),
@@ -199,11 +198,10 @@ impl Session {
     }
 }
 
-/// Both kinds of rustls' unbuffered connections.
+/// The common interface of rustls' unbuffered client and server connections.
 trait Records {
     type Data;
     fn process<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-    /// Whether there is something to say to the peer.
     fn has_output(&self) -> bool;
 }
 
@@ -234,7 +232,7 @@ impl Records for UnbufferedClientConnection {
 fn decode<R: Records>(
     records: &mut R,
     received: &mut [u8],
-    outgoing: &mut Outbox,
+    outgoing: &mut WriteBuffer,
     peer_closed: &mut bool,
     sink: &mut dyn FnMut(&[u8]) -> Result<(), rustls::Error>,
 ) -> Result<usize, rustls::Error> {
@@ -245,8 +243,7 @@ fn decode<R: Records>(
         let state = match state {
             Ok(state) => state,
             Err(error) => {
-                // Why is said in an alert, where the peer can be told. Only that is taken out: the connection is of no
-                // other use now.
+                // The error's alert, if the peer can be sent one. Nothing else is encoded: the connection has failed.
                 let rest = &mut received[consumed + discard..];
                 if records.has_output()
                     && let Ok(ConnectionState::EncodeTlsData(mut alert)) = records.process(rest).state
@@ -277,7 +274,7 @@ fn decode<R: Records>(
                 *peer_closed = true;
                 true
             }
-            // Nothing more can be made of what is there.
+            // Nothing more can be decoded until more bytes arrive.
             _ => false,
         };
         consumed += done;
@@ -287,17 +284,17 @@ fn decode<R: Records>(
     }
 }
 
-/// Encodes `plaintext`, or close_notify where there is none.
+/// Encrypts `plaintext`, or a close_notify if there is none.
 fn encode<R: Records>(
     records: &mut R,
     plaintext: Option<&[u8]>,
     incoming: &mut Vec<u8>,
-    out: &mut Outbox,
+    out: &mut WriteBuffer,
     pending: &mut Vec<u8>,
     peer_closed: &mut bool,
 ) -> Result<(), rustls::Error> {
     loop {
-        // A handshake message that has come in part is remembered by its place in `incoming`, so that must be shown.
+        // rustls refers to a partial handshake message by its offset in `incoming`, so it must be passed again.
         let UnbufferedStatus { discard, state } = records.process(incoming);
         let mut done = discard;
         let finished = match state? {
@@ -337,9 +334,9 @@ fn encode<R: Records>(
     }
 }
 
-/// Has rustls write to an outbox, with as much room as it asks for.
+/// Lets rustls write to a buffer, and grows it as required.
 fn put<E: Into<Refused>>(
-    out: &mut Outbox,
+    out: &mut WriteBuffer,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, E>,
 ) -> Result<(), rustls::Error> {
     let mut room = out.spare();

@@ -1,4 +1,4 @@
-//! Sockets, and what waits to be written to one.
+//! Client and server sockets, and their write buffer.
 
 use std::io;
 use std::pin::Pin;
@@ -42,30 +42,29 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Octets on their way to a socket.
+/// Bytes that the socket has not accepted yet.
 #[derive(Default)]
-pub(super) struct Outbox {
+pub(super) struct WriteBuffer {
     buffer: Vec<u8>,
     sent: usize,
     filled: usize,
 }
 
-impl Outbox {
+impl WriteBuffer {
     pub(super) fn is_empty(&self) -> bool {
         self.sent == self.filled
     }
 
-    /// What has not been written yet.
     pub(super) fn unsent(&self) -> &[u8] {
         &self.buffer[self.sent..self.filled]
     }
 
-    /// The memory that is there without asking for more, octets.
+    /// The number of bytes that fit without allocating.
     pub(super) fn spare(&self) -> usize {
         self.buffer.len() - self.filled
     }
 
-    /// Room for `count` octets, of which [`fill`](Self::fill) says how many were put there.
+    /// A buffer of `count` bytes to write to; [`fill`](Self::fill) then says how many were written.
     pub(super) fn room(&mut self, count: usize) -> &mut [u8] {
         let end = self.filled + count;
         if self.buffer.len() < end {
@@ -83,7 +82,7 @@ impl Outbox {
         self.fill(bytes.len());
     }
 
-    /// Writes until all is written or the socket takes no more.
+    /// Writes until the buffer is empty or the socket would block.
     pub(super) fn poll_write_to(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.is_empty() {
             match ready!(Pin::new(&mut *socket).poll_write(cx, self.unsent()))? {
@@ -99,8 +98,8 @@ impl Outbox {
         (self.sent, self.filled) = (0, 0);
     }
 
-    /// Moves what is left over to `other`, and keeps the memory.
-    pub(super) fn spill(&mut self, other: &mut Self) {
+    /// Moves the unsent bytes to `other`, and keeps the allocation.
+    pub(super) fn move_unsent_to(&mut self, other: &mut Self) {
         other.extend(self.unsent());
         self.clear();
     }

@@ -1,4 +1,4 @@
-//! The way to the API servers: which there are, which of them answer, and through which proxy.
+//! The API servers: their addresses, their health, and the HTTP proxy in front of them.
 
 use std::fmt;
 use std::io;
@@ -13,12 +13,12 @@ use tokio::net::TcpStream;
 use super::address::{Address, Preference, race};
 use crate::kubernetes::{Cluster, ClusterError, Proxy};
 
-/// How long an API server that failed is tried only after the others: the first time, and at most.
-const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
-/// The longest answer of an HTTP proxy to CONNECT.
-const LONGEST_ANSWER: usize = 8 << 10;
+/// How long an API server that failed is tried only after the others: initial and maximum.
+const FAILURE_BACK_OFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// Limit on an HTTP proxy's response to CONNECT, in bytes.
+const MAXIMUM_RESPONSE: usize = 8 << 10;
 
-/// An HTTP proxy that opens tunnels (RFC 9110, section 9.3.6).
+/// An HTTP proxy that supports CONNECT (RFC 9110, section 9.3.6).
 struct Tunnel {
     address: Address,
     proxy: Proxy,
@@ -28,7 +28,7 @@ impl Tunnel {
     fn through(proxy: Proxy) -> Result<Self, String> {
         match (proxy.url.scheme_str(), Address::of(&proxy.url, 80)) {
             (Some("http"), Some(address)) => Ok(Self { address, proxy }),
-            _ => Err(format!("{proxy} cannot be used: the credential proxy takes only http://")),
+            _ => Err(format!("{proxy} cannot be used: the credential proxy supports only http:// proxies")),
         }
     }
 }
@@ -37,7 +37,7 @@ struct Server {
     address: Address,
     name: ServerName<'static>,
     tunnel: Option<Tunnel>,
-    /// Of the addresses that its name stands for, or the HTTP proxy's.
+    /// Among the addresses of the server's name, or of the HTTP proxy's.
     preference: Preference,
     health: Mutex<Option<Failed>>,
 }
@@ -47,11 +47,11 @@ struct Failed {
     times: u32,
 }
 
-/// The API servers of a cluster.
+/// The API servers of a cluster, and how to verify them.
 pub struct Upstream {
     servers: Vec<Server>,
     tls: rustls::ClientConfig,
-    /// What they were read from, to tell whether that has changed since.
+    /// The source of these endpoints, for detecting changes.
     cluster: Option<Cluster>,
 }
 
@@ -62,21 +62,22 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// What is needed to reach API servers, and to know them.
+/// The configuration of an [`Upstream`].
 pub struct Endpoints<'a> {
-    /// `https://HOST[:PORT]`, the preferred one first.
+    /// `https://HOST[:PORT]`, in order of preference.
     pub servers: &'a [http::Uri],
-    /// The name in the servers' certificates, where it is not that of their URL.
+    /// The name to verify in the servers' certificates, if it differs from the URL's host.
     pub tls_server_name: Option<&'a str>,
-    /// The HTTP proxy that opens the tunnels to a server, if one does.
+    /// The HTTP proxy to use for a server's URL, if any.
     pub proxy_for: &'a dyn Fn(&http::Uri) -> Option<Proxy>,
 }
 
 impl Upstream {
-    /// The API server of a kubeconfig; `others` are tried when it does not answer, or come first if they name it too.
+    /// The API server of a kubeconfig, then `others`. If `others` contains the kubeconfig's server, their order takes
+    /// precedence.
     ///
     /// # Errors
-    /// If the kubeconfig's authority cannot be used, a URL has no host, or the proxy is not an HTTP proxy.
+    /// If the kubeconfig's CA is invalid, a URL has no host, or the proxy is not an HTTP proxy.
     pub fn of(cluster: &Cluster, others: &[http::Uri]) -> Result<Self, ClusterError> {
         let tls = cluster.client_config()?;
         let own = cluster.url();
@@ -95,15 +96,16 @@ impl Upstream {
         Ok(Self { cluster: Some(cluster.without_credential()), ..upstream })
     }
 
-    /// Whether these are the API servers of this cluster as it is now.
+    /// Whether this was created from the same cluster configuration.
     pub fn is_of(&self, cluster: &Cluster) -> bool {
         self.cluster.as_ref().is_some_and(|known| known.is_same_as(cluster))
     }
 
-    /// These API servers, verified as `tls` says; what it says of client certificates and protocols is not used.
+    /// Creates an upstream of these API servers, verified as in `tls`. Its client certificate and ALPN settings are
+    /// ignored.
     ///
     /// # Errors
-    /// What is wrong with a URL.
+    /// A message that says which URL is invalid.
     pub fn new(endpoints: &Endpoints<'_>, tls: rustls::ClientConfig) -> Result<Self, String> {
         let servers = endpoints.servers.iter().map(|url| {
             let address = Address::of(url, 443).ok_or_else(|| format!("the API server's URL {url} has no host"))?;
@@ -127,8 +129,8 @@ impl Upstream {
         self.servers[server].address.authority()
     }
 
-    /// Connects to the API server that answers first, given a head start in the order of preference and health, and
-    /// says which it is. Those in `tried` are left out.
+    /// Connects to the first API server that answers, trying them in order of preference and health; returns its
+    /// index. Skips those in `tried`.
     pub(super) async fn connect(&self, tried: &[usize], timeout: Duration) -> Result<(TcpStream, usize), String> {
         let attempt = |server: usize| async move {
             let attempt = tokio::time::timeout(timeout, self.attempt(server)).await;
@@ -156,7 +158,7 @@ impl Upstream {
         Ok(stream)
     }
 
-    /// The servers in the order to try them: as configured, and those that failed a short while ago behind the others.
+    /// The servers to try, in the configured order, but those that failed recently last.
     fn order(&self, tried: &[usize]) -> Vec<usize> {
         let now = Instant::now();
         let mut order: Vec<_> = (0..self.servers.len()).filter(|server| !tried.contains(server)).collect();
@@ -170,27 +172,27 @@ impl Upstream {
     fn failed(&self, server: usize) {
         let mut health = self.servers[server].health.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        // Of many that tried it at once, only one tells something new.
+        // Of many concurrent attempts that failed, only the first counts.
         if health.as_ref().is_some_and(|failed| failed.until > now) {
             return;
         }
         let times = health.as_ref().map_or(0, |failed| failed.times);
-        let quarantine = QUARANTINE.0.saturating_mul(1 << times.min(10)).min(QUARANTINE.1);
+        let quarantine = FAILURE_BACK_OFF.0.saturating_mul(1 << times.min(10)).min(FAILURE_BACK_OFF.1);
         *health = Some(Failed { until: now + quarantine, times: times + 1 });
     }
 
-    /// Puts a server, reached at this address, on trial: unless it passes, it has failed.
+    /// Starts a trial of a server that was reached at this address. Unless it passes, the server is marked as failed.
     pub(super) fn trial(&self, server: usize, at: Option<SocketAddr>) -> Trial<'_> {
         Trial { upstream: self, server, at, passed: false }
     }
 
-    /// Whether there is another server than these.
+    /// Whether a server that is not in `tried` is left.
     pub(super) fn has_others(&self, tried: &[usize]) -> bool {
         tried.len() < self.servers.len()
     }
 }
 
-/// A server that is to come through a handshake.
+/// A handshake with a server whose outcome decides the server's health.
 pub(super) struct Trial<'a> {
     upstream: &'a Upstream,
     server: usize,
@@ -215,10 +217,10 @@ impl Drop for Trial<'_> {
     }
 }
 
-/// No delay, and a dead peer is noticed within a minute although nothing is said: a watch may be silent for long.
+/// Sets TCP_NODELAY, and keepalives that detect a dead peer within a minute: a watch may be idle for long.
 fn configure(stream: &TcpStream) {
     use rustix::net::sockopt;
-    // Options that cannot be set make a connection slower to notice things, not wrong.
+    // Without an option, a dead peer is detected later, which is no reason to fail.
     let _ = stream.set_nodelay(true);
     let _ = sockopt::set_socket_keepalive(stream, true);
     let _ = sockopt::set_tcp_keepidle(stream, Duration::from_secs(30));
@@ -236,10 +238,10 @@ async fn open_tunnel(stream: &mut TcpStream, tunnel: &Tunnel, target: &Address) 
     request.extend(b"\r\n");
     stream.write_all(&request).await?;
     let mut answer = Vec::new();
-    // Byte by byte: what follows the answer belongs to the API server, which waits for us to begin.
+    // Byte by byte: anything after the response belongs to the API server, which waits for the ClientHello.
     while !answer.ends_with(b"\r\n\r\n") {
-        if answer.len() == LONGEST_ANSWER {
-            return Err(io::Error::other(format!("{} answers without an end", tunnel.proxy)));
+        if answer.len() == MAXIMUM_RESPONSE {
+            return Err(io::Error::other(format!("the response of {} to CONNECT is too long", tunnel.proxy)));
         }
         answer.push(stream.read_u8().await?);
     }
@@ -247,6 +249,6 @@ async fn open_tunnel(stream: &mut TcpStream, tunnel: &Tunnel, target: &Address) 
     let line = String::from_utf8_lossy(line);
     match line.split(' ').nth(1) {
         Some(status) if status.starts_with('2') => Ok(()),
-        _ => Err(io::Error::other(format!("{} answers {line:?}", tunnel.proxy))),
+        _ => Err(io::Error::other(format!("{} answered CONNECT with {line:?}", tunnel.proxy))),
     }
 }

@@ -13,7 +13,7 @@ use rcgen::{
 use rustls::pki_types::PrivatePkcs8KeyDer;
 
 use super::random::Random;
-use crate::kubernetes::requests::{Outcome, Standing};
+use crate::kubernetes::certificate_signing_requests::{Outcome, Standing};
 
 /// How far kube-controller-manager backdates what it signs.
 const BACKDATE: Duration = Duration::from_secs(300);

@@ -18,8 +18,8 @@ use super::disk::{Disk, DiskCall};
 use super::random::Random;
 use super::time::{Timers, crash};
 use crate::keys::{BackendThread, Keyring, Opener};
+use crate::kubernetes::certificate_signing_requests::{Outcome, Standing, Watched};
 use crate::kubernetes::port::{ApiClient, ApiServer, Caller};
-use crate::kubernetes::requests::{Outcome, Standing, Watched};
 use crate::world::Clock;
 
 /// When simulations begin, in milliseconds since 1970.

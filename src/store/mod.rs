@@ -2,7 +2,6 @@
 
 pub mod durable;
 pub mod journal;
-pub mod lock;
 pub mod pair;
 pub mod shared;
 mod stamp;

@@ -1,19 +1,19 @@
-//! Lines on their way to standard error. Whatever reads it may stop reading (a terminal that is held, a full pipe, a disk
-//! that hangs), and nothing that matters may wait for that: lines are written by a thread of their own.
+//! Writes log lines to standard error from a thread of its own: its reader may stall (a paused terminal, a full pipe,
+//! a hanging disk), and the agent must not wait for that.
 
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How many lines wait to be written before further ones are dropped: an agent writes a few an hour, and in the worst of
-/// its troubles a few a second.
+/// The number of lines queued before further ones are dropped. An agent writes a few lines an hour, and at worst a
+/// few a second.
 const CAPACITY: usize = 1024;
 
 #[derive(Default)]
 struct State {
     lines: Vec<String>,
     dropped: u64,
-    /// Whether lines have been taken that are not written yet.
+    /// Whether the thread is writing lines that it has taken from the queue.
     is_writing: bool,
     is_closed: bool,
 }
@@ -30,18 +30,18 @@ impl Shared {
     }
 }
 
-/// Writes lines, in a thread of its own.
+/// A queue of lines and the thread that writes them.
 ///
 /// # Guarantees
 /// - [`write`](Self::write) never waits for the sink.
-/// - Lines are written in order. Where some were dropped, a line says how many.
+/// - Lines are written in order. A line reports how many were dropped, in the place where they were.
 pub(super) struct LineWriter(Arc<Shared>);
 
 impl LineWriter {
-    /// Starts the thread, which writes to `sink`. `dropped` words the line about dropped lines.
+    /// Starts the thread, which writes to `sink`. `dropped` formats the line that reports dropped lines.
     ///
     /// # Errors
-    /// If the system has no thread left.
+    /// If the thread cannot be created.
     pub(super) fn start(
         sink: impl Write + Send + 'static,
         dropped: impl Fn(u64) -> String + Send + 'static,
@@ -52,7 +52,7 @@ impl LineWriter {
         Ok(Self(shared))
     }
 
-    /// Has this line written, or dropped if too many wait already.
+    /// Queues a line, or drops it if the queue is full.
     pub(super) fn write(&self, line: String) {
         let mut state = self.0.lock();
         if state.lines.len() < CAPACITY {
@@ -64,7 +64,7 @@ impl LineWriter {
         self.0.changed.notify_all();
     }
 
-    /// Waits until everything is written, for at most this time.
+    /// Waits until every queued line is written, but not longer than `limit`.
     pub(super) fn flush(&self, limit: Duration) {
         let unwritten = |state: &mut State| state.is_writing || !state.lines.is_empty();
         let _ = self.0.changed.wait_timeout_while(self.0.lock(), limit, unwritten);
@@ -85,13 +85,13 @@ fn write_lines(shared: &Shared, mut sink: impl Write, dropped_line: impl Fn(u64)
         if state.lines.is_empty() {
             return;
         }
-        // All of them at once, so that those that were dropped came after these and before any other.
+        // All at once, so that dropped lines were always queued after these.
         let (lines, dropped) = (std::mem::take(&mut state.lines), std::mem::take(&mut state.dropped));
         state.is_writing = true;
         drop(state);
         let last = (dropped > 0).then(|| dropped_line(dropped));
         for line in lines.into_iter().chain(last) {
-            // A log that cannot be written is no reason to let a certificate expire.
+            // Failing to write the log must not stop a renewal.
             let _ = sink.write_all((line + "\n").as_bytes()).and_then(|()| sink.flush());
         }
         shared.lock().is_writing = false;
@@ -105,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    /// A sink that takes no line until the test does.
+    /// A sink whose writes block until the test reads the line.
     struct Pipe(SyncSender<String>);
 
     impl Write for Pipe {
@@ -126,10 +126,10 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_takes_nothing_delays_nobody_and_what_was_dropped_is_counted() {
+    fn a_blocked_sink_does_not_block_writers_and_dropped_lines_are_counted() {
         let (writer, lines) = writer();
         writer.write("first".to_owned());
-        // Until the thread has taken it, and is stuck with it.
+        // Wait until the thread is blocked on the first line.
         while !writer.0.lock().is_writing {
             std::thread::yield_now();
         }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_there_after_a_flush_and_after_the_end() {
+    fn lines_are_written_by_flush_and_on_drop() {
         let (writer, lines) = writer();
         let reader = std::thread::spawn(move || lines.iter().collect::<Vec<_>>());
         writer.write("one".to_owned());

@@ -1,4 +1,4 @@
-//! The log: sentences on a terminal, JSON lines elsewhere.
+//! The log: sentences on a terminal, JSON lines otherwise.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::lines::LineWriter;
 use super::{Event, Level, Record};
 
-/// How a line looks.
+/// The log's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -18,24 +18,24 @@ pub enum Format {
     Auto,
     /// A time and a sentence.
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// How long the end of the process waits for a log that is not read.
+/// How long the process waits at exit for the log to be written.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Writes events to standard error. A reader of it that stalls delays nobody: see `LineWriter`.
+/// Writes events to standard error without blocking; see `LineWriter`.
 pub struct Log {
     format: LineFormat,
-    /// `None` if nothing is written.
+    /// `None` if the log is disabled.
     writer: Option<LineWriter>,
 }
 
 #[derive(Clone, Copy)]
 struct LineFormat {
     json: bool,
-    /// Whether journald reads the lines: it understands a priority in front (sd-daemon(3)).
+    /// Whether journald reads the lines and expects a priority prefix (sd-daemon(3)).
     journal: bool,
 }
 
@@ -44,7 +44,7 @@ struct Line<'a> {
     time: String,
     level: Level,
     message: String,
-    /// The identity that the event is about; none if it is about the node.
+    /// The identity that the event is about; `None` if it is about the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     identity: Option<&'a str>,
     #[serde(flatten)]
@@ -55,7 +55,7 @@ impl Log {
     /// A log on standard error in this format.
     ///
     /// # Errors
-    /// If the system has no thread left.
+    /// If its thread cannot be created.
     pub fn new(format: Format) -> std::io::Result<Self> {
         let json = match format {
             Format::Auto => !std::io::stderr().is_terminal(),
@@ -70,20 +70,19 @@ impl Log {
         Ok(Self { format, writer: Some(LineWriter::start(std::io::stderr(), dropped)?) })
     }
 
-    /// A log that writes nothing, for the demo, which has its own way of showing events.
+    /// A disabled log, for the demo, which prints events itself.
     pub fn silent() -> Self {
         Self { format: LineFormat { json: false, journal: false }, writer: None }
     }
 
-    /// Writes a line for this event, without waiting for whoever reads it. A sentence names its identity if there are
-    /// several.
+    /// Queues a line for this event. A sentence starts with its identity if there are several.
     pub fn write(&self, record: &Record, several: bool) {
         if let Some(writer) = &self.writer {
             writer.write(self.format.line(record, several));
         }
     }
 
-    /// Waits until every line is written, but not for long: to be called before the process ends.
+    /// Waits until every line is written, but at most a second. Call before the process exits.
     pub fn flush(&self) {
         if let Some(writer) = &self.writer {
             writer.flush(FLUSH_LIMIT);
@@ -111,7 +110,7 @@ impl LineFormat {
                 Level::Warning => "warning: ",
                 Level::Info => "",
             };
-            // What others said must not look like a line of ours.
+            // Text from outside must not be able to forge a log line.
             let identity = identity.as_ref().filter(|_| several);
             let identity = identity.map(|identity| format!("{identity}: ")).unwrap_or_default();
             format!("{time} {mark}{identity}{}", printable(&message))

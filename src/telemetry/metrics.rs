@@ -1,7 +1,7 @@
-//! The metrics: what Prometheus reads, made from the status each time it asks.
+//! Prometheus metrics, computed from the status at each scrape.
 //!
-//! The kubelet's own names come first, so that alerts which were written for a kubelet's rotation keep working; the rest
-//! is pintle's. Names and labels are an interface. Labels have few values: never a serial number, never a path.
+//! The kubelet's own metric names come first, so that alerts on a kubelet's rotation keep working; the others are
+//! pintle's. Names and labels are an interface. Label values are few: never a serial number or a path.
 
 use pintle_agent_core::UnixTime;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
@@ -12,7 +12,7 @@ use super::{FailureReason, IdentityStatus, ProxyStatus, Status};
 /// The media type of [`text`]: Prometheus' text exposition format.
 pub const MEDIA_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// The metrics as Prometheus reads them.
+/// The metrics in Prometheus' text exposition format.
 pub fn text(status: &Status, now: UnixTime) -> String {
     let mut page = Page::default();
     page.of_kubelet(&status.identities, now);
@@ -28,19 +28,19 @@ pub fn text(status: &Status, now: UnixTime) -> String {
         );
     }
     let mut text = Vec::new();
-    // It fails for a family without metrics, and there is none.
+    // Encoding fails only for a family without metrics, and there is none.
     let _ = TextEncoder::new().encode(&page.families, &mut text);
     String::from_utf8(text).unwrap_or_default()
 }
 
-/// The families so far, in the order of their first metric.
+/// Metric families, in the order in which they were first added.
 #[derive(Default)]
 struct Page {
     families: Vec<MetricFamily>,
 }
 
 impl Page {
-    /// The kubelet's own metrics, which know of one client certificate: of several, the one that expires first.
+    /// The kubelet's own metrics, which assume a single client certificate: of several, the one that expires first.
     fn of_kubelet(&mut self, identities: &[IdentityStatus], now: UnixTime) {
         let now = now.as_milliseconds() as f64 / 1000.0;
         if let Some(end) = identities.iter().filter_map(|identity| identity.not_after).min() {
@@ -75,27 +75,27 @@ impl Page {
         if let Some(due) = due {
             self.gauge(
                 "pintle_certificate_renewal_timestamp_seconds",
-                "When the certificate is rotated, Unix time",
+                "When the rotation is scheduled, Unix time",
                 &of_identity,
                 due,
             );
         }
         self.gauge(
             "pintle_certificate_ready_status",
-            "Whether a certificate that has not expired is in use, with a key that is there",
+            "Whether an unexpired certificate with an available key is in use",
             &of_identity,
             f64::from(u8::from(good)),
         );
         self.gauge(
             "pintle_rotation_overdue_seconds",
-            "How long ago the certificate should have been rotated, whether or not anything was tried",
+            "How long the rotation is overdue, whether or not it was attempted",
             &of_identity,
             due.map_or(0.0, |due| now - due).max(0.0).floor(),
         );
         for (result, count) in [("success", identity.rotations), ("failure", identity.errors)] {
             self.counter(
                 "pintle_rotations_total",
-                "Rotations completed, and failures on the way to one",
+                "Completed rotations, and failures during rotations",
                 &[of_identity[0], ("result", result)],
                 count,
             );
@@ -112,7 +112,7 @@ impl Page {
         for (certificate, count) in [("current", current), ("earlier", earlier)] {
             self.gauge(
                 "pintle_proxy_connections",
-                "Open connections through the credential proxy, by the certificate that they speak as",
+                "Open connections through the credential proxy, by certificate",
                 &[identity, ("certificate", certificate)],
                 count as f64,
             );
@@ -134,12 +134,12 @@ impl Page {
         for (to, count) in [("server", statistics.bytes_to_server), ("client", statistics.bytes_to_client)] {
             self.counter(
                 "pintle_proxy_bytes_total",
-                "Bytes copied by the credential proxy, by where they went",
+                "Bytes relayed by the credential proxy, by direction",
                 &[identity, ("to", to)],
                 count,
             );
         }
-        // All of them from the start, so that a rate can be taken of the first one.
+        // Every reason from the start, so that rate() sees the first failure.
         for reason in FailureReason::ALL {
             self.counter(
                 "pintle_proxy_failures_total",
@@ -186,7 +186,6 @@ impl Page {
     }
 }
 
-/// A time in seconds since 1970.
 fn seconds(time: UnixTime) -> f64 {
     time.as_seconds() as f64
 }
@@ -221,9 +220,9 @@ mod tests {
         Status { identities: vec![identity], backends }
     }
 
-    /// The names are an interface: whoever changes one, changes this list and docs/operators.md.
+    /// The names are an interface: change this list and docs/operators.md together with them.
     #[test]
-    fn the_names_and_labels_are_these() {
+    fn names_and_labels_are_stable_and_documented() {
         let text = text(&status(), UnixTime::from_seconds(110));
         for line in [
             "kubelet_certificate_manager_client_ttl_seconds -10",
@@ -256,7 +255,7 @@ mod tests {
         }
     }
 
-    /// Prometheus drops a page on which a series stands twice.
+    /// Prometheus rejects a scrape that has the same series twice.
     #[test]
     fn several_identities_have_series_of_their_own() {
         let mut status = status();
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_certificate_there_is_no_end_to_tell() {
+    fn there_is_no_expiration_before_the_first_certificate() {
         let identity = IdentityStatus { identity: "client".to_owned(), ..IdentityStatus::default() };
         let text = text(&Status { identities: vec![identity], backends: Vec::new() }, UnixTime::from_seconds(0));
         assert!(

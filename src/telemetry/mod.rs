@@ -1,6 +1,7 @@
-//! What the agent tells the world: events, declared once, that feed the log, the status and whoever else listens.
+//! Telemetry: events, declared once, that feed the log, the status, the service manager and subscribers.
 
 mod event;
+#[allow(clippy::disallowed_methods, reason = "a standard error that blocks must keep only this thread waiting")]
 mod lines;
 mod log;
 pub mod metrics;
@@ -20,41 +21,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{broadcast, watch};
 
-/// How many events a slow listener may fall behind before it loses some.
+/// The number of events that a slow subscriber may lag behind before it loses some.
 const BACKLOG: usize = 256;
 
-/// Where events go: those of the node, or of one of its identities.
+/// A handle for emitting events about the node, or about one of its identities.
 #[derive(Clone)]
 pub struct Telemetry {
     shared: Arc<Shared>,
-    /// The identity whose events these are; `None` for the node's own.
+    /// The identity that the events are about; `None` for the node.
     identity: Option<Arc<str>>,
 }
 
-/// What all identities of the node tell the world with.
+/// Shared by all identities of the node.
 struct Shared {
     log: Log,
     events: broadcast::Sender<Record>,
     status: watch::Sender<Status>,
     notifier: Notifier,
-    /// How the credential proxy of each identity stands, by the identity's name.
+    /// The credential proxies by identity name.
     proxies: Mutex<BTreeMap<Arc<str>, ProxyGauge>>,
 }
 
 /// An event, and the identity that it is about.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// The identity's name; `None` if the event is about the node.
+    /// `None` if the event is about the node.
     pub identity: Option<Arc<str>>,
     /// What happened.
     pub event: Event,
 }
 
-/// Tells how a credential proxy stands right now; `None` once it has ended.
+/// Reads the current status of a credential proxy; `None` once the proxy is gone.
 pub type ProxyGauge = Box<dyn Fn() -> Option<ProxyStatus> + Send>;
 
 impl Telemetry {
-    /// Events go to this log, and to the service manager where there is one.
+    /// Telemetry that writes to this log, and notifies the service manager if there is one.
     pub fn new(log: Log) -> Self {
         let shared = Shared {
             log,
@@ -66,8 +67,8 @@ impl Telemetry {
         Self { shared: Arc::new(shared), identity: None }
     }
 
-    /// The telemetry of one identity, which stands in the status from now on. The node is not ready before this identity
-    /// is, and is not alive unless this identity is.
+    /// The telemetry of one identity, which is part of the status from now on. The node is ready once all its
+    /// identities are, and alive while all of them are.
     pub fn for_identity(&self, status: IdentityStatus) -> Self {
         let identity: Arc<str> = status.identity.as_str().into();
         self.shared.notifier.expect(&identity);
@@ -76,28 +77,28 @@ impl Telemetry {
         identity
     }
 
-    /// Tells that something happened.
+    /// Emits an event.
     pub fn emit(&self, event: Event) {
         let record = Record { identity: self.identity.clone(), event };
         let several = self.shared.status.borrow().identities.len() > 1;
         self.shared.log.write(&record, several);
-        // Nobody needs to listen.
+        // Fails only if there are no subscribers.
         let _ = self.shared.events.send(record);
     }
 
-    /// Waits, for a short while, until the log is written: to be called before the process ends.
+    /// Waits until the log is written, but at most a second. Call before the process exits.
     pub fn flush(&self) {
         self.shared.log.flush();
     }
 
-    /// All events of the node and its identities from now on.
+    /// Subscribes to the events of the node and all its identities.
     pub fn events(&self) -> broadcast::Receiver<Record> {
         self.shared.events.subscribe()
     }
 
     /// Replaces the status of this identity.
     pub fn set_status(&self, status: IdentityStatus) {
-        self.shared.notifier.told(&status.identity);
+        self.shared.notifier.mark_published(&status.identity);
         self.update_status(status);
         self.shared.notifier.status(&self.current_status());
     }
@@ -111,7 +112,7 @@ impl Telemetry {
         });
     }
 
-    /// Has this tell how the credential proxy of this identity stands whenever somebody wants to know.
+    /// Adds the status of this identity's credential proxy to the status, read whenever the status is requested.
     pub fn watch_proxy(&self, gauge: ProxyGauge) {
         if let Some(identity) = &self.identity {
             let mut proxies = self.shared.proxies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,7 +120,7 @@ impl Telemetry {
         }
     }
 
-    /// The status as of now, with what changes too often to be told of each time.
+    /// The current status, including values that change too often to be published with each change.
     pub fn current_status(&self) -> Status {
         let mut status = self.shared.status.borrow().clone();
         let proxies = self.shared.proxies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,12 +130,12 @@ impl Telemetry {
         status
     }
 
-    /// The status, as it is and as it changes.
+    /// The status, updated at each change.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.shared.status.subscribe()
     }
 
-    /// Tells the service manager's watchdog that this identity's loop is alive.
+    /// Reports to the service manager's watchdog that this identity's loop is running.
     pub fn alive(&self) {
         if let Some(identity) = &self.identity {
             self.shared.notifier.alive(identity);

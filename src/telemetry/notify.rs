@@ -1,18 +1,19 @@
-//! The service manager: sd_notify(3).
+//! Service manager notifications (sd_notify(3)).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pintle_agent_core::text::printable;
 use sd_notify::NotifyState;
 
 use super::{IdentityStatus, State, Status};
+use crate::world::clock::monotonic;
 
-/// Tells systemd READY, STATUS and WATCHDOG for the node; does nothing where there is no systemd.
+/// Sends READY, STATUS and WATCHDOG to systemd for the node. Does nothing without systemd.
 pub struct Notifier {
     progress: Mutex<Progress>,
-    /// How often the watchdog is fed at most: a third of what would make it act.
+    /// Interval of watchdog notifications: a third of the watchdog's timeout.
     watchdog: Option<Duration>,
 }
 
@@ -21,36 +22,37 @@ struct Progress {
     ready: bool,
     status: String,
     identities: BTreeMap<Arc<str>, Identity>,
-    last_fed: Option<Instant>,
+    /// When the last watchdog notification was sent, on the monotonic clock.
+    last_notified: Option<Duration>,
 }
 
 #[derive(Default)]
 struct Identity {
-    /// Whether its loop has been heard from since the watchdog was fed last.
+    /// Whether its loop has reported since the last watchdog notification.
     alive: bool,
-    /// Whether its status has been told: before that nothing is known of it.
-    told: bool,
-    /// Since when it has been waiting for an approver or a signer.
-    waiting_since: Option<Instant>,
+    /// Whether its own status has been published. Before that, its state is unknown.
+    published: bool,
+    /// Since when it has been waiting for approval or for the signer, on the monotonic clock.
+    waiting_since: Option<Duration>,
 }
 
-/// An approver or a signer that has not acted by then is a person, or does not exist.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a start waits for an approver or a signer. After that it is probably a person, or missing.
+const MAXIMUM_APPROVAL_WAIT: Duration = Duration::from_secs(30);
 
 impl Notifier {
-    /// As the environment (NOTIFY_SOCKET, WATCHDOG_USEC) says.
+    /// Reads NOTIFY_SOCKET and WATCHDOG_USEC from the environment.
     pub fn from_environment() -> Self {
         let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 3);
         Self { progress: Mutex::default(), watchdog }
     }
 
-    /// Counts on this identity: without it, the node is neither ready nor alive.
+    /// Registers an identity. The node is ready once all registered identities are, and alive while all of them are.
     pub fn expect(&self, identity: &Arc<str>) {
         self.progress().identities.entry(Arc::clone(identity)).or_default();
     }
 
-    /// Tells the status of the node. It is ready once the credential of each identity is good; or once it is plain that it
-    /// will take longer, since a boot must not hang for it.
+    /// Publishes the node's status. The node is ready once each identity's credential is valid, or it is clear that
+    /// getting one will take longer: a boot must not hang for that.
     pub fn status(&self, status: &Status) {
         let mut progress = self.progress();
         let text = status_line(status);
@@ -64,22 +66,22 @@ impl Notifier {
         }
     }
 
-    /// The status of this identity is its own from now on, and no longer what it was announced with.
-    pub fn told(&self, identity: &str) {
+    /// From now on, this identity's status is its own and not a placeholder.
+    pub fn mark_published(&self, identity: &str) {
         if let Some(known) = self.progress().identities.get_mut(identity) {
-            known.told = true;
+            known.published = true;
         }
     }
 
-    /// The loop of this identity is alive.
+    /// Reports that this identity's loop is running.
     pub fn alive(&self, identity: &str) {
         let Some(interval) = self.watchdog else {
             return;
         };
         let mut progress = self.progress();
-        if progress.hear_from(identity) && progress.last_fed.is_none_or(|last| last.elapsed() >= interval) {
+        if progress.record_alive(identity) && progress.last_notified.is_none_or(|last| monotonic() - last >= interval) {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-            progress.feed();
+            progress.start_interval();
         }
     }
 
@@ -89,42 +91,43 @@ impl Notifier {
 }
 
 impl Progress {
-    /// Notes since when each identity waits, and answers whether all are ready.
+    /// Records since when each identity has been waiting. Returns whether all are ready.
     fn are_ready(&mut self, status: &Status) -> bool {
         let mut ready = true;
         for (name, known) in &mut self.identities {
-            let Some(identity) = status.identity(name).filter(|_| known.told) else {
+            let Some(identity) = status.identity(name).filter(|_| known.published) else {
                 ready = false;
                 continue;
             };
             known.waiting_since = match identity.state {
                 State::WaitingForApproval | State::WaitingForSigner => {
-                    known.waiting_since.or_else(|| Some(Instant::now()))
+                    known.waiting_since.or_else(|| Some(monotonic()))
                 }
                 _ => None,
             };
-            let waited = known.waiting_since.is_some_and(|since| since.elapsed() >= PATIENCE);
+            let waited = known.waiting_since.is_some_and(|since| monotonic() - since >= MAXIMUM_APPROVAL_WAIT);
             ready &= is_ready(identity, waited);
         }
         ready
     }
 
-    /// Notes that the loop of this identity is alive; answers whether all of them have been since the last feeding.
-    fn hear_from(&mut self, identity: &str) -> bool {
+    /// Records that this identity's loop is running. Returns whether all have reported since the last watchdog
+    /// notification.
+    fn record_alive(&mut self, identity: &str) -> bool {
         if let Some(known) = self.identities.get_mut(identity) {
             known.alive = true;
         }
         self.identities.values().all(|identity| identity.alive)
     }
 
-    /// The watchdog has been fed: each identity must be heard from again.
-    fn feed(&mut self) {
-        self.last_fed = Some(Instant::now());
+    /// Starts a new watchdog interval, in which each identity must report again.
+    fn start_interval(&mut self) {
+        self.last_notified = Some(monotonic());
         self.identities.values_mut().for_each(|identity| identity.alive = false);
     }
 }
 
-/// One line, whatever is in it: the next one would be an assignment of its own, such as WATCHDOG=trigger.
+/// Always a single line: systemd would parse a second one as another assignment, such as WATCHDOG=trigger.
 fn status_line(status: &Status) -> String {
     printable(&status.line())
 }
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn c13_a_boot_waits_for_an_approval_but_not_for_ever() {
+    fn c13_a_boot_does_not_wait_indefinitely_for_approval() {
         let of = |state, reason: &str| IdentityStatus { state, reason: reason.to_owned(), ..IdentityStatus::default() };
         assert!(is_ready(&of(State::Ready, ""), false));
         assert!(is_ready(&of(State::Failing, "the API server cannot be reached"), false));
@@ -155,9 +158,9 @@ mod tests {
         assert!(is_ready(&of(State::WaitingForApproval, ""), true));
     }
 
-    /// A start that rotates, while a kubelet that was connected before comes back at once.
+    /// An agent that rotates at its start, while a kubelet that was connected before reconnects.
     #[test]
-    fn c18_a_start_does_not_wait_for_connections_that_may_take_a_quarter_of_an_hour_to_end() {
+    fn c18_a_start_does_not_wait_for_old_connections_to_drain() {
         let open = |serial: &str| IdentityStatus {
             state: State::Rotating,
             phase: Phase::Retiring,
@@ -171,7 +174,7 @@ mod tests {
             ..IdentityStatus::default()
         };
         assert!(is_ready(&open("1"), false));
-        assert!(!is_ready(&open("2"), false), "it is a moment until the old key is destroyed");
+        assert!(!is_ready(&open("2"), false), "the old key is about to be deleted");
     }
 
     fn two() -> (Notifier, Progress) {
@@ -183,13 +186,13 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_hears_of_every_identity_or_is_not_fed() {
+    fn the_watchdog_is_notified_only_if_every_identity_reports() {
         let (_, mut progress) = two();
-        assert!(!progress.hear_from("one") && !progress.hear_from("one"), "nothing of the other");
-        assert!(progress.hear_from("two"));
-        progress.feed();
-        assert!(!progress.hear_from("two"), "the first hangs since");
-        assert!(progress.hear_from("one"));
+        assert!(!progress.record_alive("one") && !progress.record_alive("one"), "the other has not reported");
+        assert!(progress.record_alive("two"));
+        progress.start_interval();
+        assert!(!progress.record_alive("two"), "the first has not reported since");
+        assert!(progress.record_alive("one"));
     }
 
     #[test]
@@ -203,9 +206,9 @@ mod tests {
         };
         let status =
             |other| Status { identities: vec![of("one", State::Ready), of("two", other)], backends: Vec::new() };
-        notifier.told("one");
-        assert!(!notifier.progress().are_ready(&status(State::Ready)), "the other has only been announced");
-        notifier.told("two");
+        notifier.mark_published("one");
+        assert!(!notifier.progress().are_ready(&status(State::Ready)), "the other's status is only a placeholder");
+        notifier.mark_published("two");
         assert!(!notifier.progress().are_ready(&status(State::Enrolling)));
         assert!(notifier.progress().are_ready(&status(State::Ready)));
     }

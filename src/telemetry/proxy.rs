@@ -1,4 +1,4 @@
-//! The credential proxy in the status: how it stands, what it has done, and why connections failed.
+//! The credential proxy's part of the status: its state, its statistics, and the reasons for failures.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,16 +11,16 @@ use serde::{Deserialize, Serialize};
 pub struct ProxyStatus {
     /// Where it listens.
     pub address: SocketAddr,
-    /// The serial number of the certificate that new connections speak as; empty while there is none.
+    /// The serial number of the certificate that new connections use; empty if there is none yet.
     pub serial: String,
-    /// Why it cannot follow the certificate or the kubeconfig; empty if it does.
+    /// Why it cannot use the current certificate or kubeconfig; empty if it does.
     #[serde(default)]
     pub reason: String,
-    /// What it has done since it was started.
+    /// Counters since the proxy was started.
     pub statistics: Statistics,
 }
 
-/// Why a connection failed. The words are an interface: metrics have them as a label.
+/// Why a connection failed. The values are an interface: a metric has them as a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureReason {
@@ -30,29 +30,29 @@ pub enum FailureReason {
     LocalCertificateMissing,
     /// The local client's certificate is not the one of this boot.
     LocalCertificateUnknown,
-    /// The local client does not speak TLS as it should.
+    /// The local client's TLS handshake failed for another reason.
     LocalHandshake,
     /// The peer of the unix socket is another user.
     PeerNotAllowed,
-    /// More local clients began a handshake than are allowed at once; the oldest had to go.
+    /// Too many local handshakes were in progress, and this one was the oldest.
     TooManyHandshakes,
-    /// There was no certificate to speak with.
+    /// There was no valid client certificate.
     NoCertificate,
     /// No API server accepted a connection in time.
     ServerUnreachable,
-    /// No API server came through a handshake.
+    /// No API server completed a handshake.
     ServerHandshake,
-    /// The key did not sign, or not in time.
+    /// The key did not sign in time, or not at all.
     KeyUnavailable,
-    /// The API server settled on another application protocol than before.
+    /// The API server negotiated a different application protocol than before.
     ProtocolChanged,
-    /// The system had no descriptor, or no memory, for another connection.
+    /// The process had no file descriptor or memory for another connection.
     AcceptFailed,
-    /// An open connection broke.
+    /// An open connection failed.
     Broken,
-    /// Nothing came for the idle timeout.
+    /// Nothing was sent or received for the idle timeout.
     IdleTimeout,
-    /// The certificate, or the time to drain, ended with requests under way.
+    /// The certificate was about to expire, or the drain time was over, with requests outstanding.
     CutAtEnd,
 }
 
@@ -75,7 +75,7 @@ impl FailureReason {
         Self::CutAtEnd,
     ];
 
-    /// The word for it.
+    /// The value in the status, the log and the metrics.
     pub fn word(self) -> &'static str {
         match self {
             Self::LocalHandshakeTimeout => "local-handshake-timeout",
@@ -96,23 +96,23 @@ impl FailureReason {
         }
     }
 
-    /// Whether it is worth a line in the log: connections that end by themselves are not.
+    /// Whether it is logged. Failures of established connections are common and are only counted.
     pub(crate) fn is_logged(self) -> bool {
         !matches!(self, Self::Broken | Self::IdleTimeout)
     }
 }
 
-/// What the proxy has done since it was started.
+/// The proxy's counters since it was started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Statistics {
-    /// Open connections by the serial number of the certificate that each speaks as.
+    /// Open connections by the serial number of their certificate.
     pub open_connections: BTreeMap<String, u64>,
     /// Local connections accepted.
     pub accepted: u64,
     /// Local handshakes completed.
     pub local_handshakes: u64,
-    /// Those of them that resumed a session.
+    /// How many of them resumed a session.
     pub local_resumptions: u64,
     /// Handshakes with API servers completed.
     pub server_handshakes: u64,
@@ -120,6 +120,6 @@ pub struct Statistics {
     pub bytes_to_server: u64,
     /// Bytes of plaintext copied to local clients.
     pub bytes_to_client: u64,
-    /// Failures by reason.
+    /// Failures by [`FailureReason::word`].
     pub failures: BTreeMap<String, u64>,
 }

@@ -1,14 +1,13 @@
-//! Times as RFC 3339 in JSON.
+//! Serializes times as RFC 3339.
 
 use pintle_agent_core::UnixTime;
 use serde::{Deserialize, Deserializer, Serializer, de};
 
-/// Writes a time.
 pub(super) fn serialize<S: Serializer>(time: &UnixTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(time)
 }
 
-/// A time, or an empty string.
+/// An optional time; `None` is an empty string.
 pub(super) mod optional {
     use super::*;
 

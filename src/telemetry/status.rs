@@ -1,18 +1,18 @@
-//! The status: what `pintle status` shows, and an interface for scripts.
+//! The status that `pintle status` shows, and that scripts read.
 //!
-//! Its values are typed, and become text only where somebody reads them: JSON has times as RFC 3339, and an empty string
-//! where there is none.
+//! Values are typed, and formatted only when serialized: JSON has times as RFC 3339, and an empty string for a
+//! missing time.
 
 use pintle_agent_core::UnixTime;
 use serde::{Deserialize, Serialize};
 
 use super::{ProxyStatus, rfc3339};
 
-/// The status of an agent.
+/// The status of the agent on a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// One entry for each identity.
+    /// One entry per identity.
     pub identities: Vec<IdentityStatus>,
     /// The backends, as of their last call.
     #[serde(default)]
@@ -25,45 +25,45 @@ pub struct Status {
 pub struct BackendStatus {
     /// Its name in the configuration.
     pub name: String,
-    /// Whether its device answered the last call.
+    /// Whether its device responded to the last call.
     pub up: bool,
     /// Why it did not.
     pub reason: String,
-    /// What a person can do about it.
+    /// What to do about it.
     pub hint: String,
 }
 
-/// What state an identity is in, by what a person does about it.
+/// The state of an identity, classified by what an operator has to do about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// There is no certificate yet, and getting one has begun.
+    /// There is no certificate yet; enrollment is in progress.
     #[default]
     Enrolling,
-    /// The certificate is good, and its rotation is planned.
+    /// The certificate is valid, and its rotation is scheduled.
     Ready,
-    /// A rotation is under way; the certificate is good.
+    /// A rotation is in progress; the certificate is valid.
     Rotating,
-    /// A request waits for an approver.
+    /// A request waits for approval.
     WaitingForApproval,
     /// A request is approved and waits for the signer.
     WaitingForSigner,
     /// Rotation is off.
     RotationOff,
-    /// There is no credential to ask the API server with.
+    /// There is no credential to authenticate to the API server with.
     NoCredential,
-    /// Something failed and is tried again; the reason says what.
+    /// Something failed and is retried; see the reason.
     Failing,
-    /// The backend lost the key, and a person must decide.
+    /// The backend lost the key, and an operator must decide what to do.
     KeyLost,
-    /// The identity cannot be started: only a person can change that, and the reason says how.
+    /// The identity cannot start until an operator fixes the cause; see the reason.
     NotStarted,
-    /// The agent does not run; this was read from disk.
+    /// The agent is not running; the status was read from disk.
     NotRunning,
 }
 
 impl State {
-    /// The word in the STATE column.
+    /// The state as shown in the STATE column.
     pub fn word(self) -> &'static str {
         match self {
             Self::Enrolling => "Enrolling",
@@ -81,26 +81,26 @@ impl State {
     }
 }
 
-/// The phase of a rotation, without what the rotation knows in it.
+/// The phase of a rotation, without the data that the rotation keeps for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// The credential in use is good; or there is none, and getting one begins.
+    /// The credential in use is valid, or there is none yet.
     #[default]
     Holding,
-    /// A key is being made.
+    /// A key is being generated.
     Generating,
     /// A certificate is being requested.
     Requesting,
     /// The request waits for an approver or the signer.
     Awaiting,
-    /// The API server is asked whether it accepts the certificate.
+    /// The API server is being asked whether it accepts the certificate.
     Proving,
     /// The certificate is being written.
     Publishing,
-    /// The certificate before is being written again, since the API server refused the one after it.
+    /// The previous certificate is being written again, because the API server rejected its successor.
     Restoring,
-    /// Old keys are being destroyed.
+    /// Old keys are being deleted.
     Retiring,
 }
 
@@ -128,13 +128,13 @@ pub struct IdentityStatus {
     pub identity: String,
     /// The subject's common name.
     pub subject: String,
-    /// The signer.
+    /// The signerName of its requests.
     pub signer_name: String,
     /// What state it is in.
     pub state: State,
-    /// What failed or what is waited for, in the cluster's own words where it has some.
+    /// What failed or is being waited for, in the cluster's own words where it gives any.
     pub reason: String,
-    /// What a person can do next.
+    /// What to do about it.
     pub hint: String,
     /// The phase of the rotation.
     pub phase: Phase,
@@ -142,12 +142,12 @@ pub struct IdentityStatus {
     pub key: Option<KeyStatus>,
     /// The leaf's serial number, upper-case hexadecimal.
     pub serial: String,
-    /// SHA-256 of the leaf, hexadecimal, as in an API server's credential id.
+    /// SHA-256 of the leaf, hexadecimal, as in an API server's credential ID.
     pub fingerprint: String,
-    /// The beginning of the leaf's validity; as all times here, `None` where there is no certificate.
+    /// The leaf's notBefore. Here and below, `None` if there is no certificate.
     #[serde(with = "rfc3339::optional")]
     pub not_before: Option<UnixTime>,
-    /// The end of the leaf's validity.
+    /// The leaf's notAfter.
     #[serde(with = "rfc3339::optional")]
     pub not_after: Option<UnixTime>,
     /// When the certificate was installed.
@@ -156,27 +156,27 @@ pub struct IdentityStatus {
     /// When the rotation window opens.
     #[serde(with = "rfc3339::optional")]
     pub window_opens: Option<UnixTime>,
-    /// When the certificate is rotated.
+    /// When the rotation is scheduled.
     #[serde(with = "rfc3339::optional")]
     pub rotates_at: Option<UnixTime>,
     /// When the rotation window closes.
     #[serde(with = "rfc3339::optional")]
     pub window_closes: Option<UnixTime>,
-    /// The request under way.
+    /// The name of the current CertificateSigningRequest; may be empty.
     pub request: String,
-    /// When it is tried again; `None` if nothing has failed.
+    /// When the rotation is retried; `None` if nothing has failed.
     #[serde(with = "rfc3339::optional")]
     pub retry_at: Option<UnixTime>,
-    /// Failures in a row.
+    /// Consecutive failures.
     pub failures: u32,
     /// Rotations that this process has completed.
     pub rotations: u64,
-    /// Failures on the way to one, as of this process.
+    /// Failures of rotations since this process started.
     #[serde(default)]
     pub errors: u64,
-    /// How many seconds the API server's clock is ahead of this machine's, as of its last answer.
+    /// How far the API server's clock was ahead of this machine's at its last response.
     pub server_ahead_seconds: Option<i64>,
-    /// The current pair.
+    /// The file name of the current pair.
     pub pair: String,
     /// The credential proxy, if it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -189,37 +189,37 @@ pub struct IdentityStatus {
 pub struct KeyStatus {
     /// The backend that holds it.
     pub backend: String,
-    /// Its id there.
+    /// Its identifier in the backend.
     pub id: String,
     /// Its algorithm.
     pub algorithm: String,
 }
 
 impl IdentityStatus {
-    /// Whether a good certificate is in use, with a key that is there.
+    /// Whether a valid certificate is in use and its key is available.
     pub fn is_good(&self, now: UnixTime) -> bool {
         self.not_after.is_some_and(|end| now < end) && self.state != State::KeyLost
     }
 
-    /// Whether nothing is left of a rotation but to destroy old keys, once the last connections through the proxy that use
-    /// them have ended: the new certificate is in use.
+    /// Whether the new certificate is in use, and only old keys remain to be deleted, once the last connections
+    /// through the proxy that use them have closed.
     pub fn drains(&self) -> bool {
         let earlier = |serial: &String| *serial != self.serial;
         let open = self.proxy.iter().flat_map(|proxy| proxy.statistics.open_connections.keys()).any(earlier);
         self.phase == Phase::Retiring && open
     }
 
-    /// The state, and why.
+    /// The state, with the reason in brackets if there is one.
     pub fn state_and_reason(&self) -> String {
         let reason = if self.reason.is_empty() { String::new() } else { format!(" ({})", self.reason) };
         format!("{}{reason}", self.state.word())
     }
 
-    /// The status in one line.
+    /// The status as one line.
     pub fn line(&self) -> String {
         let mut line = format!("{}: {}", self.subject, self.state.word());
         if let Some(end) = self.not_after {
-            line += &format!(", good until {end}");
+            line += &format!(", valid until {end}");
         }
         if let Some(at) = self.rotates_at.filter(|_| self.state == State::Ready) {
             line += &format!(", rotates at {at}");
@@ -237,7 +237,8 @@ impl Status {
         self.identities.iter().find(|identity| identity.identity == name)
     }
 
-    /// The status in one line: that of the only identity, or how many of several are ready and what the others do.
+    /// The status as one line: that of the only identity, or how many of several are ready and the states of the
+    /// others.
     pub fn line(&self) -> String {
         if let [only] = self.identities.as_slice() {
             return only.line();
@@ -257,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_speaks_for_the_node() {
+    fn the_status_line_summarizes_all_identities() {
         let of = |name: &str, state, reason: &str| IdentityStatus {
             identity: name.to_owned(),
             subject: "system:node:a".to_owned(),
@@ -275,9 +276,9 @@ mod tests {
         assert_eq!(three.line(), "2 of 3 identities ready; probe: Failing (the token is away)");
     }
 
-    /// Scripts read this, and so does the command line of an earlier or later version.
+    /// Scripts parse this, and so do other versions of the command line.
     #[test]
-    fn times_are_rfc_3339_and_what_there_is_not_is_empty() {
+    fn times_are_rfc_3339_and_missing_ones_are_empty() {
         let status = IdentityStatus { not_after: Some(UnixTime::from_seconds(100)), ..IdentityStatus::default() };
         let json = serde_json::to_value(&status).expect("JSON");
         assert_eq!((&json["notAfter"], &json["retryAt"]), (&"1970-01-01T00:01:40Z".into(), &"".into()));

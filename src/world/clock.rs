@@ -1,4 +1,4 @@
-//! The wall clock, and waiting by it.
+//! The wall clock and timers.
 
 use std::io;
 use std::sync::LazyLock;
@@ -9,45 +9,45 @@ use pintle_agent_core::UnixTime;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use tokio::io::unix::AsyncFd;
 
-/// The wall clock is looked at again at least this often, whatever is waited for: a timer counts monotonic time, which
-/// stands still while a machine sleeps and does not follow a clock that is set.
+/// Interval at which a wait compares its target with the wall clock. Timers run on monotonic time, which stops while
+/// the machine sleeps and does not follow changes of the wall clock.
 const HOP: Duration = Duration::from_secs(5);
-/// A step of the wall clock against the monotonic one that is worth waking for.
+/// A difference between wall and monotonic clock that counts as a step and ends a wait early.
 const STEP: Duration = Duration::from_secs(1);
-/// The end of the year 9999, in seconds since 1970. A clock that is past 2038, rightly or not, must not reach it.
+/// The end of the year 9999, in seconds since 1970: later than any clock shows, even one past 2038.
 const NEVER: i64 = 253_402_300_799;
 
-/// What time it is on this machine.
+/// The current time on this machine's wall clock.
 pub fn now() -> UnixTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixTime::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// The time since this process first asked, which only grows.
+/// The time since the first call in this process. Never decreases.
 pub fn monotonic() -> Duration {
     static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
     STARTED.elapsed()
 }
 
-/// The wall clock, a monotonic one, and waiting by them.
+/// A wall clock, a monotonic clock, and timers on them.
 pub trait Clock: Send + Sync {
-    /// What time it is on the wall clock, which can be wrong and can be set.
+    /// The wall clock, which may be wrong and may be set.
     fn now(&self) -> UnixTime;
 
-    /// The time since some fixed moment, which only grows, and may stand still while the machine sleeps.
+    /// The time since a fixed moment. Never decreases, but may stop while the machine sleeps.
     fn monotonic(&self) -> Duration;
 
-    /// Waits until the wall clock shows this time. Returns early when the clock was set or the machine resumed, and in
-    /// any case after [`LONGEST_WAIT`]: whatever waits looks at the world again then.
+    /// Waits until the wall clock shows this time. Returns early if the clock was set or the machine resumed, and
+    /// always after [`LONGEST_WAIT`], so callers check their condition again.
     fn sleep_until(&self, until: Option<UnixTime>) -> BoxFuture<'_, ()>;
 }
 
-/// No wait is longer: what changes on this machine without telling anybody is looked at this often.
+/// Limit on every wait. Local changes without a notification are noticed after at most this long.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// The clocks of this machine.
+/// This machine's clocks.
 pub struct SystemClock {
-    /// Readable when the clock was set or the machine resumed; `None` where the kernel has no such timer.
+    /// Readable once the clock has been set or the machine has resumed; `None` if the kernel does not support it.
     set: Option<AsyncFd<std::os::fd::OwnedFd>>,
 }
 
@@ -81,7 +81,7 @@ impl Clock for SystemClock {
 }
 
 impl SystemClock {
-    /// A clock; must be called within a tokio runtime.
+    /// Must be called within a tokio runtime.
     pub fn new() -> Self {
         Self { set: notice_setting().ok() }
     }
@@ -94,7 +94,7 @@ impl SystemClock {
             let Ok(mut ready) = timer.readable().await else {
                 return std::future::pending().await;
             };
-            // The read clears the event; that it fails with ECANCELED is the event.
+            // Reading clears the event. It fails with ECANCELED, which is the event.
             let read = rustix::io::read(timer.get_ref(), &mut [0u8; 8]);
             let _ = arm(timer.get_ref(), NEVER);
             ready.clear_ready();
@@ -111,19 +111,20 @@ impl Default for SystemClock {
     }
 }
 
-/// Whether the wall clock, which showed `before`, was set, or the machine slept, while the monotonic one went on by
+/// Whether the wall clock, which showed `before`, was set or the machine slept, while the monotonic clock advanced by
 /// `elapsed`.
 pub(crate) fn has_stepped(elapsed: Duration, before: UnixTime, current: UnixTime) -> bool {
     let expected = before + elapsed;
     current.since(expected) > STEP || expected.since(current) > STEP
 }
 
-/// As [`has_stepped`], since both clocks were read.
+/// [`has_stepped`], measured from when both clocks were read.
 fn stepped(started: Instant, wall: UnixTime, current: UnixTime) -> bool {
     has_stepped(started.elapsed(), wall, current)
 }
 
-/// A timer that never fires and is cancelled when the wall clock jumps (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
+/// A timer that never expires, but is cancelled when the wall clock is set (timerfd_create(2),
+/// TFD_TIMER_CANCEL_ON_SET).
 fn notice_setting() -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
     let timer = rustix::time::timerfd_create(TimerfdClockId::Realtime, flags)?;
@@ -143,9 +144,9 @@ fn arm(timer: &std::os::fd::OwnedFd, seconds: i64) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// As one is for a clock that has passed the time for which it was armed.
+    /// Simulates a clock that is past the time for which the timer was armed.
     #[tokio::test]
-    async fn a_timer_that_has_expired_ends_no_wait() {
+    async fn an_expired_timer_does_not_end_a_wait() {
         let clock = SystemClock::new();
         arm(clock.set.as_ref().expect("Linux has such a timer").get_ref(), 1).expect("armed");
         let until = now() + Duration::from_millis(300);

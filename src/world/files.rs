@@ -1,7 +1,7 @@
 //! The file system, at the level of system calls.
 //!
-//! What is made durable, and in which order, is decided in [`crate::store`]; here is only what the kernel does. The
-//! simulation puts a disk in this place that loses what was not synced.
+//! [`crate::store`] decides what to make durable, and in which order; this module only wraps the kernel. The
+//! simulation replaces it with a disk that loses whatever was not synced.
 
 use std::any::Any;
 use std::ffi::OsString;
@@ -15,164 +15,165 @@ use zeroize::Zeroizing;
 
 use super::User;
 
-/// No file that pintle reads is longer than this, in bytes: the configuration, kubeconfigs, pairs, tokens, the journal.
+/// Limit on the size of files that pintle reads, in bytes: configuration, kubeconfigs, pairs, tokens, the journal.
 pub const LONGEST_FILE: u64 = 1024 * 1024;
 
 /// A file system.
 ///
-/// Errors are those of the system calls. Paths are followed as the kernel follows them, unless a method says otherwise.
+/// Errors are those of the system calls. Paths are resolved as by the kernel, unless a method says otherwise.
 pub trait Files: Send + Sync {
-    /// The content of a regular file of at most `limit` bytes. Never waits for a writer, as opening a pipe would.
+    /// Reads a regular file of at most `limit` bytes. Never blocks on a pipe without a writer.
     ///
     /// # Errors
-    /// Also `InvalidInput` for what is not a regular file, and `FileTooLarge`.
+    /// `InvalidInput` if it is not a regular file, `FileTooLarge` if it is longer, and those of the system calls.
     fn read(&self, path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>>;
 
-    /// As [`read`](Self::read), and never through a symbolic link at the end of the path.
+    /// As [`read`](Self::read), but fails if the last component of the path is a symbolic link.
     ///
     /// # Errors
     /// As [`read`](Self::read); that of `O_NOFOLLOW` for a link.
     fn read_no_follow(&self, path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>>;
 
-    /// A new file for writing, with this mode less the umask; there must be none of this name (`O_EXCL`).
+    /// Creates a file for writing, with this mode as reduced by the umask. The file must not exist (`O_EXCL`).
     ///
     /// # Errors
-    /// `AlreadyExists` if the name is taken.
+    /// `AlreadyExists` if the file exists.
     fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn NewFile>>;
 
-    /// Renames a file over whatever has the new name, atomically (rename(2)).
+    /// Renames a file, atomically replacing any file with the new name (rename(2)).
     ///
     /// # Errors
     /// Those of the system call.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// A second name for a file (link(2)).
+    /// Creates a hard link (link(2)).
     ///
     /// # Errors
     /// Those of the system call.
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// A symbolic link at `link` to `target`.
+    /// Creates a symbolic link at `link` to `target`.
     ///
     /// # Errors
     /// Those of the system call.
     fn symlink(&self, target: &Path, link: &Path) -> io::Result<()>;
 
-    /// Removes a name that is not a directory's.
+    /// Removes a file or link; not a directory.
     ///
     /// # Errors
     /// Those of the system call.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Makes a directory and those above it, with this mode less the umask; one that exists stays as it is.
+    /// Creates a directory and its missing parents, with this mode as reduced by the umask. Does not change existing
+    /// ones.
     ///
     /// # Errors
     /// Those of the system call.
     fn create_directories(&self, path: &Path, mode: u32) -> io::Result<()>;
 
-    /// Makes the names in a directory durable (fsync(2) of the directory).
+    /// Makes a directory's entries durable (fsync(2) of the directory).
     ///
     /// # Errors
     /// Those of the system call.
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
 
-    /// The names in a directory, in no order.
+    /// The names in a directory, in no particular order.
     ///
     /// # Errors
     /// Those of the system call.
     fn list(&self, directory: &Path) -> io::Result<Vec<OsString>>;
 
-    /// What stands at this path, or what the link there leads to (stat(2)).
+    /// The metadata of the file at this path, following links (stat(2)).
     ///
     /// # Errors
     /// Those of the system call.
     fn metadata(&self, path: &Path) -> io::Result<Metadata>;
 
-    /// What stands at this path itself (lstat(2)).
+    /// The metadata of the file at this path, not following a link (lstat(2)).
     ///
     /// # Errors
     /// Those of the system call.
     fn symlink_metadata(&self, path: &Path) -> io::Result<Metadata>;
 
-    /// What a symbolic link says.
+    /// The target of a symbolic link.
     ///
     /// # Errors
     /// Those of the system call.
     fn read_link(&self, path: &Path) -> io::Result<PathBuf>;
 
-    /// The path without links, `.` and `..`; everything on it must exist.
+    /// The absolute path without links, `.` and `..`. Every component must exist.
     ///
     /// # Errors
     /// Those of the system calls.
     fn canonicalize(&self, path: &Path) -> io::Result<PathBuf>;
 
-    /// Locks a file or directory that exists, exclusively, without waiting; never one behind a link. The lock is
-    /// advisory (flock(2)) and ends with what is returned; `None` if somebody has it.
+    /// Takes an exclusive advisory lock (flock(2)) on an existing file or directory, without waiting and without
+    /// following a link. Dropping the result releases it; `None` if the file is already locked.
     ///
     /// # Errors
-    /// Those of the system calls; `Unsupported` where the file system has no locks.
+    /// Those of the system calls; `Unsupported` if the file system does not support locks.
     fn try_lock(&self, path: &Path) -> io::Result<Option<FileLock>>;
 
-    /// The local time, as client-go has it in the names of pairs: `2026-01-31-23-59-59`.
+    /// The local time in the format that client-go uses in the names of pairs: `2026-01-31-23-59-59`.
     fn timestamp(&self) -> String {
         jiff::Zoned::now().strftime("%Y-%m-%d-%H-%M-%S").to_string()
     }
 
-    /// Whether anything stands at this path, or where the link there leads to.
+    /// Whether there is a file at this path, following links.
     fn exists(&self, path: &Path) -> bool {
         self.metadata(path).is_ok()
     }
 }
 
-/// A file that is being written.
+/// A file open for writing.
 pub trait NewFile: Send {
-    /// Appends these bytes.
+    /// Appends bytes.
     ///
     /// # Errors
     /// Those of the system call; some of the bytes may have been written.
     fn write(&mut self, content: &[u8]) -> io::Result<()>;
 
-    /// Gives it this mode, whatever the umask.
+    /// Sets the mode, regardless of the umask.
     ///
     /// # Errors
     /// Those of the system call.
     fn set_mode(&mut self, mode: u32) -> io::Result<()>;
 
-    /// Gives it to this user and group.
+    /// Sets the owner and group.
     ///
     /// # Errors
     /// Those of the system call.
     fn set_owner(&mut self, owner: User) -> io::Result<()>;
 
-    /// Makes content and mode durable (fsync(2)); not its name.
+    /// Makes content and mode durable (fsync(2)), but not the directory entry.
     ///
     /// # Errors
     /// Those of the system call.
     fn sync(&mut self) -> io::Result<()>;
 
-    /// Locks it for as long as it is open, so that a sweep tells it from a leftover. Whether it still has a name: a
-    /// sweep may have been quicker.
+    /// Locks the file while it is open, so that a cleanup can tell it from a leftover. Returns whether the file still
+    /// has a name: a cleanup may have removed it first.
     ///
     /// # Errors
-    /// Those of the system calls; a file system without locks is not an error.
+    /// Those of the system calls. A file system without locks is not an error.
     fn lock(&mut self) -> io::Result<bool>;
 }
 
-/// A lock, held for as long as this lives.
+/// A lock, held until dropped.
 pub struct FileLock {
-    /// The inode that is locked.
+    /// The inode of the locked file.
     pub inode: u64,
     _held: Box<dyn Any + Send + Sync>,
 }
 
 impl FileLock {
-    /// A lock on this inode that ends when `held` is dropped.
+    /// A lock on this inode, released when `held` is dropped.
     pub fn new(inode: u64, held: impl Any + Send + Sync) -> Self {
         Self { inode, _held: Box::new(held) }
     }
 }
 
-/// What kind of thing a path leads to.
+/// The type of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
     /// A regular file.
@@ -181,11 +182,11 @@ pub enum FileKind {
     Directory,
     /// A symbolic link.
     Link,
-    /// A pipe, a socket, a device.
+    /// A pipe, socket or device.
     Other,
 }
 
-/// What stat(2) says.
+/// A file's metadata (stat(2)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
     /// Regular file, directory, or other.
@@ -196,15 +197,15 @@ pub struct Metadata {
     pub uid: u32,
     /// The group.
     pub gid: u32,
-    /// The size in bytes.
+    /// In bytes.
     pub size: u64,
-    /// The file system's number.
+    /// The number of the device that contains the file.
     pub device: u64,
-    /// The file's number in it.
+    /// The inode number.
     pub inode: u64,
-    /// When the content was changed last, in seconds and nanoseconds since 1970.
+    /// When the content was last changed (`st_mtim`), in seconds and nanoseconds since 1970.
     pub modified: (i64, i64),
-    /// When content, name or mode were changed last, likewise (`st_ctim`).
+    /// When content, owner, mode or links were last changed (`st_ctim`), in the same format.
     pub changed: (i64, i64),
 }
 
@@ -230,11 +231,30 @@ impl From<&fs::Metadata> for Metadata {
     }
 }
 
-/// The file system of this machine.
+/// This machine's file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemFiles;
 
-/// Reads a file that is opened with these flags as well.
+impl SystemFiles {
+    /// Gives what stands at this path this mode, whatever the umask.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    }
+}
+
+/// The text of a file that the person who started this process named: it may also be a pipe, such as `<(command)` in a
+/// shell, which is read to its end.
+///
+/// # Errors
+/// Those of the system calls, and `InvalidData` for what is not UTF-8.
+pub fn read_to_string(path: &Path) -> io::Result<String> {
+    fs::read_to_string(path)
+}
+
+/// Reads a file, opened with these additional flags.
 fn read_with(path: &Path, limit: u64, flags: OFlags) -> io::Result<Zeroizing<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | flags;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
@@ -246,7 +266,7 @@ fn read_with(path: &Path, limit: u64, flags: OFlags) -> io::Result<Zeroizing<Vec
     if metadata.len() > limit {
         return Err(too_long());
     }
-    // Room for all of it at once, so that no copy of a secret is left behind where a buffer grew.
+    // Enough capacity for all of it: growing the buffer would leave copies of secrets in freed memory.
     let mut content = Zeroizing::new(Vec::with_capacity(usize::try_from(metadata.len() + 1).unwrap_or_default()));
     file.take(limit + 1).read_to_end(&mut content)?;
     if content.len() as u64 > limit { Err(too_long()) } else { Ok(content) }
@@ -321,7 +341,7 @@ impl Files for SystemFiles {
     }
 }
 
-/// A file of this machine that is being written.
+/// A file of this machine, open for writing.
 struct SystemFile(File);
 
 impl NewFile for SystemFile {
@@ -342,7 +362,7 @@ impl NewFile for SystemFile {
     }
 
     fn lock(&mut self) -> io::Result<bool> {
-        // Where the file system has no locks, nothing is swept either.
+        // Where locks are not supported, leftovers are not removed either.
         let _ = flock(&self.0, FlockOperation::LockExclusive);
         Ok(self.0.metadata()?.nlink() > 0)
     }
@@ -353,7 +373,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_regular_file_of_a_sensible_length_is_read() {
+    fn only_regular_files_up_to_the_limit_are_read() {
         let directory = tempfile::tempdir().expect("a directory");
         let (file, pipe) = (directory.path().join("file"), directory.path().join("pipe"));
         fs::write(&file, "12345").expect("written");
@@ -364,7 +384,7 @@ mod tests {
         for other in [pipe.as_path(), Path::new("/dev/zero"), directory.path()] {
             assert_eq!(refused(other, 5), io::ErrorKind::InvalidInput, "{}", other.display());
         }
-        // Files that say that they are empty, and are not.
+        // Its reported size is 0, but it is not empty.
         assert!(!SystemFiles.read(Path::new("/proc/self/stat"), LONGEST_FILE).expect("read").is_empty());
     }
 }

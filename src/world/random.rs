@@ -2,10 +2,10 @@
 
 use aws_lc_rs::rand;
 
-/// Eight random hexadecimal digits, by which an installation tells its keys from those of others on a shared device.
+/// Eight random hexadecimal digits that identify an installation's keys on a shared device.
 ///
 /// # Errors
-/// If the system gives no randomness.
+/// If the system's random number generator fails.
 pub fn installation() -> Result<String, aws_lc_rs::error::Unspecified> {
     let mut bytes = [0; 4];
     rand::fill(&mut bytes)?;

@@ -1,16 +1,21 @@
-//! Tasks, threads and time limits of this machine.
+//! Tasks, threads and timeouts.
 
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
-/// Has a task run beside the others.
+/// Spawns a task on the current runtime.
 pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(future)
 }
 
-/// Has a thread of its own do what may block for as long as it likes; within this runtime.
+/// Spawns a task in a set. It is aborted when the set is dropped.
+pub fn spawn_in<T: Send + 'static>(set: &mut JoinSet<T>, future: impl Future<Output = T> + Send + 'static) {
+    set.spawn(future);
+}
+
+/// Runs blocking work of any duration on a new thread, within the current runtime.
 pub fn spawn_thread(work: impl FnOnce() + Send + 'static) {
     let runtime = tokio::runtime::Handle::current();
     std::thread::spawn(move || {
@@ -24,14 +29,14 @@ pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
-/// What comes of this within the limit.
+/// Runs `future` until it completes or `limit` has passed.
 ///
 /// # Errors
-/// If nothing does; the future is then dropped.
+/// If the limit has passed; the future is then dropped.
 pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, TimedOut> {
     tokio::time::timeout(limit, future).await.map_err(|_| TimedOut)
 }
 
-/// That nothing came within a limit.
+/// A time limit has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimedOut;

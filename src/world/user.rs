@@ -5,18 +5,18 @@ use std::io;
 use nix::errno::Errno;
 use nix::unistd::{self, Uid};
 
-/// A user and a group, as numbers.
+/// A user ID and a group ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
     /// The user's number.
     pub uid: u32,
-    /// The user's primary group, or the one that was named instead.
+    /// The primary group, or the group that was named instead.
     pub gid: u32,
 }
 
 impl User {
-    /// The user of this name or number, as the name service knows it (nsswitch.conf(5)): passwd(5), and LDAP, SSSD or
-    /// systemd where they are configured. Blocks for as long as these take to answer.
+    /// Looks up a user by name or number in the name service (nsswitch.conf(5)), which may include LDAP, SSSD or
+    /// systemd. Blocks until it answers.
     ///
     /// # Errors
     /// If there is no such user, or the name service does not answer.
@@ -29,7 +29,7 @@ impl User {
         Ok(Self { uid: found.uid.as_raw(), gid: found.gid.as_raw() })
     }
 
-    /// The user of this name with the group of that name as its only one; the name service need not know a number.
+    /// A user and a group, each by name or number. A number need not be known to the name service.
     ///
     /// # Errors
     /// As [`named`](Self::named), and if there is no such group.
@@ -49,8 +49,8 @@ impl User {
     }
 }
 
-/// What the name service found by name, or else by number. Some of its sources say that there is no such name with one
-/// of these errors (getpwnam(3)).
+/// The result of a lookup by name, or else by number. For an unknown name, some name services return one of these
+/// errors instead of no result (getpwnam(3)).
 fn found<T>(
     by_name: nix::Result<Option<T>>,
     by_number: impl FnOnce() -> nix::Result<Option<T>>,
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(User::with_group("12", "root").expect("numbers"), user(12, 0));
         assert_eq!(User::with_group("root", "4000000000").expect("numbers"), user(0, 4_000_000_000));
         assert!(User::named("no-such-user").is_err() && User::with_group("root", "no such group").is_err());
-        // Its group is not known.
+        // The number has no known primary group.
         assert!(User::named("4000000000").is_err());
     }
 }

@@ -1,18 +1,21 @@
-//! The rooms of the package `pintle`: which may know which, and that no two know each other.
+//! The rooms of the package `pintle`: which may know which; and, in every crate, that no two files know each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::sources::{Module, code, module_of, modules, owner, paths};
 
 /// The folders and files directly below `src`, each with those that it may use. Whatever is not here has no room.
-const ROOMS: [(&str, &[&str]); 13] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("world", &[]),
     ("parse_error", &[]),
+    ("tls", &[]),
     ("store", &["parse_error", "world"]),
     ("config", &["parse_error", "store", "world"]),
     ("telemetry", &["world"]),
     ("keys", &["config", "parse_error", "store", "telemetry", "world"]),
-    ("kubernetes", &["parse_error", "store", "world"]),
-    ("proxy", &["config", "keys", "kubernetes", "store", "telemetry", "world"]),
+    ("kubernetes", &["parse_error", "store", "tls", "world"]),
+    ("proxy", &["config", "keys", "kubernetes", "store", "telemetry", "tls", "world"]),
     ("consumers", &["config", "kubernetes", "proxy", "store", "world"]),
     ("identity", &["config", "consumers", "keys", "kubernetes", "parse_error", "store", "telemetry", "world"]),
     (
@@ -32,7 +35,19 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ),
     (
         "demo",
-        &["config", "consumers", "identity", "keys", "kubernetes", "node", "proxy", "store", "telemetry", "world"],
+        &[
+            "config",
+            "consumers",
+            "identity",
+            "keys",
+            "kubernetes",
+            "node",
+            "proxy",
+            "store",
+            "telemetry",
+            "tls",
+            "world",
+        ],
     ),
     (
         "cli",
@@ -55,89 +70,6 @@ const ROOMS: [(&str, &[&str]); 13] = [
 
 /// The crate's root, which is in no room.
 const ROOT: [&str; 2] = ["lib", "main"];
-
-/// A module by the names on its path: `src/keys/isolation/mod.rs` is `keys::isolation`.
-type Module = Vec<String>;
-
-/// The code of a source without comments and without what is compiled for tests alone, which is the last thing in it.
-fn code(source: &str) -> String {
-    let code = source.split_once("#[cfg(test)]\nmod tests").map_or(source, |(code, _)| code);
-    code.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code)).collect::<Vec<_>>().join("\n")
-}
-
-/// All modules below `src` with their code. The simulation is compiled for tests alone.
-fn modules(src: &Path) -> BTreeMap<Module, String> {
-    let mut modules = BTreeMap::new();
-    let mut folders = vec![src.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).expect("a folder").flatten() {
-            let path = entry.path();
-            if path.is_dir() && path != src.join("simulation") {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
-                let text = std::fs::read_to_string(&path).expect("a source");
-                modules.insert(module_of(path.strip_prefix(src).expect("below src")), code(&text));
-            }
-        }
-    }
-    modules
-}
-
-fn module_of(path: &Path) -> Module {
-    let path: PathBuf = path.with_extension("");
-    let mut names: Module = path.iter().map(|name| name.to_string_lossy().into_owned()).collect();
-    names.pop_if(|name| *name == "mod");
-    names
-}
-
-/// The paths that a piece of code begins at `start` (`crate::` or `super::`), with braces written out.
-fn paths(code: &str, start: &str) -> Vec<Vec<String>> {
-    code.match_indices(start)
-        .filter(|(at, _)| {
-            !code[..*at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
-        })
-        .flat_map(|(at, _)| expand(&code[at + start.len()..]).0)
-        .collect()
-}
-
-/// What a use tree names, as lists of names, and how long its text is.
-fn expand(text: &str) -> (Vec<Vec<String>>, usize) {
-    let (mut at, mut name) = (0, String::new());
-    let mut prefix: Vec<String> = Vec::new();
-    let bytes = text.as_bytes();
-    while at < bytes.len() {
-        let byte = bytes[at];
-        if byte.is_ascii_alphanumeric() || byte == b'_' {
-            name.push(byte.into());
-            at += 1;
-        } else if text[at..].starts_with("::") {
-            prefix.push(std::mem::take(&mut name));
-            at += 2;
-        } else if byte == b'{' && name.is_empty() {
-            let mut found = Vec::new();
-            at += 1;
-            while at < bytes.len() && bytes[at] != b'}' {
-                if bytes[at].is_ascii_whitespace() || bytes[at] == b',' {
-                    at += 1;
-                    continue;
-                }
-                let (inner, length) = expand(&text[at..]);
-                found.extend(inner.into_iter().map(|path| [prefix.clone(), path].concat()));
-                at += length.max(1);
-            }
-            return (found, at + 1);
-        } else {
-            break;
-        }
-    }
-    prefix.push(name);
-    (vec![prefix], at)
-}
-
-/// The module that a path names something in: the longest part of it that is one.
-fn owner(path: &[String], modules: &BTreeMap<Module, String>) -> Option<Module> {
-    (1..=path.len()).rev().map(|length| path[..length].to_vec()).find(|module| modules.contains_key(module))
-}
 
 /// Which module uses which. That a module declares those below it and shows what they have, and that they use what is
 /// in it, makes one room of them and is no arrow.
@@ -188,16 +120,19 @@ fn circles(arrows: &BTreeSet<(Module, Module)>) -> BTreeSet<BTreeSet<Module>> {
         .collect()
 }
 
-/// What is wrong with the arrows.
+/// The circles among these modules, in words.
+fn faults_of_any_crate(modules: &BTreeMap<Module, String>) -> Vec<String> {
+    let describe = |circle: BTreeSet<Module>| {
+        let members: Vec<_> = circle.iter().map(|module| module.join("::")).collect();
+        format!("a circle: {}", members.join(", "))
+    };
+    circles(&arrows(modules)).into_iter().map(describe).collect()
+}
+
+/// What is wrong with the arrows of the package `pintle`.
 fn faults(modules: &BTreeMap<Module, String>) -> Vec<String> {
     let arrows = arrows(modules);
-    let mut faults: Vec<String> = circles(&arrows)
-        .into_iter()
-        .map(|circle| {
-            let members: Vec<_> = circle.iter().map(|module| module.join("::")).collect();
-            format!("a circle: {}", members.join(", "))
-        })
-        .collect();
+    let mut faults = faults_of_any_crate(modules);
     let rooms: BTreeMap<&str, &[&str]> = ROOMS.into_iter().collect();
     let known = |module: &Module| rooms.contains_key(module[0].as_str()) || ROOT.contains(&module[0].as_str());
     faults
@@ -217,6 +152,21 @@ fn no_room_knows_what_it_must_not_and_nothing_goes_in_a_circle() {
     assert!(modules.len() > 80, "the sources are found");
     let faults = faults(&modules);
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn nothing_goes_in_a_circle_in_any_other_crate() {
+    let mut members = super::members();
+    let support = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
+    members.push(("pintle-test-support".to_owned(), support));
+    assert!(members.len() >= 7, "{members:?}");
+    let mut found = Vec::new();
+    for (package, folder) in members {
+        let modules = modules(&folder.join("src"));
+        assert!(modules.contains_key(&vec!["lib".to_owned()]), "the sources of {package} are found");
+        found.extend(faults_of_any_crate(&modules).into_iter().map(|fault| format!("{package}: {fault}")));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! How long backends take to generate and sign, in the agent's process and in a child, side by side.
+//! Benchmarks key generation and signing of the backends, in the agent's process and in a child process.
 //!
-//! `cargo bench --profile dist --bench backends`. A device whose software is not installed is left out. Nothing is asserted: what
-//! counts is the difference between the two columns on one machine.
+//! Run with `cargo bench --profile dist --bench backends`. Devices whose software is not installed are skipped.
+//! Nothing is asserted: what matters is the difference between the two columns on one machine.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,8 @@ use pintle_plugins_api::{KeyAlgorithm, KeyBackend, KeyId};
 const SIGNATURES: usize = 2000;
 const KEYS: usize = 30;
 const PIN: &str = "31415926";
-/// Set in the process that measures: a module reads its configuration from the environment, so that is set first.
+/// Set in the process that measures: modules read their configuration from the environment, which is set for it
+/// first.
 const DIRECTORY: &str = "PINTLE_BENCH_DIRECTORY";
 
 fn main() {
@@ -43,7 +44,7 @@ fn main() {
             process.kill().expect("swtpm can be stopped");
             process.wait().expect("swtpm stops");
         }
-        None => println!("swtpm left out: it needs swtpm, and cargo build --profile dist -p pintle-backend-tpm"),
+        None => println!("skipped: swtpm (needs swtpm, and cargo build --profile dist -p pintle-backend-tpm)"),
     }
 }
 
@@ -56,7 +57,7 @@ fn compare(name: &str, module: &ModuleConfiguration, algorithm: KeyAlgorithm) {
     print(name, &measure(opened.as_mut(), algorithm), Some(&isolated));
 }
 
-/// The times of generating, and those of signing, sorted.
+/// Sorted durations of key generation and of signing.
 struct Times {
     generate: Vec<Duration>,
     sign: Vec<Duration>,
@@ -72,7 +73,7 @@ fn measure(backend: &mut dyn KeyBackend, algorithm: KeyAlgorithm) -> Times {
     backend.list().expect("it answers");
     let mut generate: Vec<_> =
         ids.iter().map(|id| time(&mut || drop(backend.generate(id, algorithm).expect("a key")))).collect();
-    // What a TLS 1.3 client signs (RFC 8446, section 4.4.3) has 130 octets with SHA-256.
+    // A TLS 1.3 client signs 130 bytes with SHA-256 (RFC 8446, section 4.4.3).
     let message = [0x5a; 130];
     let scheme = algorithm.schemes()[0];
     let mut sign: Vec<_> = (0..SIGNATURES)
@@ -137,7 +138,7 @@ fn token(directory: &Path) -> Option<ModuleConfiguration> {
     })
 }
 
-/// A software TPM and the plugin for it; `None` if either is not there.
+/// A software TPM and its plugin; `None` if either is not installed.
 fn tpm(directory: &Path) -> Option<(ModuleConfiguration, Child)> {
     let plugin = Path::new(env!("CARGO_BIN_EXE_pintle")).with_file_name("libpintle_backend_tpm.so");
     plugin.exists().then_some(())?;

@@ -1,10 +1,10 @@
-// The echo-kubelet program: what an API server asks of a kubelet when somebody streams, with Kubernetes' own server for it,
-// and nothing behind it but an echo. It starts no containers, so one that does would be in the way.
+// The echo-kubelet program: serves the streaming requests of an API server with Kubernetes' own streaming server, and
+// echoes the streams. It runs no containers.
 //
 //	cluster echo-kubelet --address 127.0.0.1:10250
 //
-// A command that is executed gets its standard input back as its standard output, and a forwarded port what is sent to it.
-// The log of every container is a number a line, for ever.
+// An executed command copies its standard input to its standard output, and a forwarded port returns what it receives. The
+// log of every container is an endless sequence of numbers, one per line.
 package main
 
 import (
@@ -26,10 +26,10 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
-// logInterval is the time between two lines of a log.
+// logInterval is the interval between log lines.
 const logInterval = 20 * time.Millisecond
 
-// echo is a container runtime in which everything comes back.
+// echo is a container runtime that echoes every stream.
 type echo struct{}
 
 func (echo) ExecInContainer(_ context.Context, _, _, _ string, _ []string, in io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize, _ time.Duration) error {
@@ -77,14 +77,14 @@ func runEchoKubelet(arguments []string) error {
 	server := &http.Server{
 		Addr:    *address,
 		Handler: mux,
-		// Without HTTP/2: an upgrade takes the whole connection.
+		// Without HTTP/2: an upgrade needs the whole connection.
 		TLSConfig:    &tls.Config{Certificates: []tls.Certificate{certificate}},
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
 	return server.ListenAndServeTLS("", "")
 }
 
-// serveLog streams a log as a kubelet does: in chunks, each sent at once.
+// serveLog streams a log as a kubelet does, flushing every chunk.
 func serveLog(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain")
 	ticks := time.NewTicker(logInterval)
@@ -102,8 +102,7 @@ func serveLog(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// selfSigned makes a certificate that nobody can verify: an API server that is not told of an authority for kubelets does
-// not try to.
+// selfSigned creates a self-signed certificate. An API server without a CA for kubelets does not verify it.
 func selfSigned() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

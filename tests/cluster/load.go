@@ -1,13 +1,13 @@
-// The load program: clients of a kubeconfig that never stop asking, and a count of what became of each request.
+// The load program: clients that send requests continuously with a kubeconfig, and count the results.
 //
 //	cluster load --kubeconfig FILE --duration 2m --get /version --post /apis/… --body '{…}'
 //
-// Its clients are those of Kubernetes: net/http as client-go configures it, and client-go's rest client on top of that.
-// Each of the two speaks HTTP/1.1 and HTTP/2, over connections that are kept and over a new one for each request. Nothing
-// here asks twice: what net/http does not repeat by its own rules is a failure.
+// It uses Kubernetes' own clients: net/http as client-go configures it, and client-go's rest client on top of that.
+// Each of the two uses HTTP/1.1 and HTTP/2, over kept-alive connections and with a new one for each request. Nothing here
+// retries: a request that net/http does not retry by its own rules is a failure.
 //
-// It prints a line of JSON once every client has had an answer, and another with the counts when it ends: after the
-// duration, or on SIGTERM. Requests that are under way then are waited for.
+// It prints a line of JSON once every client has received a response, and another one with the counts when it ends: after
+// the duration, or on SIGTERM. It waits for requests in flight.
 package main
 
 import (
@@ -35,10 +35,10 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// patience is how long a request may take. It is far beyond what any of them needs, so that one that hangs is counted.
+// patience is the timeout of a request, far longer than any needs, so that only one that hangs is counted.
 const patience = 30 * time.Second
 
-// examplesShown is how many failures are told in full.
+// examplesShown is how many failures are reported in full.
 const examplesShown = 10
 
 // loadOptions are the flags of the load program.
@@ -62,14 +62,14 @@ func (r *repeated) Set(value string) error {
 	return nil
 }
 
-// way is a way to ask; there is a worker for each.
+// way is a combination of client, protocol and connection handling, each of which has a worker.
 type way struct {
 	Client      string `json:"client"`
 	Protocol    string `json:"protocol"`
 	Connections string `json:"connections"`
 }
 
-// tally is what became of the requests of one method in one way.
+// tally counts the results of the requests of one method in one way.
 type tally struct {
 	way
 	Method   string `json:"method"`
@@ -77,7 +77,7 @@ type tally struct {
 	Failed   int    `json:"failed"`
 }
 
-// report is what the load program prints at its end.
+// report is printed at the end.
 type report struct {
 	Seconds     float64        `json:"seconds"`
 	Requests    int            `json:"requests"`
@@ -89,7 +89,7 @@ type report struct {
 	By          []*tally       `json:"by"`
 }
 
-// ledger keeps the report while the workers run.
+// ledger collects the report while the workers run.
 type ledger struct {
 	sync.Mutex
 	report
@@ -115,7 +115,7 @@ func runLoad(arguments []string) error {
 	if err != nil {
 		return err
 	}
-	// client-go would hold the load back to five requests a second.
+	// client-go would limit the load to five requests per second.
 	config.QPS = -1
 	config.UserAgent = "load"
 
@@ -155,14 +155,14 @@ func runLoad(arguments []string) error {
 	return json.NewEncoder(os.Stdout).Encode(counts.report)
 }
 
-// asker asks once, and returns the protocol in which the whole answer came.
+// asker sends a request, and returns the protocol of its complete response.
 type asker func(ctx context.Context, method, path string, body io.Reader) (string, error)
 
-// worker asks in one way, one request after the other.
+// worker sends requests in one way, one after the other.
 type worker struct {
 	way
 	counts *ledger
-	// open returns how to ask, and how to close the connections that asking has opened.
+	// open returns a function that sends a request, and one that closes the connections opened for it.
 	open func() (asker, func(), error)
 }
 
@@ -224,7 +224,7 @@ func clientGoAsker(config *rest.Config) (asker, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	// The protocol is not in what the rest client returns.
+	// The rest client's result does not include the protocol.
 	proto, transport := "", client.Transport
 	client.Transport = roundTripper(func(request *http.Request) (*http.Response, error) {
 		response, err := transport.RoundTrip(request)
@@ -238,7 +238,7 @@ func clientGoAsker(config *rest.Config) (asker, func(), error) {
 		return nil, nil, err
 	}
 	ask := func(ctx context.Context, method, path string, body io.Reader) (string, error) {
-		// The rest client would ask again by itself where net/http does not.
+		// The rest client would retry where net/http does not.
 		request := restClient.Verb(method).AbsPath(path).MaxRetries(0)
 		if replayable, ok := body.(*bytes.Reader); ok {
 			content, err := io.ReadAll(replayable)
@@ -260,7 +260,7 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (r roundTripper) RoundTrip(request *http.Request) (*http.Response, error) { return r(request) }
 
-// run asks until the context ends, and calls warm after the first answer.
+// run sends requests until the context ends, and calls warm after the first response.
 func (w *worker) run(ctx context.Context, options *loadOptions, warm func()) {
 	var warmed sync.Once
 	defer warmed.Do(warm)
@@ -295,14 +295,14 @@ func (w *worker) run(ctx context.Context, options *loadOptions, warm func()) {
 	}
 }
 
-// ask asks once, and returns how many connections were opened for it.
+// ask sends a request, and returns how many connections were opened for it.
 func (w *worker) ask(method, path string, body io.Reader) (opened int, err error) {
 	ask, close, err := w.open()
 	if err != nil {
 		return 0, err
 	}
 	defer close()
-	// Not the context of the load: what is under way at its end is to be answered.
+	// Not the context of the load: requests in flight at its end must complete.
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -352,7 +352,7 @@ func (l *ledger) note(of *tally, path string, opened int, err error) {
 	}
 }
 
-// kindOf says what kind of failure this is.
+// kindOf classifies a failure.
 func kindOf(err error) string {
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {

@@ -9,7 +9,7 @@
 //	cluster kubectl get csr
 //	cluster fake-runtime unix:///run/fake.sock
 //
-// Others are clients and servers that the tests need in Go:
+// Others are clients and servers written for the tests:
 //
 //	cluster echo-kubelet --address 127.0.0.1:10250
 //	cluster load --kubeconfig FILE --get /version …
@@ -43,7 +43,7 @@ func main() {
 	program := os.Args[1]
 	os.Args = append([]string{program}, os.Args[2:]...)
 
-	// Each constructor below installs the process's signal handler, and a second one panics: build only what was asked for.
+	// Each constructor below installs the process's signal handler, and a second one panics: build only the requested one.
 	switch program {
 	case "etcd":
 		etcdmain.Main(os.Args)
@@ -69,7 +69,7 @@ func main() {
 	}
 }
 
-// end ends the process as a program that is not one of cobra's does.
+// end exits with the result of a program that does not use cobra.
 func end(err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -77,7 +77,7 @@ func end(err error) {
 	}
 }
 
-// runFakeRuntime serves the container runtime interface that a kubelet demands; it starts no containers.
+// runFakeRuntime serves the container runtime interface that a kubelet requires, without running containers.
 func runFakeRuntime(arguments []string) {
 	if len(arguments) != 1 {
 		fmt.Fprintln(os.Stderr, "usage: cluster fake-runtime unix:///PATH")

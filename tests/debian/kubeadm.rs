@@ -1,4 +1,4 @@
-//! A node that kubeadm has joined to a cluster: the kubelet is a service of the machine.
+//! A node that kubeadm has joined to a cluster, with the kubelet as a systemd service.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,23 +9,23 @@ use pintle_test_support::{ControlPlane, ScratchDirectory, cluster_binary, eventu
 use super::machine::Machine;
 use super::succeed;
 
-/// As the Debian packages of Kubernetes have them (kubernetes/release, cmd/krel/templates/latest).
+/// The files of Kubernetes' Debian packages (kubernetes/release, cmd/krel/templates/latest).
 const KUBELET_SERVICE: &str = include_str!("kubernetes/kubelet.service");
 const KUBEADM_CONF: &str = include_str!("kubernetes/10-kubeadm.conf");
 const CONTAINERD_SERVICE: &str = include_str!("kubernetes/containerd.service");
 const CLUSTER: &str = include_str!("kubernetes/kubeadm.yaml");
 const TOKEN: &str = "abcdef.0123456789abcdef";
-/// For what takes seconds.
+/// For operations that take seconds.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The file that the programs of Kubernetes are in, and where a machine has it.
+/// The path of the multi-call binary with Kubernetes' programs, here and on the machine.
 pub(crate) fn programs() -> (PathBuf, &'static str) {
     (cluster_binary(), "/usr/lib/kubernetes/cluster")
 }
 
-/// Installs the programs of Kubernetes, of which there is but one.
+/// Installs Kubernetes' programs, which are all the same binary.
 pub(crate) fn install(machine: &Machine) {
-    // Its checks want control groups for containers, forwarding, and an Internet.
+    // Its preflight checks require control groups for containers, IP forwarding, and Internet access.
     let unchecked = "case $1 in join | upgrade) set -- \"$@\" --ignore-preflight-errors=all ;; esac\n";
     for (program, first) in [("kubeadm", unchecked), ("kubelet", ""), ("kubectl", "")] {
         let script = format!("#!/bin/sh\n{first}exec {} {program} \"$@\"\n", programs().1);
@@ -33,7 +33,8 @@ pub(crate) fn install(machine: &Machine) {
     }
 }
 
-/// Joins the machine to the cluster, and waits until the node is Ready. The administrator's kubectl works on it.
+/// Joins the machine to the cluster, and waits until the node is Ready. Installs the administrator's kubeconfig on
+/// it.
 pub(crate) fn join(machine: &Machine, cluster: &ControlPlane) {
     let server = cluster.server_url().trim_start_matches("https://");
     let port = server.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("the API server has a port");
@@ -43,7 +44,7 @@ pub(crate) fn join(machine: &Machine, cluster: &ControlPlane) {
     machine.write("/usr/lib/systemd/system/kubelet.service", 0o644, KUBELET_SERVICE);
     machine.write("/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf", 0o644, KUBEADM_CONF);
     std::fs::create_dir_all(machine.path("/etc/kubernetes/manifests")).expect("the directory is made");
-    // The kubelet finds no address by itself where there is nothing but loopback.
+    // With only a loopback interface, the kubelet cannot determine its address.
     machine.write("/etc/default/kubelet", 0o644, "KUBELET_EXTRA_ARGS=--node-ip=127.0.0.1\n");
     let administrator = prepare(cluster, server);
     machine.write("/root/.kube/config", 0o600, administrator);
@@ -55,7 +56,7 @@ pub(crate) fn join(machine: &Machine, cluster: &ControlPlane) {
     wait_ready(cluster, machine.name());
 }
 
-/// Waits until the kubelet tells the cluster, from now on, that the node is Ready.
+/// Waits until the kubelet reports Ready to the cluster from now on.
 pub(crate) fn wait_ready(cluster: &ControlPlane, node: &str) {
     let condition = || {
         let path = r#"jsonpath={range .status.conditions[?(@.type=="Ready")]}{.lastHeartbeatTime} {.status}{end}"#;
@@ -68,8 +69,8 @@ pub(crate) fn wait_ready(cluster: &ControlPlane, node: &str) {
     });
 }
 
-/// Does in the cluster what `kubeadm init` does for nodes: its ConfigMaps, a bootstrap token, and what it may be used
-/// for. Answers the administrator's kubeconfig, which names no files.
+/// Creates what `kubeadm init` creates for nodes: ConfigMaps, a bootstrap token, and its permissions. Returns the
+/// administrator's kubeconfig, with inline data.
 fn prepare(cluster: &ControlPlane, server: &str) -> String {
     let scratch = ScratchDirectory::new();
     let administrator = cluster.kubectl(&["config", "view", "--raw", "--flatten"]);

@@ -1,4 +1,4 @@
-//! A Debian that has booted: systemd is its process 1.
+//! A booted Debian with systemd as process 1.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Deref;
@@ -13,38 +13,38 @@ use super::network::Network;
 use super::packages::repository;
 use super::{Debian, PATIENCE_SECONDS, output, succeed, text};
 
-/// A boot takes a second; a busy machine needs many times that.
+/// A boot takes a second on an idle machine, and much longer on a busy one.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// A machine with the kernel of this one and everything else of its own. Switched off on drop, as by a power cut.
+/// A machine that shares only this one's kernel. Dropping it kills everything in it, like a power cut.
 pub(crate) struct Machine {
-    // In this order: first what runs in it, last the directories that it was in.
+    // In this order: the processes before the directories.
     running: Running,
     name: String,
     files: Vec<(PathBuf, &'static str)>,
-    groups: Sweeper,
+    groups: CgroupCleanup,
     debian: Debian,
 }
 
-/// A machine that is on.
+/// A running machine.
 struct Running {
     processes: TestProcess,
-    /// Its process 1, as this machine numbers it.
+    /// The pid of its process 1 on this machine.
     init: u32,
     network: Network,
 }
 
 impl Machine {
-    /// Boots a Debian under this name. Each of `files` is a file of this machine, and where it is in there.
+    /// Boots a Debian with this host name. `files` are files of this machine, and their paths on the booted one.
     pub(crate) fn boot(debian: Debian, name: &str, files: &[(PathBuf, &'static str)]) -> Self {
-        let groups = Sweeper::new(debian.root().file_name().expect("the directory has a name"));
+        let groups = CgroupCleanup::new(debian.root().file_name().expect("the directory has a name"));
         let running = start(&debian, &groups, name, files);
         let machine = Self { running, name: name.to_owned(), files: files.to_vec(), groups, debian };
         machine.wait_until_booted();
         machine
     }
 
-    /// Stops all that runs in it, in order, and boots it again.
+    /// Shuts the machine down and boots it again.
     pub(crate) fn reboot(&mut self) {
         self.run(&["systemctl", "--no-block", "poweroff"]);
         self.running.processes.wait(BOOT);
@@ -57,7 +57,7 @@ impl Machine {
     }
 
     fn wait_until_booted(&self) {
-        // Before systemd answers at all it is said to be offline.
+        // Until systemd responds, its state is reported as offline.
         let unfinished = ["", "offline", "unknown", "initializing", "starting"];
         let state = eventually("it has booted", BOOT, || {
             let output = self.output(&["systemctl", "is-system-running", "--wait"]);
@@ -67,12 +67,11 @@ impl Machine {
         assert_eq!(state, "running", "{}", text(&self.output(&["systemctl", "--failed", "--no-pager"])));
     }
 
-    /// Its host name.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// A command in it.
+    /// A command on the machine.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
@@ -87,35 +86,34 @@ impl Machine {
         command
     }
 
-    /// Runs a command that must succeed, and returns what it prints.
+    /// Runs a command that must succeed, and returns its output.
     #[track_caller]
     pub(crate) fn run(&self, words: &[&str]) -> String {
         succeed(&mut self.command(words))
     }
 
-    /// Runs a command to its end.
+    /// Runs a command, and returns its result.
     pub(crate) fn output(&self, words: &[&str]) -> Output {
         output(&mut self.command(words))
     }
 
-    /// Runs a script of bash, which ends with the first command that fails; none may.
+    /// Runs a bash script, all of whose commands must succeed.
     #[track_caller]
     pub(crate) fn script(&self, script: &str) -> String {
         self.run(&["bash", "-euo", "pipefail", "-c", script])
     }
 
-    /// A property of a unit, as `systemctl show` has it.
+    /// A unit's property, as printed by `systemctl show`.
     #[track_caller]
     pub(crate) fn property(&self, unit: &str, name: &str) -> String {
         self.run(&["systemctl", "show", "--value", "--property", name, unit]).trim_end().to_owned()
     }
 
-    /// What a unit has logged.
+    /// A unit's log.
     pub(crate) fn journal(&self, unit: &str) -> String {
         text(&self.output(&["journalctl", "--no-pager", "--output=cat", "--unit", unit]))
     }
 
-    /// Its network.
     pub(crate) fn network(&self) -> &Network {
         &self.running.network
     }
@@ -138,8 +136,8 @@ impl Drop for Machine {
     }
 }
 
-/// Switches a machine on.
-fn start(debian: &Debian, groups: &Sweeper, name: &str, files: &[(PathBuf, &str)]) -> Running {
+/// Starts a machine.
+fn start(debian: &Debian, groups: &CgroupCleanup, name: &str, files: &[(PathBuf, &str)]) -> Running {
     let mut processes = ProcessCommand::new(script(), debian.path("/var/log/boot.log"))
         .private_mounts()
         .argument(debian.root())
@@ -167,14 +165,14 @@ fn name_of(process: u32) -> Option<String> {
     std::fs::read_to_string(format!("/proc/{process}/comm")).ok().map(|name| name.trim_end().to_owned())
 }
 
-/// Removes the control groups once the machine is off, also when nothing of this process is dropped.
-struct Sweeper {
+/// Removes the machine's control groups once it is off, even if this process is killed.
+struct CgroupCleanup {
     name: OsString,
     process: Child,
 }
 
-impl Sweeper {
-    /// Of the machine's control group, which is named so.
+impl CgroupCleanup {
+    /// For the control group with this name.
     fn new(name: &OsStr) -> Self {
         let process = Command::new("unshare")
             .args(["--mount", "--propagation", "private"])
@@ -189,7 +187,7 @@ impl Sweeper {
     }
 }
 
-impl Drop for Sweeper {
+impl Drop for CgroupCleanup {
     fn drop(&mut self) {
         drop(self.process.stdin.take());
         let _ = self.process.wait();

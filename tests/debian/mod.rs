@@ -1,4 +1,4 @@
-//! A clean Debian that packages are installed in: no libtss2, no PKCS#11 module, nothing of this machine.
+//! A clean Debian for installing packages: no libtss2, no PKCS#11 module, nothing from this machine.
 
 #![allow(dead_code, reason = "each test file uses a part of this room")]
 
@@ -15,27 +15,27 @@ use std::process::{Command, Output, Stdio};
 
 use pintle_test_support::ScratchDirectory;
 
-/// Nothing here takes that long on a busy machine; it turns a hang into a failure.
+/// Longer than anything here takes on a busy machine; turns a hang into a failure.
 const PATIENCE_SECONDS: &str = "180";
 
-/// A file as it must stay: mode, owner, group, time of change, and what is in it (of a link, where it points).
+/// A file's mode, owner, group, modification time, and content (of a link, its target).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct File(u32, u32, u32, i64, Vec<u8>);
 
 impl File {
-    /// What is in the file, or where the link points.
+    /// The content of the file, or the target of the link.
     pub(crate) fn content(&self) -> &[u8] {
         &self.4
     }
 }
 
-/// A Debian in a directory, gone after the test.
+/// A Debian in a directory, which is removed after the test.
 pub(crate) struct Debian {
     scratch: ScratchDirectory,
 }
 
 impl Debian {
-    /// Unpacks the archive that `./tests/run` made.
+    /// Unpacks the archive created by `./tests/run`.
     pub(crate) fn new() -> Self {
         let archive = std::env::var_os("PINTLE_TEST_DEBIAN").expect("./tests/run sets PINTLE_TEST_DEBIAN");
         let scratch = ScratchDirectory::new();
@@ -43,17 +43,17 @@ impl Debian {
         Self { scratch }
     }
 
-    /// The path, outside of it, of `path` in it.
+    /// The path on this machine of `path` in the Debian.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.scratch.path().join(path.trim_start_matches('/'))
     }
 
-    /// The directory, outside of it, that it is in.
+    /// Its root directory on this machine.
     fn root(&self) -> &Path {
         self.scratch.path()
     }
 
-    /// Runs a command in it, with a mount namespace that ends with the command.
+    /// Runs a command in it, in a new mount namespace.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
@@ -68,7 +68,7 @@ impl Debian {
         command
     }
 
-    /// Runs a command that must succeed, and returns what it prints.
+    /// Runs a command that must succeed, and returns its output.
     #[track_caller]
     pub(crate) fn run(&self, words: &[&str]) -> String {
         succeed(&mut self.command(words))
@@ -79,7 +79,7 @@ impl Debian {
         std::fs::copy(file, self.path(path)).expect("the file can be copied");
     }
 
-    /// Writes a file in it, and the directories that it needs.
+    /// Writes a file in it, creating missing directories.
     pub(crate) fn write(&self, path: &str, mode: u32, content: impl AsRef<[u8]>) {
         let path = self.path(path);
         std::fs::create_dir_all(path.parent().expect("a file is in a directory")).expect("the directory is made");
@@ -87,7 +87,7 @@ impl Debian {
         std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("its mode is set");
     }
 
-    /// Everything below these directories in it.
+    /// All files below these directories.
     pub(crate) fn files(&self, directories: &[&str]) -> BTreeMap<PathBuf, File> {
         let mut files = BTreeMap::new();
         let mut left: Vec<PathBuf> = directories.iter().map(|directory| self.path(directory)).collect();
@@ -108,7 +108,7 @@ impl Debian {
     }
 }
 
-/// Runs a command that must succeed, and returns what it prints, standard error last.
+/// Runs a command that must succeed, and returns its output, standard error last.
 #[track_caller]
 pub(crate) fn succeed(command: &mut Command) -> String {
     let output = output(command);
@@ -116,12 +116,12 @@ pub(crate) fn succeed(command: &mut Command) -> String {
     text(&output)
 }
 
-/// Runs a command to its end.
+/// Runs a command, and returns its result.
 pub(crate) fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// What it printed, standard error last.
+/// A command's output, standard error last.
 pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

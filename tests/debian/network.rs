@@ -1,4 +1,4 @@
-//! The network of a machine that has nothing but a loopback interface of its own.
+//! The network of a machine that has only a loopback interface.
 
 use std::fs::File;
 use std::io;
@@ -9,20 +9,19 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// A network namespace.
 pub(crate) struct Network {
     namespace: File,
     relays: Mutex<Vec<TcpListener>>,
 }
 
 impl Network {
-    /// That of a process.
+    /// The network namespace of a process.
     pub(crate) fn of(process: u32) -> Self {
         let namespace = File::open(format!("/proc/{process}/ns/net")).expect("the process has a network namespace");
         Self { namespace, relays: Mutex::default() }
     }
 
-    /// Runs something in it: a socket belongs to where it was made, and goes on working elsewhere.
+    /// Runs a function in it. Sockets stay in the namespace in which they were created, and can be used from others.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -40,7 +39,7 @@ impl Network {
         relays.iter().filter_map(|listener| listener.local_addr().ok()).map(|address| address.port()).collect()
     }
 
-    /// Has a port of loopback in there lead to the one of the same number out here.
+    /// Forwards a loopback port of the namespace to the same port of this machine.
     pub(crate) fn reach(&self, port: u16) {
         let listener = self.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).expect("the port is free in there");
         let accepting = listener.try_clone().expect("a descriptor can be duplicated");
@@ -48,7 +47,7 @@ impl Network {
         thread::spawn(move || {
             for inner in accepting.incoming() {
                 let Ok(inner) = inner else { break };
-                // Whoever finds nobody out here is hung up on.
+                // Closed at once if nothing listens on this machine's port.
                 if let Ok(outer) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
                     join(inner, outer);
                 }
@@ -60,13 +59,13 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for listener in self.relays.get_mut().into_iter().flatten() {
-            // Ends the thread that accepts; there is nothing else to free.
+            // Stops the thread that accepts; nothing else needs to be freed.
             let _ = rustix::net::shutdown(&*listener, rustix::net::Shutdown::Both);
         }
     }
 }
 
-/// Copies what comes from either to the other, until both have ended.
+/// Copies bytes in both directions until both are closed.
 fn join(inner: TcpStream, outer: TcpStream) {
     let copy = |from: &TcpStream, to: &TcpStream| {
         let (mut from, mut to) = (from.try_clone()?, to.try_clone()?);

@@ -1,4 +1,4 @@
-//! The packages of this build.
+//! The Debian packages of this build.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,23 +8,23 @@ use pintle_test_support::ScratchDirectory;
 
 use super::{Debian, succeed};
 
-/// The agent, which cargo has built.
+/// The agent, built by cargo.
 pub(crate) const PINTLE: &str = env!("CARGO_BIN_EXE_pintle");
-/// The TPM's plugin, which cargo puts beside it: a member of the workspace, which `./tests/run` builds first.
+/// The TPM plugin, built by cargo next to it: a workspace member that `./tests/run` builds first.
 pub(crate) const PLUGIN: &str = "libpintle_backend_tpm.so";
 
-/// The packages of this build as version 1, and again as version 2.
+/// The packages of this build as version 1 and as version 2.
 pub(crate) static PACKAGES: Packages =
     Packages { first: LazyLock::new(|| built("1")), second: LazyLock::new(|| built("2")) };
 
-/// Packages, each built when it is first needed.
+/// A version's packages, built when first needed.
 pub(crate) struct Packages {
     first: LazyLock<ScratchDirectory>,
     second: LazyLock<ScratchDirectory>,
 }
 
 impl Packages {
-    /// The package's file.
+    /// The path of a package.
     pub(crate) fn file(&self, name: &str, version: &str) -> PathBuf {
         let architecture = succeed(Command::new("dpkg").arg("--print-architecture"));
         let directory = if version == "1" { &self.first } else { &self.second };
@@ -38,7 +38,7 @@ impl Packages {
         path
     }
 
-    /// What is in a package, unpacked.
+    /// A directory with a package's unpacked contents.
     pub(crate) fn unpacked(&self, name: &str) -> ScratchDirectory {
         let scratch = ScratchDirectory::new();
         succeed(Command::new("dpkg-deb").arg("--extract").arg(self.file(name, "1")).arg(scratch.path()));
@@ -66,7 +66,7 @@ fn built(version: &str) -> ScratchDirectory {
     directory
 }
 
-/// Where this repository is.
+/// The root of this repository.
 pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }

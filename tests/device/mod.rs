@@ -1,6 +1,6 @@
-//! An agent whose key is in a device: what the tests of hardware share.
+//! An agent whose key is in a device: shared by the hardware tests.
 
-#![allow(dead_code, reason = "each test file uses a part of this room")]
+#![allow(dead_code, reason = "each test file uses a part of this module")]
 
 pub(crate) mod served;
 
@@ -11,11 +11,11 @@ use std::time::Duration;
 use pintle_test_support::{Agent, AgentCommand, ScratchDirectory};
 use serde_json::Value;
 
-/// Waiting for a condition is given up after this time: longer than any back-off that a test runs into.
+/// Timeout for waiting, longer than any back-off in a test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 const PINTLE: &str = env!("CARGO_BIN_EXE_pintle");
 
-/// The TPM backend, which cargo builds beside the program.
+/// The TPM backend, built by cargo next to the program.
 pub(crate) fn tpm_plugin() -> PathBuf {
     let directory = Path::new(PINTLE).parent().expect("the program is in a directory");
     let plugin = directory.join("libpintle_backend_tpm.so");
@@ -23,7 +23,7 @@ pub(crate) fn tpm_plugin() -> PathBuf {
     plugin
 }
 
-/// A node: its directories, its configuration, and how its agent is started.
+/// A node: its directories and configuration, and how to start its agent.
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) scratch: ScratchDirectory,
@@ -35,12 +35,12 @@ impl Node {
         Self { name: name.to_owned(), scratch: ScratchDirectory::new(), environment: Vec::new() }
     }
 
-    /// Gives the agent, and with it the process that holds the module, environment variables.
+    /// Sets environment variables for the agent and its module process.
     pub(crate) fn set_environment(&mut self, variables: impl IntoIterator<Item = (&'static str, PathBuf)>) {
         self.environment.extend(variables.into_iter().map(|(name, value)| (name.to_owned(), value)));
     }
 
-    /// Writes the configuration: the backend in use, further lines of the top level, and `[backends.NAME]` tables.
+    /// Writes the configuration: the backend to use, more top-level settings, and `[backends.NAME]` tables.
     pub(crate) fn configure(&self, backend: &str, more: &str, tables: &[(&str, &str)]) {
         let tables: String = tables.iter().map(|(name, table)| format!("\n[backends.{name}]\n{table}")).collect();
         let path = |name: &str| self.scratch.join(name).display().to_string();
@@ -76,7 +76,7 @@ impl Node {
         self.scratch.join("pki/kubelet-client-current.pem")
     }
 
-    /// Runs another command of pintle's with this node's configuration; its standard output, and whether it succeeded.
+    /// Runs a pintle command with this node's configuration; returns whether it succeeded, and its standard output.
     pub(crate) fn pintle(&self, arguments: &[&str]) -> (bool, String) {
         let output = Command::new(PINTLE)
             .args(arguments)
@@ -90,7 +90,7 @@ impl Node {
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// What `pintle status` says of the identity; `None` while nobody answers.
+    /// The identity's part of `pintle status`; `None` if the agent does not respond.
     pub(crate) fn status(&self) -> Option<Value> {
         let (_, text) = self.pintle(&["status", "--output=json"]);
         let status: Value = serde_json::from_str(&text).ok()?;
@@ -103,7 +103,7 @@ impl Node {
         assert!(success, "{text}");
     }
 
-    /// Waits until a certificate that is not `old` is in use and nothing is left to do; answers its serial number.
+    /// Waits until a certificate other than `old` is in use and nothing is left to do; returns its serial number.
     #[track_caller]
     pub(crate) fn ready_after(&self, agent: &mut Agent, old: &str) -> String {
         agent.wait_for("a new certificate is held", DEADLINE, |_| {
@@ -113,7 +113,7 @@ impl Node {
         })
     }
 
-    /// Waits until the status gives a reason that contains one of these words, and answers it.
+    /// Waits until the status has a reason that contains one of these words, and returns it.
     #[track_caller]
     pub(crate) fn reason(&self, agent: &mut Agent, words: &[&str]) -> String {
         agent.wait_for(&format!("the status names the cause: {words:?}"), DEADLINE, |_| {
@@ -123,12 +123,12 @@ impl Node {
     }
 }
 
-/// How many events of this name the agent has told since its start.
+/// How many events with this name the agent has logged since its start.
 pub(crate) fn events(agent: &Agent, name: &str) -> usize {
     agent.log().iter().filter(|line| line["event"] == name).count()
 }
 
-/// The processes that a process has started and that still run.
+/// The running children of a process.
 pub(crate) fn children(process: u32) -> Vec<u32> {
     let mut children = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten() {
@@ -138,7 +138,7 @@ pub(crate) fn children(process: u32) -> Vec<u32> {
     children
 }
 
-/// Runs a command, and answers what it prints; panics with its words when it fails.
+/// Runs a command, and returns its output; panics with it if the command fails.
 #[track_caller]
 pub(crate) fn succeed(command: &mut Command) -> Vec<u8> {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -146,7 +146,7 @@ pub(crate) fn succeed(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
-/// The public key of the first certificate in a file, a DER SubjectPublicKeyInfo.
+/// The public key of the first certificate in a file, as DER SubjectPublicKeyInfo.
 pub(crate) fn certified_key(pair: &Path) -> Vec<u8> {
     let content = std::fs::read(pair).expect("the pair can be read");
     let blocks = pem::parse_many(content).expect("the pair is PEM");

@@ -1,4 +1,4 @@
-//! A node whose clients go through the credential proxy, against the real control plane.
+//! A node whose clients use the credential proxy, with the real control plane.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{DEADLINE, Node, events};
 
-/// A node whose agent runs the proxy. The configuration of the device comes from the caller.
+/// A node whose agent runs the proxy. The caller provides the device's configuration.
 pub(crate) struct Served {
     pub(crate) node: Node,
     _port: ReservedPorts,
@@ -36,31 +36,29 @@ impl Served {
         Self { node, _port: port }
     }
 
-    /// The one that pintle writes for the local client.
+    /// The kubeconfig that pintle writes for the local client.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.node.scratch.join("kubelet.kubeconfig")
     }
 
-    /// Starts the agent, and waits until its proxy speaks as the first certificate.
+    /// Starts the agent, and waits until its proxy uses the first certificate.
     pub(crate) fn start(&self) -> Agent {
         let mut agent = self.node.start();
-        agent.wait_for_log("the proxy speaks as the first certificate", DEADLINE, |line| {
-            line["event"] == "proxy_swapped"
-        });
+        agent.wait_for_log("the proxy uses the first certificate", DEADLINE, |line| line["event"] == "proxy_swapped");
         agent
     }
 
-    /// Rotates, and waits until the proxy speaks as the next certificate.
+    /// Rotates, and waits until the proxy uses the next certificate.
     #[track_caller]
     pub(crate) fn rotate(&self, agent: &mut Agent) {
         let swapped = events(agent, "proxy_swapped");
         self.node.rotate();
-        agent.wait_for("the proxy speaks as the next certificate", DEADLINE, |agent| {
+        agent.wait_for("the proxy uses the next certificate", DEADLINE, |agent| {
             (events(agent, "proxy_swapped") > swapped).then_some(())
         });
     }
 
-    /// What the proxy has done, as `pintle status` tells it.
+    /// The proxy's part of `pintle status`.
     #[track_caller]
     pub(crate) fn proxy(&self) -> Value {
         self.node.status().expect("the agent answers")["proxy"].clone()

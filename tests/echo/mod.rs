@@ -1,4 +1,4 @@
-//! Streams of kubectl's in which everything comes back: of `exec`, and of `port-forward`.
+//! kubectl streams that echo their input: `exec` and `port-forward`.
 
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,10 +12,10 @@ use pintle_test_support::{cluster_binary, eventually};
 use crate::device::DEADLINE;
 use crate::device::served::Served;
 
-/// Who may execute something in a pod.
+/// The user that may exec into pods.
 pub(crate) const OPERATOR: &str = "operator";
 
-/// kubectl as the operator, with pipes.
+/// kubectl as the operator, with piped standard streams.
 pub(crate) struct Kubectl(Child);
 
 impl Kubectl {
@@ -46,7 +46,7 @@ impl Kubectl {
 
     #[track_caller]
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        eventually("kubectl ends", DEADLINE, || self.0.try_wait().expect("a child can be waited for"))
+        eventually("kubectl exits", DEADLINE, || self.0.try_wait().expect("a child can be waited for"))
     }
 }
 
@@ -57,7 +57,7 @@ impl Drop for Kubectl {
     }
 }
 
-/// Octets that go out and come back, again and again, until told to stop; each round's are compared.
+/// Sends bytes through a stream and compares what comes back, in rounds, until stopped.
 pub(crate) struct Echo {
     rounds: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -69,7 +69,8 @@ impl Echo {
         let (rounds, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let (counted, stopped) = (Arc::clone(&rounds), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
-            // Every octet, of which some look like lines and some like the end of them, in rounds of different lengths.
+            // All byte values, some of which look like line endings or end-of-file characters, in rounds of different
+            // lengths.
             while !stopped.load(Ordering::Relaxed) {
                 let round = counted.load(Ordering::Relaxed);
                 let sent: Vec<u8> = (0..=round % 4096).map(|place| (place * 7 + round) as u8).collect();
@@ -77,27 +78,27 @@ impl Echo {
                 to.write_all(&sent).and_then(|()| to.flush()).map_err(|error| format!("round {round}: {error}"))?;
                 from.read_exact(&mut received).map_err(|error| format!("round {round}: {error}"))?;
                 if sent != received {
-                    return Err(format!("round {round} came back as something else"));
+                    return Err(format!("round {round} came back changed"));
                 }
                 counted.fetch_add(1, Ordering::Relaxed);
             }
             drop(to);
-            // Nothing is left behind.
+            // Nothing else arrives.
             let mut rest = Vec::new();
             from.read_to_end(&mut rest).map_err(|error| error.to_string())?;
-            if rest.is_empty() { Ok(()) } else { Err(format!("{} octets more", rest.len())) }
+            if rest.is_empty() { Ok(()) } else { Err(format!("{} extra bytes", rest.len())) }
         });
         Self { rounds, stop, thread }
     }
 
-    /// `kubectl exec`, which executes an echo.
+    /// A stream of `kubectl exec` that runs an echo.
     pub(crate) fn exec(served: &Served, websockets: bool) -> (Kubectl, Self) {
         let mut kubectl = Kubectl::start(served, websockets, &["exec", "--stdin", "echo", "--", "cat"]);
         let echo = Self::start(kubectl.input(), kubectl.output());
         (kubectl, echo)
     }
 
-    /// `kubectl port-forward`, and a client of the port.
+    /// A stream of `kubectl port-forward`, with a client of the port.
     pub(crate) fn port_forward(served: &Served, websockets: bool) -> (Kubectl, Self) {
         let mut kubectl = Kubectl::start(served, websockets, &["port-forward", "pod/echo", ":7"]);
         let (lines, mut output) = (mpsc::channel(), BufReader::new(kubectl.output()));
@@ -111,12 +112,12 @@ impl Echo {
         let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next());
         let stream = TcpStream::connect(address.unwrap_or_else(|| panic!("{line}"))).expect("it listens");
         let other = stream.try_clone().expect("a descriptor can be duplicated");
-        (kubectl, Self::start(ClosesAtEnd(stream), other))
+        (kubectl, Self::start(ClosesOnDrop(stream), other))
     }
 
-    /// Waits until this many rounds more are through.
+    /// Waits until 20 more rounds are complete.
     #[track_caller]
-    pub(crate) fn goes_on(&self, what: &str) {
+    pub(crate) fn wait_for_rounds(&self, what: &str) {
         const ROUNDS: u64 = 20;
         let before = self.rounds.load(Ordering::Relaxed);
         eventually(what, DEADLINE, || {
@@ -126,25 +127,25 @@ impl Echo {
         });
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the stream has closed by itself.
     #[track_caller]
-    pub(crate) fn ends(&self, what: &str) {
+    pub(crate) fn wait_until_closed(&self, what: &str) {
         eventually(what, DEADLINE, || self.thread.is_finished().then_some(()));
     }
 
-    /// Ends it, and returns how many rounds there were.
+    /// Stops it, and returns the number of rounds.
     #[track_caller]
-    pub(crate) fn end(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the thread did not panic").expect("all came back");
         self.rounds.load(Ordering::Relaxed)
     }
 }
 
-/// The writing half of a connection: nothing more is sent once it is dropped.
-struct ClosesAtEnd(TcpStream);
+/// The writing half of a connection; dropping it closes that direction.
+struct ClosesOnDrop(TcpStream);
 
-impl Write for ClosesAtEnd {
+impl Write for ClosesOnDrop {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
         self.0.write(buffer)
     }
@@ -154,7 +155,7 @@ impl Write for ClosesAtEnd {
     }
 }
 
-impl Drop for ClosesAtEnd {
+impl Drop for ClosesOnDrop {
     fn drop(&mut self) {
         let _ = self.0.shutdown(std::net::Shutdown::Write);
     }

@@ -1,6 +1,6 @@
-//! The embedded control plane for tests that are not async themselves: the agent under test is a child process.
+//! The embedded control plane for synchronous tests, whose agent is a child process.
 
-#![allow(dead_code, reason = "each test file uses a part of this room")]
+#![allow(dead_code, reason = "each test file uses a part of this module")]
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -11,17 +11,17 @@ use tokio::runtime::Runtime;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
-/// Waits until a condition holds are given up after this time. Nothing here takes that long.
+/// Timeout for waiting; nothing here takes that long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 
-/// An embedded control plane, and the runtime that it runs on.
+/// An embedded control plane, and its runtime.
 pub(crate) struct Embedded {
     control_plane: ControlPlane,
     runtime: Runtime,
 }
 
 impl Embedded {
-    /// Starts one that approves at once and whose certificates live for so many seconds.
+    /// Starts one that approves immediately and issues certificates with this lifetime.
     pub(crate) fn signing_for(seconds: u64) -> Self {
         Self::start(Options {
             cluster_signing_duration: Duration::from_secs(seconds),
@@ -30,7 +30,6 @@ impl Embedded {
         })
     }
 
-    /// Starts one.
     pub(crate) fn start(options: Options) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime can be made");
@@ -38,7 +37,6 @@ impl Embedded {
         Self { control_plane, runtime }
     }
 
-    /// Runs async calls of the control plane.
     pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
@@ -64,7 +62,7 @@ impl Deref for Embedded {
     }
 }
 
-/// The SubjectPublicKeyInfo that a certificate is requested for, DER.
+/// The SubjectPublicKeyInfo (DER) in a certificate request.
 pub(crate) fn public_key_of(request: &CertificateSigningRequest) -> Vec<u8> {
     let request = pem::parse(&request.spec.request.0).expect("a request is PEM");
     let (_, request) = X509CertificationRequest::from_der(request.contents()).expect("PKCS#10");

@@ -110,3 +110,25 @@ fn a_timeout_needs_once_and_is_a_duration() {
     assert_eq!(status.code(), Some(1), "{output}");
     assert!(output.contains("client: NoCredential"), "{output}");
 }
+
+/// Case C34: with the old backend, the key in use is gone from the configuration as well.
+#[test]
+fn a_backend_that_is_no_longer_configured_does_not_hold_the_identity() {
+    let control_plane = Embedded::signing_for(HOUR);
+    let machine = enrolled(&control_plane);
+    let (status, output) = once(&machine).run(DEADLINE);
+    assert!(status.success(), "{output}");
+    machine.configure(
+        "once",
+        "kubeconfig = \"$DIR/kubeconfig\"\nbootstrap-kubeconfig = \"$DIR/bootstrap\"\ncert-dir = \"$DIR/pki\"\n",
+    );
+    let (status, output) = once(&machine).argument("--timeout=10s").run(DEADLINE);
+    let moved = machine.status("client");
+    assert_eq!(moved["key"]["backend"], "file", "{moved} {output}");
+    assert_eq!(status.code(), Some(1), "the old key is left: {output}");
+    assert!(output.contains("hint: add [backends.other] to the configuration file"), "{output}");
+    configure(&machine, "file");
+    let (status, output) = once(&machine).run(DEADLINE);
+    assert!(status.success(), "{output}");
+    assert_eq!(std::fs::read_dir(machine.scratch.join("other")).expect("the old backend").count(), 0);
+}

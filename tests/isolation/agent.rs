@@ -1,4 +1,4 @@
-//! The agent with an isolated backend: it stays up, says what is wrong, and goes on by itself.
+//! The agent with an isolated backend: it keeps running, reports failures, and recovers.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::{DEADLINE, key};
 
 const PINTLE: &str = env!("CARGO_BIN_EXE_pintle");
 
-/// A node with an agent, a token and a control plane of its own.
+/// A node with its own agent, token and control plane.
 struct Node {
     scratch: ScratchDirectory,
     token: Rc<Token>,
@@ -32,7 +32,7 @@ impl Node {
         Self::with_token(&Rc::new(Token::new()))
     }
 
-    /// One whose token others use too.
+    /// A node whose token is shared with others.
     fn with_token(token: &Rc<Token>) -> Self {
         let (scratch, token) = (ScratchDirectory::new(), Rc::clone(token));
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -70,7 +70,7 @@ impl Node {
         }
     }
 
-    /// Has the module in the program itself, which then needs the module's environment.
+    /// Loads the module in the agent's process, which then needs the module's environment variables.
     fn without_isolation(&mut self) {
         let text = std::fs::read_to_string(&self.configuration).expect("the configuration");
         let line = text.lines().find(|line| line.starts_with("isolation")).expect("a line");
@@ -122,7 +122,7 @@ impl Node {
 }
 
 #[test]
-fn c27_a_refused_pin_is_shown_once_whichever_process_asks() {
+fn c27_a_rejected_pin_is_tried_once_across_processes() {
     for isolation in ["process", "none"] {
         let mut node = Node::new();
         if isolation == "none" {
@@ -136,7 +136,7 @@ fn c27_a_refused_pin_is_shown_once_whichever_process_asks() {
             assert!(said.contains("locked"), "{isolation}, {command:?}: {said}");
         }
         assert_eq!(node.token.logins(), 1, "{isolation}");
-        // The agent is one of them, and the commands then ask it.
+        // The agent is one of the processes; the commands then ask it.
         let agent = node.start();
         assert!(node.fail(&["backend", "list"]).contains("locked"));
         assert_eq!(node.token.logins(), 1, "{isolation}");
@@ -146,16 +146,55 @@ fn c27_a_refused_pin_is_shown_once_whichever_process_asks() {
         drop(agent);
         node.succeed(&["backend", "list"]);
         let kept = std::fs::read_to_string(node.scratch.join("state/refused-pins.json"));
-        assert_eq!(kept.expect("the file"), "[]", "a PIN that was accepted is forgotten as a refused one");
+        assert_eq!(kept.expect("the file"), "[]", "an accepted PIN is removed from the rejected ones");
+    }
+}
+
+/// What is said about a refused PIN is done to the letter, while an agent runs that was refused it.
+#[test]
+fn c27_the_hint_ends_a_refusal_whichever_process_was_refused() {
+    const NEW: &str = "16180339";
+    for (isolation, restarted) in [("process", false), ("process", true), ("none", false), ("none", true)] {
+        let mut node = Node::new();
+        if isolation == "none" {
+            node.without_isolation();
+        }
+        node.token.write_pin(NEW);
+        let mut agent = node.start();
+        let said = node.fail(&["backend", "list"]);
+        if restarted {
+            // That alone is no reason to try again.
+            drop(agent);
+            agent = node.start();
+        }
+        node.token.change_pin(NEW);
+        let logins = node.token.logins();
+        let again = node.fail(&["backend", "list"]);
+        assert_eq!(node.token.logins(), logins, "{isolation}, {restarted}");
+        let path = |said: &str| {
+            let (_, rest) = said.split_once("if the token was changed instead, touch ").expect("what to do then");
+            rest.split_whitespace().next().expect("a path").to_owned()
+        };
+        assert_eq!(path(&said), path(&again), "{isolation}, {restarted}: {said}{again}");
+        assert!(Command::new("touch").arg(path(&again)).status().expect("touch runs").success());
+        // The module may be initialised anew only now and then.
+        eventually("the token lets the agent in", DEADLINE * 2, || {
+            node.pintle(&["backend", "list"]).status.success().then_some(())
+        });
+        drop(agent);
+        // SoftHSM shows its token to nobody for a moment while somebody logs in.
+        eventually("the token is listed without an agent", DEADLINE, || {
+            node.pintle(&["backend", "list"]).status.success().then_some(())
+        });
     }
 }
 
 #[test]
-fn a_key_moves_to_a_token_and_back_and_a_restart_remembers() {
+fn a_key_migrates_to_a_token_and_back_and_a_restart_keeps_its_backend() {
     let node = Node::new();
     let mut agent = node.start();
     assert_eq!(node.backend_in_use(), "file");
-    // The installation has chosen its part at random.
+    // The installation's part of the name is random.
     let first = node.status().expect("a status")["identities"][0]["key"]["id"].as_str().expect("an id").to_owned();
     let installation = first.strip_prefix("worker-1_client_").and_then(|rest| rest.strip_suffix("_1")).expect("an id");
     let id = |backend: &str, slot: u32| format!("{backend}:worker-1_client_{installation}_{slot}");
@@ -191,7 +230,7 @@ fn a_key_moves_to_a_token_and_back_and_a_restart_remembers() {
 }
 
 #[test]
-fn c15_what_nobody_needs_is_pruned_and_nothing_else() {
+fn c15_only_unused_keys_are_pruned() {
     let node = Node::new();
     let mut agent = node.start();
     node.succeed(&["migrate", "client", "--to", "token", "--wait"]);
@@ -204,12 +243,12 @@ fn c15_what_nobody_needs_is_pruned_and_nothing_else() {
         assert!(keys.lines().any(|line| line.contains(id) && line.ends_with(used)), "{id} in {keys}");
     }
     assert!(keys.contains("hint: ") && keys.contains("keys prune BACKEND:ID"), "{keys}");
-    assert!(node.succeed(&["keys", "prune"]).contains("nothing to destroy"), "found is not enough");
+    assert!(node.succeed(&["keys", "prune"]).contains("nothing to destroy"), "unknown keys are not pruned by default");
     let named = ["keys", "prune", "worker-1_client_900", "token:conformance%2Fx%2Fy"];
     let dry = node.succeed(&[&named[..], &["--dry-run"]].concat());
     assert!(dry.contains("would be destroyed: token:worker-1_client_900 (unknown)"), "{dry}");
     let check = Checks::begin(&node.scratch.join("state"));
-    assert!(node.fail(&named).contains("check is under way"), "its keys are its own");
+    assert!(node.fail(&named).contains("check is under way"), "keys of a running check are not pruned");
     drop(check);
     let held = node.status().expect("a status")["identities"][0]["key"]["id"].as_str().expect("an id").to_owned();
     for name in [&*held, "worker-1_client_901"] {
@@ -217,7 +256,7 @@ fn c15_what_nobody_needs_is_pruned_and_nothing_else() {
         assert!(refused.contains("nothing to destroy") && refused.contains("hint: "), "{name}: {refused}");
     }
     assert_eq!(backend.list().expect("listed").len(), 4);
-    // A private and a public object each, in one session: this process's is another one.
+    // Two private and public objects per key, in one session: this process has another one.
     assert!(keys.contains("\n  token: objects 8, sessions 1\n") && keys.contains("\n  file: files 0\n"), "{keys}");
     let pruned = node.succeed(&named);
     let (shown, done) = pruned.split_at(pruned.find("destroyed: ").expect("some are destroyed"));
@@ -235,11 +274,11 @@ fn c15_what_nobody_needs_is_pruned_and_nothing_else() {
 }
 
 #[test]
-fn c33_nodes_of_equal_name_in_two_clusters_leave_each_others_keys_alone() {
+fn c33_nodes_with_the_same_name_in_two_clusters_do_not_delete_each_others_keys() {
     let token = Rc::new(Token::new());
     let nodes = [Node::with_token(&token), Node::with_token(&token)];
     let mut agents: Vec<Agent> = nodes.iter().map(Node::start).collect();
-    // Their keys had other numbers before they came to the token.
+    // One node's keys had other numbers before they were in the token.
     nodes[1].succeed(&["rotate", "--wait"]);
     let held = |node: &Node| {
         node.succeed(&["migrate", "client", "--to", "token", "--wait"]);
@@ -272,14 +311,14 @@ fn c33_nodes_of_equal_name_in_two_clusters_leave_each_others_keys_alone() {
         }
         agents.clear();
     }
-    // A person who knows that the other node is gone.
+    // An operator who knows that the other node is gone.
     let pruned = nodes[0].succeed(&["keys", "prune", &ids[1]]);
     assert!(pruned.contains(&format!("destroyed: token:{} (unknown)", ids[1])), "{pruned}");
     assert_eq!(used(&nodes[0]), ["in-use", ""]);
 }
 
 #[test]
-fn c25_the_agent_outlives_its_module_and_says_why_it_is_down() {
+fn c25_the_agent_survives_a_crash_of_its_module_and_reports_it() {
     let node = Node::new();
     let mut agent = node.start();
     node.succeed(&["migrate", "client", "--to", "token", "--wait"]);
@@ -289,13 +328,13 @@ fn c25_the_agent_outlives_its_module_and_says_why_it_is_down() {
     let status = String::from_utf8_lossy(&node.pintle(&["status"]).stdout).into_owned();
     assert!(status.contains("backend token: ") && status.contains("SIGSEGV"), "{status}");
     agent.process().assert_running();
-    agent.wait_for_log("the log says it", DEADLINE, |line| line["event"] == "backend_down");
-    node.token.mend();
-    eventually("the rotation goes on by itself", Duration::from_secs(60), || {
+    agent.wait_for_log("the log reports it", DEADLINE, |line| line["event"] == "backend_down");
+    node.token.clear_fault();
+    eventually("the rotation continues by itself", Duration::from_secs(60), || {
         let status = node.status()?;
         (status["identities"][0]["rotations"].as_u64()? >= 3).then_some(())
     });
-    agent.wait_for_log("the log says that it is over", DEADLINE, |line| line["event"] == "backend_up");
+    agent.wait_for_log("the log reports the recovery", DEADLINE, |line| line["event"] == "backend_up");
     eventually("the old key is gone", DEADLINE, || (node.token.open().list().ok()?.len() == 1).then_some(()));
     let table = node.succeed(&["backend", "list"]);
     assert!(table.ends_with("\n  file: files 0\n  token: objects 2, sessions 1\n"), "{table}");
@@ -310,13 +349,13 @@ fn c25_the_agent_outlives_its_module_and_says_why_it_is_down() {
 }
 
 #[test]
-fn an_operators_own_device_is_checked_and_left_as_it_was() {
+fn backend_check_leaves_the_device_unchanged() {
     let node = Node::new();
     let report = node.succeed(&["backend", "check", "token"]);
     assert!(report.contains("LATENCY") && report.contains(" 0 failed"), "{report}");
     assert!(node.token.open().list().expect("listed").is_empty());
     assert!(node.fail(&["backend", "check", "nothing"]).contains("nothing"));
-    // A module that is not loaded at all is not blamed for its algorithms.
+    // The report for a module that cannot be loaded does not mention algorithms.
     let module = node.scratch.write("module.so", "");
     let content = std::fs::read_to_string(&node.configuration).expect("the configuration");
     std::fs::write(

@@ -1,4 +1,4 @@
-//! A module in a child process: whatever it does, the caller gets an answer in time, and the cause.
+//! A module in a child process: whatever it does, the caller gets a response in time, with the cause of a failure.
 
 mod agent;
 mod token;
@@ -73,7 +73,7 @@ fn c17_softhsm_conforms_in_a_child() {
 }
 
 #[test]
-fn a_module_that_segfaults_is_named_and_started_again() {
+fn a_module_that_segfaults_is_reported_and_restarted() {
     let token = Token::new();
     let mut backend = token.open();
     let public_key = key(&mut backend, "crash");
@@ -82,15 +82,15 @@ fn a_module_that_segfaults_is_named_and_started_again() {
         backend.sign(&id("crash"), SCHEME, b"message"),
         &["backend child was killed by signal 11 (SIGSEGV)", "in sign", "about to fail"],
     );
-    // At once the first time, and then after a wait, in which the cause is still told.
+    // Restarted immediately the first time, and then after a wait, during which the cause is still reported.
     unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV"]);
-    unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV", "another one is started in 1 s"]);
-    token.mend();
+    unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["SIGSEGV", "restarting in 1 s"]);
+    token.clear_fault();
     let signature =
-        eventually("the module is started again", DEADLINE, || backend.sign(&id("crash"), SCHEME, b"message").ok());
+        eventually("the module is restarted", DEADLINE, || backend.sign(&id("crash"), SCHEME, b"message").ok());
     assert!(public_key.verifies(SCHEME, b"message", &signature));
     token.fault("sign", "exit");
-    unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["ended with exit code 3", "in sign"]);
+    unavailable(backend.sign(&id("crash"), SCHEME, b"message"), &["exited with code 3", "in sign"]);
 }
 
 #[test]
@@ -103,13 +103,13 @@ fn a_module_that_hangs_is_killed_at_the_deadline() {
     let process = token.process().expect("a child");
     unavailable(backend.sign(&id("hang"), SCHEME, b"message"), &["did not answer sign within 1s and was killed"]);
     assert!(rustix::process::test_kill_process(process).is_err(), "the child is gone");
-    token.mend();
+    token.clear_fault();
     let signature = backend.sign(&id("hang"), SCHEME, b"message").expect("the next child signs");
     assert!(public_key.verifies(SCHEME, b"message", &signature));
 }
 
 #[test]
-fn a_child_killed_in_the_middle_of_a_generate_leaves_no_orphan() {
+fn a_child_killed_during_generate_leaves_no_orphan() {
     let token = Token::new();
     for place in ["before-generate", "after-generate"] {
         let mut backend = token.open();
@@ -122,8 +122,8 @@ fn a_child_killed_in_the_middle_of_a_generate_leaves_no_orphan() {
             generating.join().expect("no panic")
         });
         unavailable(killed, &["was killed by signal 9 (SIGKILL)", "in generate"]);
-        token.mend();
-        // What the agent does next: the same id again.
+        token.clear_fault();
+        // What the agent does next: it repeats the call with the same id.
         let first = key(&mut backend, "half");
         assert_eq!(key(&mut backend, "half"), first);
         assert_eq!(backend.list().expect("listed"), [id("half")]);
@@ -135,7 +135,7 @@ fn a_child_killed_in_the_middle_of_a_generate_leaves_no_orphan() {
 }
 
 #[test]
-fn a_child_that_ended_between_two_calls_costs_none() {
+fn a_child_that_exits_between_calls_fails_no_call() {
     let token = Token::new();
     let mut backend = token.open();
     key(&mut backend, "idle");
@@ -145,7 +145,7 @@ fn a_child_that_ended_between_two_calls_costs_none() {
 }
 
 #[test]
-fn c27_a_wrong_pin_is_tried_once_however_often_the_child_is_started() {
+fn c27_a_wrong_pin_is_tried_once_however_often_the_child_is_restarted() {
     let token = Token::new();
     token.write_pin("99999999");
     let locked = |backend: &mut IsolatedBackend| {
@@ -163,7 +163,7 @@ fn c27_a_wrong_pin_is_tried_once_however_often_the_child_is_started() {
         locked(&mut backend);
     }
     drop(backend);
-    // Nor does another backend of the same process try it, as after a failed start.
+    // Another backend of the same process does not try it either, as after a failed start.
     let mut backend = token.open();
     locked(&mut backend);
     assert_eq!(token.logins(), 1);
@@ -173,9 +173,9 @@ fn c27_a_wrong_pin_is_tried_once_however_often_the_child_is_started() {
 }
 
 #[test]
-fn the_child_has_given_up_what_it_does_not_need() {
+fn the_child_has_dropped_its_privileges() {
     let token = Token::new();
-    // Open in this process and, without O_CLOEXEC, in what it starts.
+    // Open in this process and, without O_CLOEXEC, in its children.
     let leaked = fs::File::open("/dev/null").expect("opened");
     rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).expect("inheritable");
     let mut backend = token.open();
@@ -188,7 +188,7 @@ fn the_child_has_given_up_what_it_does_not_need() {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         assert_eq!(line.map(str::trim), Some(value), "{name}");
     }
-    // CAP_DAC_OVERRIDE and CAP_IPC_LOCK at most, where this process has them itself.
+    // At most CAP_DAC_OVERRIDE and CAP_IPC_LOCK, if this process has them itself.
     let status = read("status");
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         let line = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':')).expect(set);
@@ -202,24 +202,24 @@ fn the_child_has_given_up_what_it_does_not_need() {
     assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
     let stat = read("stat");
     let fields: Vec<_> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
-    assert_eq!(fields[3], process.trim_start_matches("/proc/"), "it leads a session of its own");
+    assert_eq!(fields[3], process.trim_start_matches("/proc/"), "it leads its own session");
     let targets: Vec<_> = fs::read_dir(format!("{process}/fd"))
         .expect("descriptors")
         .map(|entry| fs::read_link(entry.expect("an entry").path()).expect("a link").display().to_string())
         .collect();
     let of = |prefix: &str| targets.iter().filter(|target| target.starts_with(prefix)).count();
     assert_eq!((of("socket:"), of("pipe:")), (1, 1), "{targets:?}");
-    // Standard input and output; one that was inherited would be the third.
+    // Standard input and output; an inherited descriptor would be the third.
     assert_eq!(of("/dev/null"), 2, "{targets:?}");
     drop(leaked);
-    // It ends with its backend.
+    // It exits when its backend is dropped.
     let id = token.process().expect("a child");
     drop(backend);
     assert!(rustix::process::test_kill_process(id).is_err());
 }
 
 #[test]
-fn what_cannot_be_opened_is_told_in_the_modules_words() {
+fn the_modules_error_is_reported_when_it_cannot_be_opened() {
     let module =
         ModuleConfiguration::Plugin { library: "no_such_plugin".to_owned(), configuration: "{}".to_owned(), pin: true };
     let mut backend = IsolatedBackend::new("absent", module, ProcessIsolation::default())
@@ -232,13 +232,13 @@ fn what_cannot_be_opened_is_told_in_the_modules_words() {
     let mut backend = IsolatedBackend::new("no program", module, ProcessIsolation::default())
         .expect("a backend")
         .with_program("/no/such/program");
-    unavailable(backend.list(), &["cannot be started"]);
+    unavailable(backend.list(), &["cannot start a backend child"]);
 }
 
 #[test]
-fn a_child_runs_as_the_user_that_it_is_told_to() {
+fn a_child_runs_as_the_configured_user() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can run a child as somebody else");
+        eprintln!("skipped: only root can run a child as another user");
         return;
     }
     let token = Token::new();

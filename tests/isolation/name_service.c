@@ -1,4 +1,4 @@
-/* A user and a group that only the name service knows, as those of LDAP and SSSD are. Preloaded. */
+/* Preloaded: adds a user and a group that only the name service knows, like those of LDAP and SSSD. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <grp.h>

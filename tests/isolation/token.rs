@@ -1,4 +1,4 @@
-//! A throwaway SoftHSM token behind a module that fails on request.
+//! A temporary SoftHSM token behind a module that injects faults.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -53,7 +53,7 @@ impl Token {
         .expect("libsofthsm2.so (Debian package softhsm2)")
     }
 
-    /// The module that fails on request.
+    /// The module that injects faults.
     pub(crate) fn faulty_module() -> PathBuf {
         pintle_test_support::faulty_module(Path::new(env!("CARGO_TARGET_TMPDIR")))
     }
@@ -90,7 +90,7 @@ impl Token {
         self.open().with_deadlines(deadlines)
     }
 
-    /// Writes the PIN's file anew.
+    /// Replaces the PIN file.
     pub(crate) fn write_pin(&self, pin: &str) {
         let path = self.path("pin");
         let _ = fs::remove_file(&path);
@@ -98,17 +98,31 @@ impl Token {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("its mode");
     }
 
-    /// Has the module do this at this place from now on.
-    pub(crate) fn fault(&self, place: &str, deed: &str) {
-        fs::write(self.path("fault.new"), format!("{place} {deed}\n")).expect("the fault");
+    /// Changes the user PIN of the token.
+    pub(crate) fn change_pin(&self, new: &str) {
+        let status = Command::new("pkcs11-tool")
+            .arg("--module")
+            .arg(Self::softhsm())
+            .args(["--token-label", "isolated", "--login", "--pin", PIN, "--change-pin", "--new-pin", new])
+            .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .expect("pkcs11-tool starts (Debian package opensc)");
+        assert!(status.success());
+    }
+
+    /// Makes the module inject this fault from now on.
+    pub(crate) fn fault(&self, place: &str, action: &str) {
+        fs::write(self.path("fault.new"), format!("{place} {action}\n")).expect("the fault");
         fs::rename(self.path("fault.new"), self.path("fault")).expect("the fault");
     }
 
-    pub(crate) fn mend(&self) {
+    pub(crate) fn clear_fault(&self) {
         fs::remove_file(self.path("fault")).expect("there was a fault");
     }
 
-    /// Makes this user the owner of everything.
+    /// Changes the owner of all files to this user.
     pub(crate) fn give_to(&self, user: u32) {
         fn give(path: &Path, user: u32) {
             std::os::unix::fs::chown(path, Some(user), None).expect("a new owner");
@@ -121,7 +135,7 @@ impl Token {
         give(self.directory.path(), user);
     }
 
-    /// How often somebody logged in, or tried to.
+    /// How often a login was attempted.
     pub(crate) fn logins(&self) -> u64 {
         fs::metadata(self.path("logins")).map_or(0, |metadata| metadata.len())
     }
@@ -131,7 +145,7 @@ impl Token {
         Pid::from_raw(fs::read_to_string(self.path("process")).ok()?.parse().ok()?)
     }
 
-    /// Waits until the child is dead; nobody has asked for its status yet.
+    /// Waits until the child has exited but has not been reaped.
     pub(crate) fn await_death(&self) {
         pintle_test_support::eventually("the child is dead", Duration::from_secs(10), || {
             let stat = fs::read_to_string(format!("/proc/{}/stat", self.process()?.as_raw_nonzero())).ok()?;

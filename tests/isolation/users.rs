@@ -1,11 +1,11 @@
-//! Which users a module may run as: those of the name service, not only those of /etc/passwd.
+//! The users that a module may run as: those of the name service, not only those in /etc/passwd.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pintle_test_support::ScratchDirectory;
 
-/// Builds what makes a process believe in a directory service.
+/// Builds a library that simulates a directory service.
 fn name_service(scratch: &ScratchDirectory) -> PathBuf {
     let library = scratch.join("libname_service.so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/isolation/name_service.c");

@@ -1,4 +1,4 @@
-//! Forms of kubeconfigs, and of the certificates that API servers and clients have.
+//! Formats of kubeconfigs, and of the certificates of API servers and clients.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -12,26 +12,23 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use crate::embedded::Embedded;
 use crate::{kubectl_takes, pintle_takes, server};
 
-/// What kubectl takes and pintle refuses on purpose; docs/operators.md says so too.
+/// Kubeconfigs that kubectl accepts and pintle rejects on purpose, as documented in docs/operators.md.
 const REFUSED: [(&str, &str); 2] = [
-    ("too-long", "it is read again and again by root, so its size is bounded"),
-    (
-        "pem-authority-signed",
-        "webpki verifies no server certificate with CA:TRUE, unless it is itself an authority here",
-    ),
+    ("too-long", "root reads it repeatedly, so its size is limited"),
+    ("pem-authority-signed", "webpki rejects a server certificate with CA:TRUE, unless it is itself a trusted CA"),
 ];
 
-/// What kubectl refuses and pintle takes.
+/// Kubeconfigs that kubectl rejects and pintle accepts.
 const TAKEN: [(&str, &str); 6] = [
-    ("name-twice", "the first of two entries counts, where kubectl refuses the whole file"),
-    ("json-escapes", "JSON has the escape \\/, and only Go's YAML parser lacks it"),
-    ("authority-both", "inline data comes first, so the file beside it need not be there"),
+    ("name-twice", "the first of two entries is used, where kubectl rejects the whole file"),
+    ("json-escapes", "JSON has the escape \\/, which only Go's YAML parser does not support"),
+    ("authority-both", "inline data takes precedence, so the file need not exist"),
     ("no-user", "kubectl asks for a name and a password at the terminal"),
     ("missing-user", "kubectl asks for a name and a password at the terminal"),
     ("no-token", "kubectl asks for a name and a password at the terminal"),
 ];
 
-/// Compares the verdicts on these kubeconfigs.
+/// Compares kubectl's and pintle's results for these kubeconfigs.
 fn compare(forms: Vec<(&str, Vec<u8>)>) {
     let scratch = ScratchDirectory::new();
     let (mut differences, mut taken) = (Vec::new(), 0);
@@ -49,11 +46,11 @@ fn compare(forms: Vec<(&str, Vec<u8>)>) {
             differences.push(format!("{name}: kubectl {kubectl:?}, pintle {pintle:?}"));
         }
     }
-    assert!(taken > 0, "kubectl takes some of them");
+    assert!(taken > 0, "kubectl accepts some of them");
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
-/// A plain kubeconfig, and what it is made of.
+/// A plain kubeconfig, and its parts.
 struct Plain {
     server: String,
     data: String,
@@ -92,7 +89,7 @@ fn lines(text: &str, width: usize) -> Vec<&str> {
 }
 
 #[test]
-fn c41_what_kubectl_reads_is_read() {
+fn c41_every_format_that_kubectl_reads_is_read() {
     let control_plane = Embedded::signing_for(3600);
     let plain = Plain::of(&control_plane);
     let (base, Plain { server, data, token }) = (plain.text(), &plain);
@@ -258,7 +255,7 @@ fn kubeconfig(server: std::net::SocketAddr, authorities: &str, more: &str, user:
 }
 
 #[test]
-fn c42_the_servers_that_kubectl_trusts_are_trusted() {
+fn c42_servers_that_kubectl_trusts_are_trusted() {
     let key = KeyPair::generate().expect("a key");
     let root = parameters(authority).self_signed(&key).expect("a certificate").pem();
     let issuer = Issuer::new(parameters(authority), key);
@@ -312,7 +309,7 @@ fn c42_the_servers_that_kubectl_trusts_are_trusted() {
 }
 
 #[test]
-fn c42_client_certificates_of_x509_v1_and_keys_of_every_format_are_taken() {
+fn c42_x509_v1_client_certificates_and_keys_of_every_format_are_accepted() {
     let server = Server::self_signed(|_| {});
     let (address, root) = (server.start(), server.certificate.pem());
     let files = ScratchDirectory::new();
@@ -329,7 +326,7 @@ fn c42_client_certificates_of_x509_v1_and_keys_of_every_format_are_taken() {
     for key in ["sec1", "pkcs1", "parameters"] {
         let (key_file, request, certificate) = (format!("{key}.key"), format!("{key}.csr"), format!("{key}.crt"));
         openssl(&["req", "-new", "-key", &key_file, "-subj", "/O=system:nodes/CN=system:node:a", "-out", &request]);
-        // Without extensions, which is X.509 v1.
+        // Without extensions, so an X.509 v1 certificate.
         openssl(&["x509", "-req", "-in", &request, "-signkey", &key_file, "-out", &certificate]);
         let user = |certificate: &str, key: &str| {
             let (certificate, key) = (STANDARD.encode(certificate), STANDARD.encode(key));

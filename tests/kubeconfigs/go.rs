@@ -1,4 +1,4 @@
-//! PEM and proxy variables, against Go itself.
+//! PEM and proxy variables, compared with Go.
 
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
@@ -7,7 +7,7 @@ use pintle::kubernetes::Proxy;
 use pintle_agent_core::pem_block::PemBlocks;
 use pintle_test_support::ScratchDirectory;
 
-/// The program oracle.go, which asks Go's standard library.
+/// The program oracle.go, which runs Go's standard library.
 static ORACLE: LazyLock<(ScratchDirectory, std::path::PathBuf)> = LazyLock::new(|| {
     let scratch = ScratchDirectory::new();
     let (program, source) =
@@ -18,7 +18,7 @@ static ORACLE: LazyLock<(ScratchDirectory, std::path::PathBuf)> = LazyLock::new(
     (scratch, program)
 });
 
-/// What Go says, a line for each question.
+/// Go's answers, one line per question.
 fn oracle(question: &str, environment: &[(&str, &str)], lines: &[String]) -> Vec<String> {
     use std::io::Write as _;
     let mut command = Command::new(&ORACLE.1);
@@ -36,7 +36,7 @@ fn oracle(question: &str, environment: &[(&str, &str)], lines: &[String]) -> Vec
 }
 
 #[test]
-fn c37_the_proxy_is_the_one_that_go_chooses() {
+fn c37_the_same_proxy_is_chosen_as_by_go() {
     let servers = [
         "https://api.example:6443",
         "https://api.example",
@@ -82,7 +82,7 @@ fn c37_the_proxy_is_the_one_that_go_chooses() {
         "://",
         "",
     ];
-    // Not here: a blank at the end, of which Go makes the proxy http://http:80.
+    // Except a trailing space, for which Go chooses the proxy http://http:80.
     let exceptions = [
         "",
         ",",
@@ -167,13 +167,13 @@ fn c37_the_proxy_is_the_one_that_go_chooses() {
 }
 
 #[test]
-fn the_pem_blocks_are_those_that_go_decodes() {
+fn the_same_pem_blocks_are_decoded_as_by_go() {
     let key = rcgen::KeyPair::generate().expect("a key").serialize_pem();
     let certificate = rcgen::generate_simple_self_signed(vec!["a".to_owned()]).expect("a certificate").cert.pem();
     let (key, certificate) = (key.replace("\r\n", "\n"), certificate.replace("\r\n", "\n"));
     let whole = format!("note\n{key}{certificate}{key}");
     let mut texts = vec![String::new(), whole.clone(), whole.replace('\n', "\r\n"), whole.replace('\n', "\n\n")];
-    // One character less, one more, and everything from there on gone, at every place of a short text.
+    // At every position of a short text: one character removed, one added, and truncated there.
     let short =
         "a\n-----BEGIN X-----\nk: v\n\nAAEC\nAwQF\n-----END X-----\nb\n-----BEGIN Y-----\nAAA=\n-----END Y-----\n";
     for place in 0..short.len() {

@@ -1,4 +1,5 @@
-//! What kubectl takes, pintle takes: kubeconfigs, API servers' certificates, proxies. kubectl and Go are the oracle.
+//! pintle accepts what kubectl accepts: kubeconfigs, API server certificates, proxies. kubectl and Go are the
+//! oracles.
 
 #[path = "../embedded/mod.rs"]
 mod embedded;
@@ -12,7 +13,7 @@ use std::path::Path;
 use pintle::kubernetes::Cluster;
 use pintle_test_support::kubectl;
 
-/// Whether kubectl gets an answer with this kubeconfig, or what it says instead.
+/// Whether kubectl gets a response with this kubeconfig, or its error.
 fn kubectl_takes(kubeconfig: &Path) -> Result<(), String> {
     let mut command = kubectl();
     command.arg("--kubeconfig").arg(kubeconfig).args(["get", "--raw", "/version"]);
@@ -20,7 +21,7 @@ fn kubectl_takes(kubeconfig: &Path) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
-/// Whether pintle gets an answer with this kubeconfig, or what it says instead.
+/// Whether pintle gets a response with this kubeconfig, or its error.
 fn pintle_takes(kubeconfig: &Path) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("a runtime can be made").block_on(async {

@@ -1,4 +1,4 @@
-// Command oracle answers what Go's standard library does, one line of output for each line of input:
+// Command oracle prints the results of Go's standard library, one line of output per line of input:
 //
 //	oracle proxy   URLs in; scheme, host, port and user of the proxy that the environment names, or "-"
 //	oracle pem     texts in hexadecimal in; LABEL=CONTENT of each PEM block, both in hexadecimal

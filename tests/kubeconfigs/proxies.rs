@@ -9,7 +9,8 @@ use pintle_test_support::{Node, ReservedPorts, holds_within};
 use crate::embedded::{DEADLINE, Embedded};
 use crate::kubectl_takes;
 
-/// An HTTP proxy that notes for what it was asked, with which Proxy-Authorization, and always connects to one server.
+/// An HTTP proxy that records the targets and the Proxy-Authorization of its requests, and always connects to one
+/// server.
 struct ConnectProxy {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<(String, String)>>>,
@@ -24,7 +25,7 @@ impl ConnectProxy {
         std::thread::spawn(move || {
             for client in listener.incoming().filter_map(Result::ok) {
                 let (noted, server) = (Arc::clone(&noted), server.clone());
-                // How a connection ends is the clients' affair.
+                // The clients report how a connection ends.
                 std::thread::spawn(move || drop(tunnel(client, &server, &noted)));
             }
         });
@@ -67,12 +68,12 @@ fn tunnel(client: TcpStream, server: &str, noted: &Mutex<Vec<(String, String)>>)
     Ok(())
 }
 
-/// Where the control plane listens, as HOST:PORT.
+/// The control plane's address, as HOST:PORT.
 fn address_of(control_plane: &Embedded) -> String {
     control_plane.server_url().trim_start_matches("https://").trim_end_matches('/').to_owned()
 }
 
-/// The bootstrap kubeconfig for a server of this name, which only a proxy can resolve.
+/// A bootstrap kubeconfig with a host name that only a proxy can resolve.
 fn by_name(control_plane: &Embedded) -> String {
     let (url, port) = (control_plane.server_url(), address_of(control_plane));
     let port = port.rsplit(':').next().expect("a port");
@@ -81,7 +82,7 @@ fn by_name(control_plane: &Embedded) -> String {
 }
 
 #[test]
-fn c37_what_no_proxy_names_and_loopback_is_reached_directly_by_the_agent_and_the_credential_proxy() {
+fn c37_hosts_in_no_proxy_and_loopback_are_connected_to_directly() {
     let control_plane = Embedded::signing_for(3600);
     let proxy = ConnectProxy::start(&address_of(&control_plane));
     for (name, variables) in [
@@ -122,7 +123,7 @@ fn c37_what_no_proxy_names_and_loopback_is_reached_directly_by_the_agent_and_the
 }
 
 #[test]
-fn c37_the_proxy_of_the_environment_is_used_named_and_kept_out_of_kubeconfigs() {
+fn c37_the_proxy_from_the_environment_is_used_and_not_written_to_kubeconfigs() {
     const PASSWORD: &str = "hunter2-hunter2-hunter2";
     let control_plane = Embedded::signing_for(3600);
     let proxy = ConnectProxy::start(&address_of(&control_plane));
@@ -136,7 +137,7 @@ fn c37_the_proxy_of_the_environment_is_used_named_and_kept_out_of_kubeconfigs() 
     );
     let with =
         |url: &str| node.agent().environment("HTTPS_PROXY", url).environment("NO_PROXY", "other.invalid,10.0.0.0/8");
-    // It has no scheme, as many write it.
+    // Without a scheme, as is common.
     let mut agent = with(&format!("node:{PASSWORD}@{}", proxy.address)).start();
     agent.wait_for_log("a certificate is held", DEADLINE, |line| line["event"] == "holding");
     let before = proxy.asked().len();
@@ -172,9 +173,9 @@ fn c37_the_proxy_of_the_environment_is_used_named_and_kept_out_of_kubeconfigs() 
     }
 }
 
-/// Rancher serves each cluster under a path of its own.
+/// Rancher serves every cluster under its own path.
 #[test]
-fn c40_the_path_of_the_servers_url_is_in_every_kubeconfig_that_is_written() {
+fn c40_the_path_of_the_servers_url_is_in_every_written_kubeconfig() {
     let control_plane = Embedded::signing_for(3600);
     for (name, server, listen, wanted) in [
         ("v4", "https://127.0.0.1:1/k8s/clusters/c-m-x1", "127.0.0.1", "https://127.0.0.1:PORT/k8s/clusters/c-m-x1"),
@@ -192,7 +193,7 @@ fn c40_the_path_of_the_servers_url_is_in_every_kubeconfig_that_is_written() {
         );
         let wanted = format!("server: {}\n", wanted.replace("PORT", &port.port(0).to_string()));
         let is_wanted = |text: &str| text.replace(['"', '\''], "").contains(&wanted);
-        // One from before, for another server.
+        // An existing kubeconfig, for another server.
         let answer = node.run(&["kubeconfig", "--for", "proxy", "--write", &local.display().to_string()]);
         assert_eq!(answer.code, Some(0), "{answer:?}");
         let text = std::fs::read_to_string(&local).expect("written");

@@ -1,23 +1,24 @@
-//! An API server that knows its version alone, with any certificate.
+//! An API server that only serves its version, with any certificate.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
+use pintle::tls::{ClientCertificates, Verifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme, StreamOwned};
+use rustls::{Error, ServerConfig, StreamOwned};
 
-/// The answer to everything.
+/// The response to every request.
 const VERSION: &str = r#"{"major":"1","minor":"36","gitVersion":"v1.36.3"}"#;
 
-/// Starts a server that presents this certificate, and takes any client certificate. It goes on until the test ends.
+/// Starts a server with this certificate, which accepts any client certificate and runs until the test process exits.
 pub(crate) fn start(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = Verifier::without_signatures(AnyClient, &provider);
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
-        .with_client_cert_verifier(Arc::new(Anybody))
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(chain, key)
         .expect("a certificate and its key");
     let config = Arc::new(config);
@@ -26,7 +27,7 @@ pub(crate) fn start(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'sta
     std::thread::spawn(move || {
         for stream in listener.incoming().filter_map(Result::ok) {
             let config = Arc::clone(&config);
-            // How a client's connection ends is its own affair.
+            // The clients report how a connection ends.
             std::thread::spawn(move || drop(serve(stream, config)));
         }
     });
@@ -47,47 +48,16 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>) -> std::io::Result<()> {
     stream.flush()
 }
 
-/// Asks for a certificate and takes any, X.509 v1 included.
+/// Requests a client certificate and accepts any, including X.509 v1.
 #[derive(Debug)]
-struct Anybody;
+struct AnyClient;
 
-impl ClientCertVerifier for Anybody {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
+impl ClientCertificates for AnyClient {
+    fn check(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<(), Error> {
+        Ok(())
     }
 
-    fn client_auth_mandatory(&self) -> bool {
+    fn is_mandatory(&self) -> bool {
         false
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }

@@ -1,4 +1,4 @@
-//! Who may use the identity, and who may not.
+//! Which clients can use the identity.
 
 use std::process::Command;
 use std::time::Duration;
@@ -11,18 +11,19 @@ use tokio::net::UnixStream;
 use crate::bed::{ApiServer, Authority, Bed, until};
 use crate::client::get_over;
 
-/// What becomes of a connection with this TLS: the server's refusal may come only after the client's handshake.
+/// The result of a connection with this TLS configuration: the server may reject it only after the client's
+/// handshake.
 async fn outcome(bed: &Bed, config: rustls::ClientConfig) -> std::io::Result<String> {
     let mut stream = bed.connect_with(config).await?;
     get_over(&mut stream, "/whoami").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c18_only_the_local_certificate_of_this_boot_is_let_in_and_nobody_else_makes_the_key_work() {
+async fn c18_only_this_boots_local_certificate_is_accepted_and_other_clients_cause_no_signature() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |_, _| {}).await;
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |_, _| {}).await;
     let mut events = bed.telemetry.events();
 
     let refused = outcome(&bed, bed.client_config_with(&["http/1.1"], None)).await.unwrap_err();
@@ -40,20 +41,20 @@ async fn c18_only_the_local_certificate_of_this_boot_is_let_in_and_nobody_else_m
     while let Ok(event) = events.try_recv() {
         lines += usize::from(matches!(event.event, pintle::telemetry::Event::ProxyFailed { .. }));
     }
-    assert_eq!(lines, 2, "one line a reason");
-    // The server was asked which protocol it speaks, and has never seen the identity.
+    assert_eq!(lines, 2, "one line per reason");
+    // The server was asked for its protocol, without the node certificate.
     assert_eq!(server.seen.connections.load(std::sync::atomic::Ordering::Relaxed), 0);
     assert_eq!(bed.statistics().server_handshakes, 0);
     assert_eq!(bed.get("/whoami").await.unwrap(), "node");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_odd_offer_of_protocols_is_the_clients_own_failure_and_pushes_out_nobody_elses() {
+async fn an_unusual_alpn_offer_fails_only_that_client_and_evicts_no_cached_protocol() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let second = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = authority.upstream(&[server.address, second.local_addr().unwrap()]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     assert_eq!(bed.get("/whoami").await.unwrap(), "node");
     let refused = outcome(&bed, bed.client_config_with(&["bogus"], None)).await.unwrap_err();
     assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
@@ -71,21 +72,21 @@ async fn an_odd_offer_of_protocols_is_the_clients_own_failure_and_pushes_out_nob
     until("the server was asked each time", || asked() == before + 20).await;
     assert_eq!(bed.get("/whoami").await.unwrap(), "node");
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(asked(), before + 20, "what the client of before offers is still known");
+    assert_eq!(asked(), before + 20, "the first client's offer is still cached");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_local_certificate_survives_a_restart_and_not_a_boot() {
+async fn the_local_certificate_survives_a_restart_but_not_a_reboot() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let first = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let first = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     let before = first.client_config(&["http/1.1"]);
     let runtime = first.directory.path().join("client");
     let restart = |runtime: std::path::PathBuf| {
-        let generation = authority.generation("node", &upstream);
-        Bed::start(Some(generation), move |configuration, directory| {
-            // The other proxy's files, as found after a restart.
+        let epoch = authority.epoch("node", &upstream);
+        Bed::start(Some(epoch), move |configuration, directory| {
+            // The other proxy's files, as after a restart.
             let copy = directory.path().join("client");
             assert!(Command::new("cp").arg("-a").arg(runtime).arg(&copy).status().unwrap().success());
             configuration.runtime_directory = copy;
@@ -94,7 +95,7 @@ async fn the_local_certificate_survives_a_restart_and_not_a_boot() {
     let second = restart(runtime.clone()).await;
     assert_eq!(outcome(&second, before.clone()).await.unwrap(), "node");
 
-    // As if the files were of an earlier boot: on a disk, or with the clock of this one.
+    // Make the files look like those of an earlier boot.
     let listener = runtime.join("listener.pem");
     let text = std::fs::read_to_string(&listener).unwrap();
     let (line, rest) = text.split_once('\n').unwrap();
@@ -104,7 +105,7 @@ async fn the_local_certificate_survives_a_restart_and_not_a_boot() {
     let third = restart(runtime).await;
     let refused = outcome(&third, before.clone()).await.unwrap_err();
     assert!(refused.to_string().contains("UnknownIssuer") || refused.to_string().contains("BadSignature"), "{refused}");
-    // The same certificate towards the new listener, as who does not care whom it talks to.
+    // The old certificate with the new listener, for a client that does not verify the server.
     let old = first.directory.path().join("client");
     let pair = (
         CertificateDer::from_pem_file(old.join("client.crt")).unwrap(),
@@ -115,19 +116,19 @@ async fn the_local_certificate_survives_a_restart_and_not_a_boot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kubeconfig_taken_off_the_node_is_useless() {
+async fn a_kubeconfig_does_not_work_on_another_machine() {
     if !rustix::process::getuid().is_root() {
-        return; // Only root can make another machine of a network namespace.
+        return; // Only root can create a network namespace to act as another machine.
     }
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |_, _| {}).await;
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |_, _| {}).await;
     let kubeconfig = std::fs::read_to_string(bed.kubeconfig()).unwrap();
     assert!(kubeconfig.contains("server: https://127.0.0.1:"), "{kubeconfig}");
     assert!(!kubeconfig.contains("-data") && !kubeconfig.contains("PRIVATE"), "{kubeconfig}");
 
-    // With the files that it names, too.
+    // Together with the files that it refers to.
     let elsewhere = tempfile::tempdir().unwrap();
     let copied = Command::new("cp").arg("-a").arg(bed.file("")).arg(elsewhere.path().join("client")).status();
     assert!(copied.unwrap().success());
@@ -153,12 +154,12 @@ async fn a_kubeconfig_taken_off_the_node_is_useless() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_user_can_neither_read_the_key_nor_use_the_unix_socket() {
     if !rustix::process::getuid().is_root() {
-        return; // Only root can become another user.
+        return; // Only root can switch to another user.
     }
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |configuration, directory| {
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |configuration, directory| {
         configuration.unix_socket = Some(directory.path().join("proxy.sock"));
     })
     .await;
@@ -178,8 +179,8 @@ async fn another_user_can_neither_read_the_key_nor_use_the_unix_socket() {
     let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or exit 2; \
                   print $s \"GET / HTTP/1.1\\r\\n\\r\\n\"; $s->flush; exit(defined(<$s>) ? 0 : 3)";
     let connect = || as_nobody("perl", &["-e".as_ref(), script.as_ref(), socket.as_os_str()]);
-    assert_eq!(connect().status.code(), Some(2), "the mode keeps it out");
-    // And if the mode did not:
+    assert_eq!(connect().status.code(), Some(2), "the socket's mode denies access");
+    // Even if the mode allowed it:
     std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let output = tokio::task::block_in_place(connect);
     assert_ne!(output.status.code(), Some(0));
@@ -190,11 +191,11 @@ async fn another_user_can_neither_read_the_key_nor_use_the_unix_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_unix_socket_carries_http_2_as_well() {
+async fn http2_works_over_a_unix_socket() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |configuration, directory| {
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |configuration, directory| {
         configuration.unix_socket = Some(directory.path().join("proxy.sock"));
     })
     .await;

@@ -1,4 +1,4 @@
-//! The agent with its proxy as a process, against the embedded control plane.
+//! The agent with its proxy as a process, with the embedded control plane.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -52,7 +52,7 @@ impl Node {
         Self { directory, listener, agent }
     }
 
-    /// As the service manager starts it, which goes on holding the listener.
+    /// Starts pintle as the service manager does, which keeps the listening socket open.
     fn run(directory: &Path, listener: &TcpListener) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
         Command::new("/bin/sh")
@@ -88,7 +88,7 @@ impl Node {
         Command::new(env!("CARGO_BIN_EXE_pintle")).args(arguments).arg("--config").arg(config).output().unwrap()
     }
 
-    /// kubectl with a watch through the proxy, which has begun: it needs its key for as long as it goes on.
+    /// kubectl with an established watch through the proxy, which needs its key while it is open.
     async fn watch(&self) -> Child {
         let output = self.directory.path().join("watched");
         let watch = pintle_test_support::kubectl()
@@ -105,18 +105,18 @@ impl Node {
         std::fs::read_to_string(self.directory.path().join("watched")).unwrap()
     }
 
-    /// How many keys there are in the file backend.
+    /// The number of keys in the file backend.
     fn keys(&self) -> usize {
         std::fs::read_dir(self.directory.path().join("state/keys")).unwrap().count()
     }
 
-    /// How often the proxy has come to speak as another certificate.
+    /// How often the proxy has changed its certificate.
     fn swaps(&self) -> usize {
         self.log().matches("proxy_swapped").count()
     }
 
     async fn ready(&self) {
-        until("the proxy speaks as a certificate", || self.log().contains("proxy_swapped")).await;
+        until("the proxy uses a certificate", || self.log().contains("proxy_swapped")).await;
     }
 }
 
@@ -135,7 +135,7 @@ async fn control_plane() -> ControlPlane {
 
 #[allow(clippy::zombie_processes, reason = "it is waited for in the first of the rotations")]
 #[tokio::test(flavor = "multi_thread")]
-async fn c18_kubectl_is_the_node_over_rotations_and_old_keys_go_with_their_last_connections() {
+async fn c18_kubectl_works_across_rotations_and_old_keys_are_destroyed_after_their_last_connection() {
     let control_plane = control_plane().await;
     let node = Node::start(&control_plane);
     node.ready().await;
@@ -145,14 +145,14 @@ async fn c18_kubectl_is_the_node_over_rotations_and_old_keys_go_with_their_last_
     let mut identities = std::collections::BTreeSet::from([whoami()]);
     for rotation in 1..=3 {
         assert!(node.pintle(&["rotate"]).status.success());
-        until("the proxy speaks as the next certificate", || node.swaps() > rotation).await;
+        until("the proxy uses the next certificate", || node.swaps() > rotation).await;
         let identity = whoami();
         assert!(identity.contains("username: system:node:worker"), "{identity}");
         identities.insert(identity);
         if rotation == 1 {
-            // The watch began before the rotation and goes on; it needs its key.
+            // The watch was opened before the rotation, and needs its key until it ends.
             until("the watch shows the new request", || node.watched().lines().count() >= 2).await;
-            assert!(watch.try_wait().unwrap().is_none(), "kubectl goes on watching");
+            assert!(watch.try_wait().unwrap().is_none(), "kubectl is still watching");
             tokio::time::sleep(Duration::from_secs(1)).await;
             let status = text(&node.pintle(&["status", "-o", "wide"]));
             assert!(status.contains("proxy 127.0.0.1:"), "{status}");
@@ -167,29 +167,29 @@ async fn c18_kubectl_is_the_node_over_rotations_and_old_keys_go_with_their_last_
 
 #[allow(clippy::zombie_processes, reason = "it is waited for before the end")]
 #[tokio::test(flavor = "multi_thread")]
-async fn rotate_waits_for_the_certificate_and_not_for_old_connections_and_is_not_forgotten_meanwhile() {
+async fn rotate_does_not_wait_for_old_connections_and_a_second_request_is_not_lost() {
     let control_plane = control_plane().await;
     let node = Node::start(&control_plane);
     node.ready().await;
     let mut watch = node.watch().await;
-    // The connections have a quarter of an hour to end by themselves.
+    // The old connections have 15 minutes to close by themselves.
     let said = text(&node.pintle(&["rotate", "--wait"]));
     assert!(said.starts_with("rotated: serial ") && said.contains("old key"), "{said}");
-    // The command answers once the certificate is held; the proxy takes it just after.
-    until("the proxy speaks as the new certificate", || node.swaps() == 2).await;
+    // The command returns once the certificate is held; the proxy uses it just after that.
+    until("the proxy uses the new certificate", || node.swaps() == 2).await;
     assert_eq!((node.keys(), node.log().matches("keys_retired").count()), (2, 0));
     text(&node.pintle(&["rotate"]));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!((node.swaps(), node.keys()), (2, 2), "there are never more than two keys");
     watch.kill().unwrap();
     watch.wait().unwrap();
-    until("the rotation that was asked for meanwhile", || node.swaps() == 3).await;
+    until("the second requested rotation", || node.swaps() == 3).await;
     until("the old keys are destroyed", || node.keys() == 1).await;
     let said = text(&node.pintle(&["rotate", "--wait"]));
     assert!(said.starts_with("rotated: serial ") && !said.contains("old key"), "{said}");
 }
 
-/// Another address of this server, and how many have come by it.
+/// Another address for this server, and a counter of connections to it.
 async fn by_way(server: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicU64>::default());
@@ -208,7 +208,7 @@ async fn by_way(server: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
 
 #[allow(clippy::zombie_processes, reason = "it is waited for before the end")]
 #[tokio::test(flavor = "multi_thread")]
-async fn another_api_server_in_the_kubeconfig_is_followed_without_a_rotation() {
+async fn a_new_api_server_in_the_kubeconfig_is_used_without_a_rotation() {
     let control_plane = control_plane().await;
     let node = Node::start(&control_plane);
     node.ready().await;
@@ -218,8 +218,8 @@ async fn another_api_server_in_the_kubeconfig_is_followed_without_a_rotation() {
     let (address, count) = by_way(server.parse().unwrap()).await;
     let mut watch = node.watch().await;
     std::fs::write(&path, before.replace(server, &address.to_string())).unwrap();
-    until("the proxy goes there", || node.swaps() == 2).await;
-    assert!(watch.try_wait().unwrap().is_none(), "what is under way goes on where it is");
+    until("the proxy uses the new address", || node.swaps() == 2).await;
+    assert!(watch.try_wait().unwrap().is_none(), "open connections are kept");
     let kubeconfig = node.kubeconfig();
     let asked = count.load(Ordering::Relaxed);
     let served = tokio::task::spawn_blocking(move || kubectl(&kubeconfig, &["auth", "whoami"])).await.unwrap();
@@ -227,7 +227,7 @@ async fn another_api_server_in_the_kubeconfig_is_followed_without_a_rotation() {
     assert!(count.load(Ordering::Relaxed) > asked);
     watch.kill().unwrap();
     watch.wait().unwrap();
-    // A kubeconfig that is torn for a moment is no reason to go anywhere else.
+    // While the kubeconfig is incomplete, the proxy keeps its server.
     let whole = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
     tokio::time::sleep(Duration::from_secs(12)).await;
@@ -235,7 +235,7 @@ async fn another_api_server_in_the_kubeconfig_is_followed_without_a_rotation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_url_that_the_proxy_cannot_use_is_said_once_and_stands_in_the_status() {
+async fn an_unsupported_proxy_url_is_logged_once_and_shown_in_the_status() {
     let control_plane = control_plane().await;
     let mut node = Node::start(&control_plane);
     node.ready().await;
@@ -262,12 +262,12 @@ async fn a_proxy_url_that_the_proxy_cannot_use_is_said_once_and_stands_in_the_st
     assert_eq!(log.lines().filter(|line| line.contains("from proxy-url cannot be used")).count(), 1, "{log}");
     assert!(!log.contains("s3cret") && !status().contains("s3cret"));
     std::fs::write(&path, before).unwrap();
-    until("the proxy follows", || !status().contains("socks5")).await;
+    until("the proxy uses the new kubeconfig", || !status().contains("socks5")).await;
     assert_eq!(node.swaps(), 2);
     assert!(node.pintle(&["config", "check"]).status.success());
 }
 
-/// A connection of its own, and one whole request over it.
+/// A connection with one complete request.
 struct Attempt {
     began: Instant,
     connected: Instant,
@@ -298,7 +298,7 @@ impl Clients {
         })
     }
 
-    /// One that asks once.
+    /// A single request.
     async fn ask(self: Arc<Self>) {
         let began = Instant::now();
         let Ok(stream) = TcpStream::connect(self.address).await else {
@@ -316,7 +316,7 @@ impl Clients {
         self.attempts.lock().unwrap().push(Attempt { began, connected, ended: Instant::now(), result });
     }
 
-    /// One that asks again and again.
+    /// A client that sends requests in a loop.
     async fn go_on_asking(self: Arc<Self>) {
         while !self.stop.load(Ordering::Relaxed) {
             Arc::clone(&self).ask().await;
@@ -324,20 +324,20 @@ impl Clients {
         }
     }
 
-    /// How many have connected.
+    /// How many connections have been made.
     fn count(&self) -> u64 {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more than at a former count have connected.
+    /// Waits until `more` connections have been made since `before`.
     async fn more(&self, what: &str, before: u64, more: u64) {
         until(what, || self.count() >= before + more).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn kill_9_under_load_refuses_no_connection_and_who_connects_meanwhile_is_served() {
-    /// So many ask all the time, and so many more while nobody is there.
+async fn kill_9_under_load_refuses_no_connection_and_serves_those_made_during_the_restart() {
+    /// The number of clients, and of connections made while no agent is running.
     const CLIENTS: u64 = 12;
     let control_plane = control_plane().await;
     let mut node = Node::start(&control_plane);
@@ -349,7 +349,7 @@ async fn kill_9_under_load_refuses_no_connection_and_who_connects_meanwhile_is_s
         load.spawn(Arc::clone(&clients).go_on_asking());
     }
     clients.more("the clients are served", 0, 10 * CLIENTS).await;
-    // When each was killed, when it was dead, and when the next one was started.
+    // The times of each kill, exit and restart.
     let mut restarts = Vec::new();
     for restart in 1..=3 {
         let killed = Instant::now();
@@ -358,7 +358,7 @@ async fn kill_9_under_load_refuses_no_connection_and_who_connects_meanwhile_is_s
         for _ in 0..CLIENTS {
             load.spawn(Arc::clone(&clients).ask());
         }
-        clients.more("clients connect meanwhile", before, CLIENTS).await;
+        clients.more("clients connect while no agent is running", before, CLIENTS).await;
         restarts.push((killed, dead, Instant::now()));
         node.run_again();
         clients.more("the clients are served again", clients.count(), 10 * CLIENTS).await;
@@ -369,21 +369,24 @@ async fn kill_9_under_load_refuses_no_connection_and_who_connects_meanwhile_is_s
     clients.stop.store(true, Ordering::Relaxed);
     load.join_all().await;
     assert_eq!(clients.refused.load(Ordering::Relaxed), 0);
-    let (mut meanwhile, mut broken) = ([0; 3], 0);
+    let (mut during_restart, mut broken) = ([0; 3], 0);
     let attempts = clients.attempts.lock().unwrap();
     for Attempt { began, connected, ended, result } in attempts.iter() {
         let found = restarts.iter().position(|(_, dead, next)| began > dead && connected < next);
         if let Some(restart) = found {
-            meanwhile[restart] += 1;
+            during_restart[restart] += 1;
         }
         if let Err(error) = result {
-            // Its connection may have been accepted by the one that was killed.
-            let under_way = restarts.iter().any(|(killed, dead, _)| began <= dead && ended >= killed);
-            assert!(under_way, "connected meanwhile: {found:?}, {:?} before it failed: {error}", *ended - *began);
+            // The killed process may have accepted its connection.
+            let was_open = restarts.iter().any(|(killed, dead, _)| began <= dead && ended >= killed);
+            assert!(was_open, "in the restart: {found:?}, {:?} before it failed: {error}", *ended - *began);
             broken += 1;
         }
     }
-    println!("{} requests; {meanwhile:?} connected while nobody was there; {broken} were under way", attempts.len());
-    assert!(meanwhile.iter().all(|count| *count >= CLIENTS / 2), "{meanwhile:?}");
+    println!(
+        "{} requests; {during_restart:?} connected while no agent was running; {broken} were open",
+        attempts.len()
+    );
+    assert!(during_restart.iter().all(|count| *count >= CLIENTS / 2), "{during_restart:?}");
     assert_eq!(before, text(&kubectl(&node.kubeconfig(), &["config", "view", "--raw"])));
 }

@@ -1,4 +1,4 @@
-//! An API server that knows who asks, an authority for its clients, and a proxy between.
+//! The test bed: an API server that identifies its clients, a CA for them, and a proxy in between.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,7 +20,7 @@ use hyper_util::server::conn::auto;
 use pintle::config::ProxyConfiguration;
 use pintle::consumers::kubeconfig::Kubeconfig;
 use pintle::kubernetes;
-use pintle::proxy::{Activated, Endpoints, Generation, Proxy, ProxyHandle, Upstream};
+use pintle::proxy::{ActivatedSockets, Endpoints, Epoch, Proxy, ProxyHandle, Upstream};
 use pintle::telemetry::{Log, Statistics, Telemetry};
 use pintle::world::clock::now;
 use pintle::world::{SystemFiles, User};
@@ -48,7 +48,7 @@ pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// An authority for servers and clients alike.
+/// A CA for servers and clients.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -76,7 +76,7 @@ impl Authority {
         (certificate.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }
 
-    /// An API server's TLS.
+    /// The API server's TLS configuration.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider())
             .allow_unauthenticated()
@@ -102,7 +102,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// Issues a certificate for a key that is elsewhere, PEM.
+    /// Issues a certificate (PEM) for a key in a backend.
     pub(crate) fn certify(&self, template: &Template, key: &PublicKey) -> String {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name = rcgen::DistinguishedName::new();
@@ -131,9 +131,9 @@ impl Authority {
         Arc::new(Upstream::new(&endpoints, tls).unwrap())
     }
 
-    /// A generation that ends in an hour; its name is the common name that the server sees.
-    pub(crate) fn generation(&self, name: &str, upstream: &Arc<Upstream>) -> Generation {
-        Generation {
+    /// An epoch whose certificate expires in an hour. `name` is the common name that the server sees.
+    pub(crate) fn epoch(&self, name: &str, upstream: &Arc<Upstream>) -> Epoch {
+        Epoch {
             serial: name.to_owned(),
             not_after: now() + Duration::from_secs(3600),
             certificate: self.certified_key(name),
@@ -142,7 +142,7 @@ impl Authority {
     }
 }
 
-/// Who has asked how often, and over how many connections.
+/// Requests per client name, and the number of connections.
 #[derive(Default)]
 pub(crate) struct Seen {
     pub(crate) requests: Mutex<BTreeMap<String, u64>>,
@@ -168,7 +168,7 @@ impl ApiServer {
         Self::start_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), authority)
     }
 
-    /// Starts one where another one was.
+    /// Starts a server on the address of an earlier one.
     pub(crate) async fn start_again(authority: &Authority, address: SocketAddr) -> Self {
         Self::start_on(TcpListener::bind(address).await.unwrap(), authority)
     }
@@ -258,7 +258,7 @@ async fn answer(mut request: Request<Incoming>, name: String) -> Answer {
             Response::new(BodyExt::boxed(StreamBody::new(events)))
         }
         Some("slow") => {
-            // All of it first: hyper closes a connection on which it has answered before it had read the whole request.
+            // Read the request completely first: hyper closes a connection if it responds before that.
             let _ = request.into_body().collect().await;
             tokio::time::sleep(Duration::from_millis(argument)).await;
             full(name)
@@ -274,7 +274,7 @@ pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A body of this many octets, in pieces of uneven size.
+/// A body of this many bytes, in pieces of varying size.
 pub(crate) fn body_of(length: u64) -> impl futures::Stream<Item = Result<Bytes, Infallible>> + Send + Sync {
     const PIECE: u64 = 60_007;
     let pattern = Bytes::from((0..PIECE).map(|place| (place * 31 % 251) as u8).collect::<Vec<_>>());
@@ -290,7 +290,7 @@ pub(crate) async fn checksum_of(mut body: impl futures::Stream<Item = Bytes> + U
     hexadecimal(checksum.finish().as_ref())
 }
 
-/// A proxy, and what its client has.
+/// A running proxy and its client's files.
 pub(crate) struct Bed {
     pub(crate) proxy: ProxyHandle,
     pub(crate) directory: tempfile::TempDir,
@@ -308,7 +308,7 @@ impl Bed {
     }
 
     pub(crate) async fn start(
-        initial: Option<Generation>,
+        initial: Option<Epoch>,
         change: impl FnOnce(&mut ProxyConfiguration, &tempfile::TempDir),
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -316,11 +316,11 @@ impl Bed {
         let mut configuration = Self::configuration(&directory);
         change(&mut configuration, &directory);
         let telemetry = Arc::new(Telemetry::new(Log::silent()));
-        let started = Proxy::start(configuration, Activated::default(), initial, Arc::clone(&telemetry)).await;
+        let started = Proxy::start(configuration, ActivatedSockets::default(), initial, Arc::clone(&telemetry)).await;
         Self { proxy: started.unwrap(), directory, telemetry }
     }
 
-    /// The kubeconfig that pintle writes for its client.
+    /// The kubeconfig that pintle writes for the local client.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         let (mut kubeconfig, path) = (Kubeconfig::new(), self.directory.path().join("kubeconfig"));
         kubeconfig.use_proxy(self.proxy.local_server(), None).unwrap();
@@ -332,7 +332,7 @@ impl Bed {
         self.directory.path().join("client").join(name)
     }
 
-    /// The TLS of the client that is let in, offering these protocols.
+    /// The accepted client's TLS configuration, offering these protocols.
     pub(crate) fn client_config(&self, protocols: &[&str]) -> ClientConfig {
         client::config(self.proxy.client_files(), protocols)
     }
@@ -341,7 +341,7 @@ impl Bed {
         client::config_with(self.proxy.client_files(), protocols, pair)
     }
 
-    /// A connection of its own.
+    /// Opens a new connection.
     pub(crate) async fn connect(&self, protocol: &str) -> std::io::Result<Client> {
         self.connect_with(self.client_config(&[protocol])).await
     }
@@ -350,7 +350,7 @@ impl Bed {
         client::secure(TcpStream::connect(self.proxy.address()).await?, config).await
     }
 
-    /// The answer to a GET over a connection of its own, body only.
+    /// Sends a GET over a new connection and returns the body.
     pub(crate) async fn get(&self, path: &str) -> std::io::Result<String> {
         let mut stream = self.connect("http/1.1").await?;
         get_over(&mut stream, path).await
@@ -369,7 +369,7 @@ impl Bed {
     }
 }
 
-/// Waits until something is so.
+/// Waits until the condition holds.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     for _ in 0..2000 {
         if condition() {

@@ -1,4 +1,4 @@
-//! A client by hand, which sees every connection.
+//! A low-level client that controls its connections.
 
 use std::io;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::bed::provider;
 pub(crate) type Client = TlsStream<TcpStream>;
 pub(crate) type Pair = (CertificateDer<'static>, PrivateKeyDer<'static>);
 
-/// The TLS of the client that is let in, offering these protocols.
+/// The accepted client's TLS configuration, offering these protocols.
 pub(crate) fn config(files: &ClientFiles, protocols: &[&str]) -> ClientConfig {
     let certificate = CertificateDer::from_pem_file(&files.certificate).unwrap();
     let key = PrivateKeyDer::from_pem_file(&files.key).unwrap();
     config_with(files, protocols, Some((certificate, key)))
 }
 
-/// The TLS of a client with another pair, or none.
+/// The TLS configuration of a client with another pair, or without one.
 pub(crate) fn config_with(files: &ClientFiles, protocols: &[&str], pair: Option<Pair>) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&files.certificate_authority).unwrap()).unwrap();
@@ -40,13 +40,13 @@ pub(crate) fn config_with(files: &ClientFiles, protocols: &[&str], pair: Option<
     config
 }
 
-/// TLS over a connection to the proxy.
+/// Performs the TLS handshake over a connection to the proxy.
 pub(crate) async fn secure(stream: TcpStream, config: ClientConfig) -> io::Result<Client> {
     stream.set_nodelay(true)?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await
 }
 
-/// A GET by hand, with the end of the connection asked for; the body of its answer.
+/// Sends a GET with `Connection: close` and returns the body.
 pub(crate) async fn get_over(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str) -> io::Result<String> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;
     stream.flush().await?;

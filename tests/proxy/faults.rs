@@ -1,4 +1,4 @@
-//! What goes wrong, goes wrong alone, and by a deadline.
+//! Faults affect only the connections that they have to, and only until a deadline.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pintle::proxy::ClientFiles;
-use pintle::proxy::Generation;
+use pintle::proxy::Epoch;
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,20 +23,20 @@ async fn another_api_server_takes_over() {
     let authority = Authority::new();
     let second = ApiServer::start(&authority).await;
     let refuses = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    // Accepts by the system's backlog, and never says a word.
+    // Connections are accepted by the kernel's backlog, but never answered.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = authority.upstream(&[refuses, silent.local_addr().unwrap(), second.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.handshake_timeout = Duration::from_secs(2);
         configuration.signing_deadline = Duration::from_millis(200);
     })
     .await;
-    // The first one finds out; the local client's own handshake waits for that.
-    until("some request comes through", || {
+    // The first connection detects the failure, while the local client waits in its handshake.
+    until("a request succeeds", || {
         tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(bed.get("/whoami"))).is_ok()
     })
     .await;
-    // The others know. What the first ones found out is counted by now.
+    // Later connections skip the failed server. All failures have been counted by now.
     assert_eq!(bed.get("/whoami").await.unwrap(), "node");
     let found_out = bed.statistics().failures;
     for _ in 0..5 {
@@ -47,25 +47,25 @@ async fn another_api_server_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_server_that_is_away_is_said_to_be_and_is_found_again() {
+async fn an_unreachable_api_server_is_reported_and_used_again_once_it_is_back() {
     let authority = Authority::new();
     let reserved = tokio::net::TcpSocket::new_v4().unwrap();
     reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let gone = reserved.local_addr().unwrap();
     let server = ApiServer::start(&authority).await;
-    let bed = Bed::start(Some(authority.generation("node", &authority.upstream(&[gone]))), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &authority.upstream(&[gone]))), |_, _| {}).await;
     assert!(bed.get("/whoami").await.is_err());
     until("it is counted", || bed.failures("server-unreachable") >= 1).await;
-    bed.proxy.swap(authority.generation("again", &authority.upstream(&[server.address])));
+    bed.proxy.swap(authority.epoch("again", &authority.upstream(&[server.address])));
     assert_eq!(bed.get("/whoami").await.unwrap(), "again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_loris_is_cut_off_and_crowds_out_only_itself() {
+async fn a_slow_loris_is_disconnected_and_evicts_only_its_own_connections() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.handshake_timeout = Duration::from_secs(1);
         configuration.maximum_handshakes = 20;
     })
@@ -77,19 +77,19 @@ async fn a_slow_loris_is_cut_off_and_crowds_out_only_itself() {
         loris.push(stream);
     }
     assert_eq!(bed.get("/whoami").await.unwrap(), "node");
-    until("the older ones had to go", || bed.failures("too-many-handshakes") >= 80).await;
-    until("the others were too late", || bed.failures("local-handshake-timeout") >= 15).await;
+    until("the older ones are evicted", || bed.failures("too-many-handshakes") >= 80).await;
+    until("the others have timed out", || bed.failures("local-handshake-timeout") >= 15).await;
     for mut stream in loris {
         assert!(matches!(stream.read(&mut [0; 100]).await, Ok(0) | Err(_)));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_loris_never_has_all_the_connections_that_there_may_be() {
+async fn a_slow_loris_cannot_use_up_the_connection_limit() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.handshake_timeout = Duration::from_secs(60);
         configuration.maximum_connections = 20;
     })
@@ -99,12 +99,12 @@ async fn a_slow_loris_never_has_all_the_connections_that_there_may_be() {
         loris.push(TcpStream::connect(bed.proxy.address()).await.unwrap());
     }
     let served = tokio::time::timeout(Duration::from_secs(20), bed.get("/whoami")).await;
-    assert_eq!(served.expect("it is let in").unwrap(), "node");
-    // Each has one connection for which another one had to go, but for the half that may stay.
+    assert_eq!(served.expect("it is accepted").unwrap(), "node");
+    // Each connection evicts an older one, except for the half that may remain.
     assert!(bed.failures("too-many-handshakes") >= 40);
 }
 
-/// A key whose device does not answer, as [`pintle::keys`] presents it: an error after the deadline.
+/// A key whose device does not respond, as seen through [`pintle::keys`]: an error after the deadline.
 #[derive(Debug)]
 struct Hung(Arc<AtomicBool>, Arc<dyn SigningKey>);
 
@@ -137,11 +137,11 @@ impl Signer for HungSigner {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hung_key_device_fails_new_connections_by_a_deadline_and_open_ones_go_on() {
+async fn a_hung_key_device_fails_new_connections_after_a_deadline_and_open_ones_continue() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("good", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("good", &upstream)), |configuration, _| {
         configuration.signing_deadline = Duration::from_millis(500);
     })
     .await;
@@ -157,23 +157,23 @@ async fn a_hung_key_device_fails_new_connections_by_a_deadline_and_open_ones_go_
     let answers = Arc::new(AtomicBool::new(false));
     let hung = Hung(Arc::clone(&answers), Arc::clone(&certified.key));
     let certificate = Arc::new(CertifiedKey::new(certified.cert.clone(), Arc::new(hung)));
-    bed.proxy.swap(Generation { certificate, ..authority.generation("hung", &upstream) });
+    bed.proxy.swap(Epoch { certificate, ..authority.epoch("hung", &upstream) });
     let bed = Arc::new(bed);
     let mut new = tokio::task::JoinSet::new();
     for _ in 0..60 {
         let bed = Arc::clone(&bed);
         new.spawn(async move { bed.get("/whoami").await.unwrap_err() });
     }
-    until("those that wait for the device have waited long enough", || bed.failures("key-unavailable") > 0).await;
-    assert!(ask().await.contains("good"), "an open connection goes on");
+    until("the first signature has timed out", || bed.failures("key-unavailable") > 0).await;
+    assert!(ask().await.contains("good"), "an open connection still works");
     answers.store(true, Ordering::Relaxed);
     new.join_all().await;
     until("all are counted", || bed.failures("key-unavailable") == 60).await;
 }
 
-/// Where the proxy listens, in a process of its clients alone.
+/// Set in a process that only runs clients: the address of the proxy.
 const CLIENTS_OF: &str = "PINTLE_TEST_CLIENTS_OF";
-/// The directory with what they authenticate with.
+/// The directory with the clients' files.
 const CLIENT_FILES: &str = "PINTLE_TEST_CLIENT_FILES";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,11 +188,10 @@ async fn five_thousand_idle_connections_cost_little_memory() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     bed.get("/whoami").await.unwrap();
     let before = resident();
-    // Both ends of the proxy and the server take 15,000 descriptors of this process. A system may allow no more than
-    // 20,000.
+    // The proxy's two sides and the server use 15,000 descriptors in this process. Some systems allow only 20,000.
     let mut clients = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "faults::five_thousand_idle_connections_cost_little_memory", "--nocapture"])
         .env(CLIENTS_OF, bed.proxy.address().to_string())
@@ -210,7 +209,7 @@ async fn five_thousand_idle_connections_cost_little_memory() {
     until("all are closed", || bed.open() == 0).await;
 }
 
-/// Opens connections of both kinds, which have said all that they will say.
+/// Opens connections of both protocols that have finished a request and are idle.
 async fn open_and_idle(proxy: SocketAddr, count: usize) -> Vec<Client> {
     let files = ClientFiles::in_directory(Path::new(&std::env::var_os(CLIENT_FILES).unwrap()));
     let mut open = Vec::new();
@@ -226,16 +225,16 @@ async fn open_and_idle(proxy: SocketAddr, count: usize) -> Vec<Client> {
     open
 }
 
-/// Set in the process that may open only a few descriptors.
+/// Set in the process with a low descriptor limit.
 const FEW_DESCRIPTORS: &str = "PINTLE_TEST_FEW_DESCRIPTORS";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_descriptors_it_waits_and_goes_on() {
+async fn without_descriptors_it_waits_and_recovers() {
     if std::env::var_os(FEW_DESCRIPTORS).is_none() {
         let status = std::process::Command::new("prlimit")
             .arg("--nofile=256:256")
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "faults::without_descriptors_it_waits_and_goes_on"])
+            .args(["--exact", "faults::without_descriptors_it_waits_and_recovers"])
             .env(FEW_DESCRIPTORS, "1")
             .status();
         assert!(status.unwrap().success());
@@ -244,17 +243,17 @@ async fn without_descriptors_it_waits_and_goes_on() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     assert_eq!(bed.get("/whoami").await.unwrap(), "node");
     let config = bed.client_config(&["http/1.1"]);
-    until("the first connection is over", || bed.open() == 0).await;
+    until("the first connection is closed", || bed.open() == 0).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     let mut taken = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         taken.push(file);
     }
     taken.pop();
-    // The system completes the connection; accepting it is another matter.
+    // The kernel completes the connection, but the process cannot accept it.
     let request = async {
         let mut stream = bed.connect_with(config).await.unwrap();
         crate::client::get_over(&mut stream, "/whoami").await.unwrap()
@@ -267,7 +266,7 @@ async fn without_descriptors_it_waits_and_goes_on() {
     assert_eq!(answer, "node");
 }
 
-/// Resident memory of this process, kB (proc(5)).
+/// Resident memory of this process in kB (proc(5)).
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();

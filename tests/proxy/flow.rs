@@ -1,4 +1,4 @@
-//! How octets flow: one end before the other, a reader that does not read, and what they are protected with.
+//! Flow of bytes: half-closed connections, back-pressure, and the key exchange.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::bed::{ApiServer, Authority, Bed, until};
 
-/// The next connection that shows a certificate; those before it only ask for the protocol.
+/// Accepts the next connection with a client certificate, skipping those that only negotiate the protocol.
 async fn accept_known(listener: &TcpListener, authority: &Authority) -> TlsStream<TcpStream> {
     loop {
         let stream = authority.acceptor().accept(listener.accept().await.unwrap().0).await.unwrap();
@@ -23,17 +23,17 @@ async fn accept_known(listener: &TcpListener, authority: &Authority) -> TlsStrea
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_server_sends_after_the_client_has_ended_its_side_arrives() {
+async fn a_response_arrives_after_the_client_has_closed_its_side() {
     const LENGTH: usize = 3_000_000;
     let authority = Authority::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = authority.upstream(&[listener.local_addr().unwrap()]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     let server = async {
         let mut stream = accept_known(&listener, &authority).await;
         let mut asked = Vec::new();
         stream.read_to_end(&mut asked).await.unwrap();
-        assert!(asked.ends_with(b"\r\n\r\n"), "all that was asked came before the end");
+        assert!(asked.ends_with(b"\r\n\r\n"), "the whole request arrived before the close");
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
         for piece in vec![7; LENGTH].chunks(LENGTH / 10) {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -57,14 +57,14 @@ async fn what_the_server_sends_after_the_client_has_ended_its_side_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_does_not_read_is_not_read_from_the_server_either() {
+async fn a_slow_client_slows_down_reading_from_the_server() {
     const LENGTH: u64 = 300_000_000;
-    /// Of all the sockets' buffers, which the system lets grow.
+    /// Limit on what all sockets' buffers may hold, which the kernel grows.
     const ON_THE_WAY: u64 = 40_000_000;
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
-    let generation = authority.generation("node", &authority.upstream(&[server.address]));
-    let bed = Bed::start(Some(generation), |_, _| {}).await;
+    let epoch = authority.epoch("node", &authority.upstream(&[server.address]));
+    let bed = Bed::start(Some(epoch), |_, _| {}).await;
     let mut stream = bed.connect("http/1.1").await.unwrap();
     let request = format!("GET /download/{LENGTH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -74,7 +74,7 @@ async fn what_a_client_does_not_read_is_not_read_from_the_server_either() {
         copied = bed.statistics().bytes_to_client;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert!(copied < ON_THE_WAY, "{copied} octets for a client that reads none");
+    assert!(copied < ON_THE_WAY, "{copied} bytes for a client that does not read");
     let (mut buffer, mut read) = (vec![0; 1 << 20], 0);
     while let count @ 1.. = stream.read(&mut buffer).await.unwrap() {
         read += count as u64;
@@ -83,7 +83,7 @@ async fn what_a_client_does_not_read_is_not_read_from_the_server_either() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_key_exchange_with_an_api_server_that_can_is_post_quantum() {
+async fn the_key_exchange_with_a_capable_api_server_is_post_quantum() {
     let authority = Authority::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -98,7 +98,7 @@ async fn the_key_exchange_with_an_api_server_that_can_is_post_quantum() {
     std::fs::write(path("kubeconfig"), kubeconfig).unwrap();
     let cluster = Cluster::read(&path("kubeconfig")).unwrap();
     let upstream = Arc::new(Upstream::of(&cluster, &[]).unwrap());
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     let (stream, client) = tokio::join!(accept_known(&listener, &authority), bed.connect("http/1.1"));
     client.unwrap();
     let group = stream.get_ref().1.negotiated_key_exchange_group().unwrap();

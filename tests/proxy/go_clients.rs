@@ -1,4 +1,4 @@
-//! Kubernetes' own clients, which are not told of any of this, and a key in a device (case C18, C19).
+//! Unmodified Kubernetes clients with a key in a device (case C18, C19).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pintle::config::ProcessIsolation;
 use pintle::keys::isolation::IsolatedBackend;
 use pintle::keys::{CALL_DEADLINE, Keyring, ModuleConfiguration, Opener};
-use pintle::proxy::{Generation, Upstream};
+use pintle::proxy::{Epoch, Upstream};
 use pintle::world::clock::now;
 use pintle_agent_core::Template;
 use pintle_agent_core::issued::{KeyName, accept};
@@ -18,7 +18,7 @@ use crate::bed::{ApiServer, Authority, Bed, until};
 
 const BACKEND: &str = "device";
 
-/// A PKCS#11 token with its module in a process of its own, as the agent runs it.
+/// A PKCS#11 token whose module runs in a child process, as in the agent.
 struct Device {
     keyring: Keyring,
     scratch: ScratchDirectory,
@@ -48,8 +48,8 @@ impl Device {
         KeyName { backend: BACKEND.to_owned(), id: KeyId::new(format!("node_client_{number}")).unwrap() }
     }
 
-    /// A generation of its own key, which the device makes. The server sees `system:node:NUMBER`.
-    async fn generation(&self, number: u64, authority: &Authority, upstream: &Arc<Upstream>) -> Generation {
+    /// An epoch with a new key in the device. The server sees `system:node:NUMBER`.
+    async fn epoch(&self, number: u64, authority: &Authority, upstream: &Arc<Upstream>) -> Epoch {
         let name = Self::key_name(number);
         let id = name.id.clone();
         let generate = self
@@ -61,7 +61,7 @@ impl Device {
         let template = Template::kubelet_client(&number.to_string());
         let leaf = authority.certify(&template, &public_key);
         let credential = accept(&leaf, &template, name, &public_key, None, now()).unwrap();
-        Generation::new(&credential, &self.keyring, Duration::from_secs(5), Arc::clone(upstream)).unwrap()
+        Epoch::new(&credential, &self.keyring, Duration::from_secs(5), Arc::clone(upstream)).unwrap()
     }
 
     async fn keys(&self) -> usize {
@@ -72,13 +72,13 @@ impl Device {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn c18_c19_no_request_of_a_go_client_fails_in_200_rotations_of_a_key_in_softhsm() {
     const ROTATIONS: u64 = 200;
-    /// Each certificate lives until it has carried so many.
+    /// Each certificate is used for at least this many requests.
     const REQUESTS: u64 = 50;
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
     let device = Device::new();
-    let first = device.generation(0, &authority, &upstream).await;
+    let first = device.epoch(0, &authority, &upstream).await;
     let mut serials = vec![first.serial.clone()];
     let bed = Bed::start(Some(first), |_, _| {}).await;
 
@@ -89,7 +89,7 @@ async fn c18_c19_no_request_of_a_go_client_fails_in_200_rotations_of_a_key_in_so
     let served = |number: u64| server.requests_of(&format!("system:node:{number}"));
     for rotation in 1..=ROTATIONS {
         until("the certificate is used", || served(rotation - 1) >= REQUESTS).await;
-        let next = device.generation(rotation, &authority, &upstream).await;
+        let next = device.epoch(rotation, &authority, &upstream).await;
         serials.push(next.serial.clone());
         bed.proxy.swap(next);
     }
@@ -105,10 +105,10 @@ async fn c18_c19_no_request_of_a_go_client_fails_in_200_rotations_of_a_key_in_so
     assert_eq!(report.by.len(), 16, "{}", report.text);
     assert!(report.by.iter().all(|count| count.answered > 0), "{}", report.text);
 
-    // As the agent does: a key is destroyed when its last connection has ended.
+    // As in the agent: a key is destroyed once its last connection has closed.
     for (number, serial) in serials.iter().enumerate().take(ROTATIONS as usize) {
         let unused = bed.proxy.wait_until_unused(serial);
-        tokio::time::timeout(Duration::from_secs(20), unused).await.expect("an old generation goes out of use");
+        tokio::time::timeout(Duration::from_secs(20), unused).await.expect("an old epoch goes out of use");
         device.keyring.delete(&Device::key_name(number as u64)).await.unwrap();
     }
     assert_eq!(device.keys().await, 1);

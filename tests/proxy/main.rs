@@ -1,6 +1,6 @@
 //! The credential proxy between real clients and a real TLS server (case C18, C19).
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+#![allow(clippy::unwrap_used, reason = "a test fails when something unexpected happens")]
 
 mod access;
 mod agent;

@@ -1,4 +1,4 @@
-//! API servers that go away, come back, are slow, or say nothing: Go's clients, and what the counters say.
+//! API servers that restart, are slow, or do not respond: results of Go's clients, and the proxy's counters.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::bed::{ApiServer, Authority, Bed, until};
 
 const FLAGS: [&str; 4] = ["--get=/whoami", "--post=/whoami", "--post=/slow/3", "--interval=5ms"];
-/// Enough for every client to have had several answers.
+/// Enough for every client to receive several responses.
 const REQUESTS: u64 = 200;
 
 struct Clients {
@@ -19,7 +19,7 @@ struct Clients {
 }
 
 impl Clients {
-    /// Two programs, two protocols; three that share their connections, and one that does not.
+    /// Two programs and two protocols; three clients that share connections, and one that does not.
     const COUNT: u64 = 16;
 
     fn start(bed: &Bed) -> Self {
@@ -36,7 +36,7 @@ impl Clients {
     }
 }
 
-/// New clients, whose requests all have to be answered, until this server has had enough of them.
+/// Runs new clients, all of whose requests must succeed, until this server has received enough requests.
 async fn nothing_fails(bed: &Bed, server: &ApiServer) {
     let before = server.requests();
     let clients = Clients::start(bed);
@@ -50,7 +50,7 @@ async fn an_api_server_is_restarted_under_load() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let address = server.address;
-    let bed = Bed::start(Some(authority.generation("node", &authority.upstream(&[address]))), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &authority.upstream(&[address]))), |_, _| {}).await;
     let clients = Clients::start(&bed);
     until("the API server is asked", || server.requests() >= REQUESTS).await;
     assert_eq!(bed.statistics().failures, [].into());
@@ -63,7 +63,7 @@ async fn an_api_server_is_restarted_under_load() {
 
     let failures = bed.statistics().failures;
     println!("{failures:?}");
-    // It may have gone in the middle of anything.
+    // The restart may have interrupted a connection at any point.
     let expected = ["server-unreachable", "server-handshake", "broken"];
     assert!(failures.keys().all(|reason| expected.contains(&reason.as_str())), "{failures:?}");
     nothing_fails(&bed, &server).await;
@@ -77,7 +77,7 @@ async fn one_of_two_api_servers_is_restarted_under_load() {
     let (first, second) = (ApiServer::start(&authority).await, ApiServer::start(&authority).await);
     let address = first.address;
     let upstream = authority.upstream(&[address, second.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |_, _| {}).await;
     let clients = Clients::start(&bed);
     until("the first one is asked", || first.requests() >= REQUESTS).await;
     assert_eq!(second.requests(), 0, "the first one is preferred");
@@ -88,14 +88,14 @@ async fn one_of_two_api_servers_is_restarted_under_load() {
     let report = clients.stop();
     let failures = bed.statistics().failures;
     println!("{failures:?}");
-    // Each client may have had a request under way, and another one over a connection of which it did not know yet that
-    // it was gone; none had to wait for the first server.
+    // Each client may have had a request in flight, and another on a connection that it did not yet know to be
+    // closed. None had to wait for the first server.
     assert!(report.failed <= 2 * Clients::COUNT, "{}", report.text);
     assert!(failures.keys().all(|reason| reason == "broken"), "{failures:?}");
     nothing_fails(&bed, &first).await;
 }
 
-/// A way to this server on which each piece takes this long, either way.
+/// A proxy to this server that delays every read in both directions.
 async fn long_way(server: SocketAddr, delay: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -122,23 +122,23 @@ async fn long_way(server: SocketAddr, delay: Duration) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_slow_api_server_answers_late_and_nothing_breaks() {
-    /// Of a handshake, which takes four of the delays below.
+async fn a_slow_api_server_responds_late_without_failures() {
+    /// The timeout of a handshake, which takes four of the delays below.
     const PATIENCE: Duration = Duration::from_secs(3);
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[long_way(server.address, Duration::from_millis(100)).await]);
-    let bed = Bed::start(Some(authority.generation("old", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("old", &upstream)), |configuration, _| {
         configuration.connect_timeout = PATIENCE;
         configuration.handshake_timeout = PATIENCE;
         configuration.signing_deadline = PATIENCE / 3;
     })
     .await;
-    // Its answer takes longer than anything that has a deadline.
+    // The response takes longer than every timeout.
     let late = bed.get("/slow/8500");
     let rotation = async {
         until("it is asked", || server.requests_of("old") == 1).await;
-        bed.proxy.swap(authority.generation("new", &upstream));
+        bed.proxy.swap(authority.epoch("new", &upstream));
         nothing_fails(&bed, &server).await;
     };
     let (late, ()) = tokio::join!(late, rotation);
@@ -147,11 +147,11 @@ async fn a_slow_api_server_answers_late_and_nothing_breaks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_server_that_says_nothing_costs_a_deadline_and_is_counted() {
+async fn an_unresponsive_api_server_times_out_and_is_counted() {
     let authority = Authority::new();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = authority.upstream(&[silent.local_addr().unwrap()]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.handshake_timeout = Duration::from_secs(1);
         configuration.signing_deadline = Duration::from_millis(200);
     })
@@ -161,10 +161,10 @@ async fn an_api_server_that_says_nothing_costs_a_deadline_and_is_counted() {
     assert_eq!(bed.statistics().failures, [("server-handshake".to_owned(), 1)].into());
     assert_eq!(bed.open(), 0);
 
-    // One that falls silent later on.
+    // A server that stops responding later.
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("node", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("node", &upstream)), |configuration, _| {
         configuration.idle_timeout = Duration::from_secs(1);
     })
     .await;

@@ -1,4 +1,4 @@
-//! Zero failed requests, and no connection that outlives its certificate (case C19).
+//! No request fails, and no connection outlives its certificate (case C19).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,9 +28,10 @@ fn http_client(bed: &Bed, http2: bool) -> HttpClient {
     }
 }
 
-/// What hyper says of a request that it did not send because the connection was going away. Go's client sends it over
-/// another connection by itself (`net/http`: errClientConnUnusable), and hyper leaves that to us. Once in some ten thousand
-/// requests it has sent the request after all: it may begin one while it closes a connection that has no streams left.
+/// hyper's error for a request that it did not send because the connection was going away. Go's client retries such a
+/// request on another connection (`net/http`: errClientConnUnusable); hyper leaves that to its caller. About once in
+/// ten thousand requests hyper has sent the request after all: it may start one while it closes a connection without
+/// streams.
 const NOT_SENT: &str = "GoAway(b\"\", NO_ERROR, Remote)";
 
 async fn ask(client: &HttpClient, bed: &Bed, method: Method, path: &str) -> Result<String, String> {
@@ -62,13 +63,13 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Arc::new(Bed::start(Some(authority.generation("0", &upstream)), |_, _| {}).await);
+    let bed = Arc::new(Bed::start(Some(authority.epoch("0", &upstream)), |_, _| {}).await);
     let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut load = tokio::task::JoinSet::new();
     for worker in 0..8 {
         let (bed, stop, asked) = (Arc::clone(&bed), Arc::clone(&stop), Arc::clone(&asked));
         load.spawn(async move {
-            // Half speak HTTP/2, and one in four opens a connection for each request.
+            // Half of them use HTTP/2, and one in four opens a connection for each request.
             let (http2, fresh) = (worker % 2 == 0, worker >= 6);
             let mut client = http_client(&bed, http2);
             let mut failed = Vec::new();
@@ -79,7 +80,7 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
                 if fresh {
                     client = http_client(&bed, http2);
                 }
-                // Neither POST may be repeated by a client on its own.
+                // Clients must not retry POST requests by themselves.
                 let (method, path) = match number % 3 {
                     0 => (Method::GET, "/whoami"),
                     1 => (Method::POST, "/whoami"),
@@ -95,7 +96,7 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
     }
     for rotation in 1..=ROTATIONS {
         tokio::time::sleep(Duration::from_millis(25)).await;
-        bed.proxy.swap(authority.generation(&rotation.to_string(), &upstream));
+        bed.proxy.swap(authority.epoch(&rotation.to_string(), &upstream));
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     stop.store(true, Ordering::Relaxed);
@@ -113,23 +114,23 @@ async fn c19_no_request_fails_in_200_rotations_under_load() {
     for rotation in 0..ROTATIONS {
         let serial = rotation.to_string();
         let unused = bed.proxy.wait_until_unused(&serial);
-        tokio::time::timeout(Duration::from_secs(20), unused).await.expect("an old generation goes out of use");
+        tokio::time::timeout(Duration::from_secs(20), unused).await.expect("an old epoch goes out of use");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c19_a_watch_goes_on_over_a_rotation_and_new_requests_take_the_new_certificate() {
+async fn c19_a_watch_survives_a_rotation_and_new_requests_use_the_new_certificate() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("old", &upstream)), |_, _| {}).await;
+    let bed = Bed::start(Some(authority.epoch("old", &upstream)), |_, _| {}).await;
     let client = http_client(&bed, true);
     let uri = format!("https://{}/watch/10", bed.proxy.address());
     let watch = client.request(Request::get(uri).body(Full::default()).unwrap()).await.unwrap();
     let mut watch = watch.into_body();
     watch.frame().await.unwrap().unwrap();
-    bed.proxy.swap(authority.generation("new", &upstream));
-    until("a request speaks as the new certificate", || {
+    bed.proxy.swap(authority.epoch("new", &upstream));
+    until("a request uses the new certificate", || {
         server.requests_of("new") > 0 || {
             let asked = tokio::task::block_in_place(|| {
                 tokio::runtime::Handle::current().block_on(ask(&client, &bed, Method::GET, "/whoami"))
@@ -149,11 +150,11 @@ async fn c19_a_watch_goes_on_over_a_rotation_and_new_requests_take_the_new_certi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c19_an_upgraded_connection_goes_on_over_a_rotation_and_ends_with_its_certificate() {
+async fn c19_an_upgraded_connection_survives_a_rotation_and_is_closed_before_its_certificate_expires() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let mut short = authority.generation("short", &upstream);
+    let mut short = authority.epoch("short", &upstream);
     short.not_after = now() + Duration::from_secs(3);
     let bed = Bed::start(Some(short), |_, _| {}).await;
     let mut stream = bed.connect("http/1.1").await.unwrap();
@@ -174,9 +175,9 @@ async fn c19_an_upgraded_connection_goes_on_over_a_rotation_and_ends_with_its_ce
         Ok::<_, std::io::Error>(())
     };
     echo(b"before").await.unwrap();
-    bed.proxy.swap(authority.generation("long", &upstream));
+    bed.proxy.swap(authority.epoch("long", &upstream));
     echo(&[0xfe; 10_000]).await.unwrap();
-    // Cut before the certificate ends, and said so.
+    // Closed before the certificate expires, and counted.
     while echo(b"HTTP/1.1 200 OK\r\n").await.is_ok() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -186,53 +187,53 @@ async fn c19_an_upgraded_connection_goes_on_over_a_rotation_and_ends_with_its_ce
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c19_idle_connections_are_closed_when_they_are_quiet_and_draining_ends() {
+async fn c19_idle_connections_are_closed_when_draining() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("old", &upstream)), |configuration, _| {
+    let bed = Bed::start(Some(authority.epoch("old", &upstream)), |configuration, _| {
         configuration.drain = Duration::from_secs(1);
     })
     .await;
     let mut idle = bed.connect("http/1.1").await.unwrap();
     idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let _ = idle.read(&mut [0; 1000]).await.unwrap();
-    bed.proxy.swap(authority.generation("new", &upstream));
+    bed.proxy.swap(authority.epoch("new", &upstream));
     assert_eq!(bed.proxy.statistics().open_connections["old"], 1);
     let unused = bed.proxy.wait_until_unused("old");
     tokio::time::timeout(Duration::from_secs(5), unused).await.expect("draining ends");
-    assert_eq!(idle.read(&mut [0; 10]).await.unwrap(), 0, "a clean end");
-    assert_eq!(bed.failures("cut-at-end"), 0, "nothing was under way");
+    assert_eq!(idle.read(&mut [0; 10]).await.unwrap(), 0, "a clean close");
+    assert_eq!(bed.failures("cut-at-end"), 0, "no request was outstanding");
 }
 
-/// A GET of `/` on stream 1, as a client begins with it: preface, SETTINGS, HEADERS with three fields of HPACK's static
-/// table (RFC 7541, appendix A).
+/// A GET of `/` on stream 1 as a client's first bytes: preface, SETTINGS, and HEADERS with three fields of HPACK's
+/// static table (RFC 7541, appendix A).
 const HTTP2_GET: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x05\0\0\0\x01\x82\x87\x84";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c19_a_quiet_connection_is_closed_only_under_a_client_that_was_told() {
+async fn c19_an_idle_connection_is_closed_early_only_if_its_client_was_told() {
     let authority = Authority::new();
     let server = ApiServer::start(&authority).await;
     let upstream = authority.upstream(&[server.address]);
-    let bed = Bed::start(Some(authority.generation("old", &upstream)), |_, _| {}).await;
-    let mut untold = bed.connect("http/1.1").await.unwrap();
+    let bed = Bed::start(Some(authority.epoch("old", &upstream)), |_, _| {}).await;
+    let mut not_notified = bed.connect("http/1.1").await.unwrap();
     let mut ask = async || {
-        untold.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        not_notified.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await.unwrap();
         let mut answer = [0; 1000];
-        let count = untold.read(&mut answer).await.unwrap();
+        let count = not_notified.read(&mut answer).await.unwrap();
         String::from_utf8(answer[..count].to_vec()).unwrap()
     };
     assert!(!ask().await.contains("Connection: close"));
-    // It hears of the GOAWAY, and does nothing about it.
-    let mut told = bed.connect("h2").await.unwrap();
-    told.write_all(HTTP2_GET).await.unwrap();
+    // This client receives the GOAWAY and ignores it.
+    let mut notified = bed.connect("h2").await.unwrap();
+    notified.write_all(HTTP2_GET).await.unwrap();
     until("it is answered", || server.requests_of("old") == 2).await;
-    bed.proxy.swap(authority.generation("new", &upstream));
-    told.read_to_end(&mut Vec::new()).await.expect("a clean end, after a while");
-    // The other one was quiet for as long, and would be closed by now.
+    bed.proxy.swap(authority.epoch("new", &upstream));
+    notified.read_to_end(&mut Vec::new()).await.expect("a clean close, after a while");
+    // The other connection has been idle for as long, and would be closed by now.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(bed.statistics().open_connections.get("old"), Some(&1));
-    // It may have been about to ask, and nobody could tell it not to.
+    // Its client could not be told, and may have been about to send a request.
     let answer = ask().await;
     assert!(answer.contains("Connection: close") && answer.ends_with("old"), "{answer}");
 }
@@ -245,14 +246,14 @@ async fn a_client_waits_for_the_first_certificate() {
     let bed = Bed::start(None, |_, _| {}).await;
     let swap = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        bed.proxy.swap(authority.generation("first", &upstream));
+        bed.proxy.swap(authority.epoch("first", &upstream));
     };
     let (answer, ()) = tokio::join!(bed.get("/whoami"), swap);
     assert_eq!(answer.unwrap(), "first");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_waits_for_a_certificate_in_vain_is_counted() {
+async fn a_client_that_gets_no_certificate_in_time_is_counted() {
     let bed = Bed::start(None, |configuration, _| configuration.handshake_timeout = Duration::from_millis(500)).await;
     assert!(bed.get("/whoami").await.is_err());
     until("it is counted", || !bed.statistics().failures.is_empty()).await;

@@ -64,8 +64,8 @@ pub(super) fn candidate_failed(state: &mut State, error: &BackendError, now: Uni
     match error.kind {
         BackendErrorKind::Conflict => {
             // Somebody else's key has this id; it is not ours to destroy.
-            state.discarded = state.discarded.saturating_add(1);
-            state.enter(Phase::RETIRING);
+            state.disown(key);
+            state.let_candidate_go(&reason, true, now);
         }
         BackendErrorKind::NotFound | BackendErrorKind::KeyLost => {
             state.let_candidate_go(&reason, true, now);
@@ -92,6 +92,11 @@ fn may_be_replaced(state: &State, left_in_the_device: usize, now: UnixTime) -> b
     }
 }
 
+/// Whether the key in use is elsewhere than keys are to be.
+fn held_is_to_move(state: &State, policy: &Policy) -> bool {
+    state.held.as_ref().is_some_and(|held| held.key().backend != policy.backend)
+}
+
 /// The API server did not do what was asked as the held or the bootstrap credential.
 pub(super) fn api_failed(state: &mut State, authority: Authority, failure: ApiFailure, now: UnixTime, policy: &Policy) {
     // A server that asks to be left alone is left alone, whoever asks.
@@ -105,6 +110,11 @@ pub(super) fn api_failed(state: &mut State, authority: Authority, failure: ApiFa
             if !first {
                 state.fail(now, policy, failure, None);
             }
+        }
+        // The backend of the key in use does not answer, and is not where keys are to be any more: the device may be gone
+        // for good (case C34). There may be a bootstrap credential.
+        ApiFailure::NoCredential(_) if authority == Authority::Held && held_is_to_move(state, policy) => {
+            state.held_refused = true;
         }
         ApiFailure::NoCredential(_) if state.held_refused => {
             // With nothing else at hand, even a refused certificate is tried again, though no more often than anything

@@ -37,7 +37,7 @@ pub use phase::{BackOff, Candidate, Phase, SubmittedRequest};
 pub use recovery::Found;
 pub use state::State;
 
-use pintle_plugins_api::BackendErrorKind;
+use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use crate::{Policy, UnixTime};
 use failure::{api_failed, candidate_failed, observed, proof_failed, request_again};
@@ -151,7 +151,7 @@ fn apply_event(state: &mut State, event: Event, now: UnixTime, policy: &Policy) 
         }
         (Event::PublishFailed(error), Phase::Restoring { .. }) => {
             if let PublishError::Backend(error) = &error {
-                state.held_key_lost |= matches!(error.kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost);
+                state.held_key_lost |= held_key_is_gone(state, error);
             }
             state.fail_locally(now, policy, error);
         }
@@ -162,10 +162,13 @@ fn apply_event(state: &mut State, event: Event, now: UnixTime, policy: &Policy) 
         (Event::ApiFailed { authority: Authority::Issued, failure }, Phase::Retiring { .. }) if state.held_unproven => {
             proof_failed(state, failure, now, policy);
         }
-        (Event::ProofKeyFailed(error), Phase::Retiring { .. }) if state.held_unproven => match error.kind {
-            BackendErrorKind::NotFound | BackendErrorKind::KeyLost => held_refused(state, true, now),
-            _ => state.fail(now, policy, error, None),
-        },
+        (Event::ProofKeyFailed(error), Phase::Retiring { .. }) if state.held_unproven => {
+            if held_key_is_gone(state, &error) {
+                held_refused(state, true, now);
+            } else {
+                state.fail(now, policy, error, None);
+            }
+        }
         (Event::Retired { destroyed, mut failed }, Phase::Retiring { refusals, .. }) => {
             let refusals = *refusals;
             state.retiring.retain(|key| !destroyed.contains(key));
@@ -187,6 +190,18 @@ fn end_back_off(state: &mut State, now: UnixTime) {
     match &mut state.back_off {
         Some(back_off) if matches!(state.phase, Phase::Retiring { .. }) => back_off.until = now,
         _ => state.back_off = None,
+    }
+}
+
+/// Whether the backend has lost the held credential's key. Where another key has its name now, that is not ours to destroy.
+fn held_key_is_gone(state: &mut State, error: &BackendError) -> bool {
+    match (error.kind, &state.held) {
+        (BackendErrorKind::Conflict, Some(held)) => {
+            let key = held.key().clone();
+            state.disown(key);
+            true
+        }
+        (kind, _) => matches!(kind, BackendErrorKind::NotFound | BackendErrorKind::KeyLost),
     }
 }
 

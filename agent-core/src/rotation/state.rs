@@ -190,6 +190,13 @@ impl State {
         }
     }
 
+    /// Notes that something else's key has this name: it is never destroyed.
+    pub(super) fn disown(&mut self, key: KeyName) {
+        if !self.foreign.contains(&key) {
+            self.foreign.push(key);
+        }
+    }
+
     /// Whether the held credential can be published again.
     pub(super) fn held_can_be_restored(&self, now: UnixTime) -> bool {
         self.held.as_ref().is_some_and(|held| !held.has_expired(now)) && !self.held_key_lost

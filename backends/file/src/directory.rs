@@ -15,9 +15,9 @@ use crate::pem;
 const SUFFIX: &str = ".pem";
 /// A key file before it is one. There is one at a time, under the lock; no key id has a text with a leading dot.
 const TEMPORARY: &str = ".new";
-/// NAME_MAX of Linux, in octets.
+/// NAME_MAX of Linux, in bytes.
 const LONGEST_NAME: usize = 255;
-/// A key file is never larger, in octets: RSA 4096 takes 3,300.
+/// A key file is never larger, in bytes: RSA 4096 takes 3,300.
 const LARGEST_FILE: u64 = 16 * 1024;
 /// Group and others, all rights.
 const OTHERS: u32 = 0o077;
@@ -64,7 +64,7 @@ impl Directory {
         }
         Err(BackendError::new(
             BackendErrorKind::Unsupported,
-            format!("the key id {id} makes a file name of {} octets; {LONGEST_NAME} are the limit", name.len()),
+            format!("the key id {id} makes a file name of {} bytes; {LONGEST_NAME} are the limit", name.len()),
         )
         .with_hint("use a shorter id, or one of ASCII letters, digits, '-', '_' and '.'"))
     }
@@ -102,7 +102,7 @@ impl Directory {
         if size > LARGEST_FILE {
             return Err(BackendError::new(
                 BackendErrorKind::Corrupt,
-                format!("{} has {size} octets, too many for a key", path.display()),
+                format!("{} has {size} bytes, too many for a key", path.display()),
             ));
         }
         // Of its full size from the start: a buffer that grows leaves its content behind.
@@ -191,7 +191,7 @@ impl Directory {
         let mut beginning = [0; pem::BEGIN.len()];
         let length = read_full(&file, &mut beginning).map_err(|errno| failed("read", &self.path(id), errno))?;
         let beginning = &beginning[..length];
-        Ok(pem::BEGIN.as_bytes().starts_with(beginning) || beginning.iter().all(|octet| *octet == 0))
+        Ok(pem::BEGIN.as_bytes().starts_with(beginning) || beginning.iter().all(|byte| *byte == 0))
     }
 
     /// The directory, checked. It is opened anew each time: it may have been replaced or mounted over meanwhile.
@@ -354,8 +354,8 @@ mod tests {
 
     #[test]
     fn only_names_that_an_id_has_are_ids() {
-        for octets in [&b"node-1/client/3"[..], b"\0\xff/..%", b".hidden", b"\xff".repeat(83).as_slice()] {
-            let id = KeyId::new(octets).expect("an id");
+        for bytes in [&b"node-1/client/3"[..], b"\0\xff/..%", b".hidden", b"\xff".repeat(83).as_slice()] {
+            let id = KeyId::new(bytes).expect("an id");
             assert!(file_name(&id).len() <= LONGEST_NAME);
             assert_eq!(id_of(file_name(&id).as_bytes()), Some(id));
         }

@@ -37,7 +37,7 @@ use private_key::PrivateKey;
 /// # Errors
 /// `Unavailable`, with a hint, for whatever the file system refuses: permissions, a full disk, a missing directory.
 /// `Corrupt` for a key file that is empty, torn or holds something else. `Unsupported` for an id that is too long for
-/// a file name once it is text (83 odd octets always fit). Never `Locked` or `KeyLost`.
+/// a file name once it is text (83 odd bytes always fit). Never `Locked` or `KeyLost`.
 pub struct FileBackend {
     directory: Directory,
     /// Keys that were read before, each with the state of its file at that time.

@@ -21,7 +21,7 @@ pub(crate) fn encode(pkcs8: &[u8]) -> Zeroizing<String> {
     text.push_str(BEGIN);
     text.push('\n');
     for line in encoded[..length].chunks(LINE) {
-        text.extend(line.iter().map(|octet| char::from(*octet)));
+        text.extend(line.iter().map(|byte| char::from(*byte)));
         text.push('\n');
     }
     text.push_str(END);
@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn text_and_back() {
         for length in [0, 1, 47, 48, 49, 1700] {
-            let der: Vec<u8> = (0..length).map(|octet| octet as u8).collect();
+            let der: Vec<u8> = (0..length).map(|byte| byte as u8).collect();
             let text = encode(&der);
             assert!(text.lines().all(|line| line.len() <= LINE), "{length}");
             assert_eq!(decode(text.as_bytes()).expect("PEM").as_slice(), der, "{length}");

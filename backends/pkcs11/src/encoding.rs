@@ -29,7 +29,7 @@ pub(crate) fn algorithm_of_curve(parameters: &[u8]) -> Option<KeyAlgorithm> {
 
 /// The RSA algorithm whose keys have a big-endian modulus of this length.
 pub(crate) fn algorithm_of_modulus(modulus: &[u8]) -> Option<KeyAlgorithm> {
-    let zeros = modulus.iter().take_while(|octet| **octet == 0).count();
+    let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
     match modulus.len() - zeros {
         256 => Some(KeyAlgorithm::Rsa2048),
         384 => Some(KeyAlgorithm::Rsa3072),
@@ -60,9 +60,9 @@ pub(crate) fn point(attribute: &[u8], algorithm: KeyAlgorithm) -> Option<&[u8]> 
 }
 
 /// An `ECDSA-Sig-Value` (RFC 3279, section 2.2.3) from r and s, one after the other and equally long, as PKCS#11
-/// returns them; `None` if `signature` cannot be that for a curve of `octets` octets.
-pub(crate) fn ecdsa_signature(signature: &[u8], octets: usize) -> Option<Vec<u8>> {
-    if signature.is_empty() || !signature.len().is_multiple_of(2) || signature.len() > 2 * octets {
+/// returns them; `None` if `signature` cannot be that for a curve of `bytes` bytes.
+pub(crate) fn ecdsa_signature(signature: &[u8], bytes: usize) -> Option<Vec<u8>> {
+    if signature.is_empty() || !signature.len().is_multiple_of(2) || signature.len() > 2 * bytes {
         return None;
     }
     let (r, s) = signature.split_at(signature.len() / 2);

@@ -7,7 +7,7 @@ use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyId};
 
 use crate::encoding;
 use crate::fault::{Fault, describe, is_mechanism_missing, is_template_refused};
-use crate::keys::label;
+use crate::objects::label;
 use crate::session::LoggedInSession;
 
 /// A new key pair: its public and its private object.

@@ -10,20 +10,9 @@ use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyId, Pu
 use crate::encoding;
 use crate::fault::{Fault, describe, is_mechanism_missing, return_value};
 use crate::generation::generate_pair;
+use crate::objects::{PrivateKey, label};
 use crate::session::LoggedInSession;
 use crate::signature;
-
-/// What the labels of this agent's objects begin with; the text of the key's id follows.
-const LABEL_PREFIX: &str = "pintle ";
-
-/// What signs in the token, for as long as the session that found it.
-#[derive(Clone, Copy)]
-pub(crate) struct PrivateKey {
-    /// The private object.
-    pub(crate) object: ObjectHandle,
-    /// What it is a key of.
-    pub(crate) algorithm: KeyAlgorithm,
-}
 
 /// A key pair in the token, for as long as the session that found it.
 pub(crate) struct KeyPair {
@@ -209,11 +198,6 @@ pub(crate) fn list(session: &mut LoggedInSession) -> Result<Vec<KeyId>, Fault> {
     // A list with gaps would be taken for the truth.
     session.confirm_absence()?;
     Ok(ids.into_iter().collect())
-}
-
-/// The CKA_LABEL of a key's objects.
-pub(crate) fn label(id: &KeyId) -> Vec<u8> {
-    format!("{LABEL_PREFIX}{id}").into_bytes()
 }
 
 fn corrupt(detail: impl Into<String>) -> BackendError {

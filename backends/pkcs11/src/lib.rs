@@ -4,12 +4,15 @@
 //! the token, sensitive and never extractable, and what the token says of them afterwards is checked.
 //!
 //! - `uri`: which token, which module, which PIN: a `pkcs11:` URI (RFC 7512)
-//! - `pin`: the PIN's file, and the memory of the PINs that were refused
+//! - `pin`: the PIN's file
+//! - `login`: logging in, without spending the tries that the token allows
+//! - `refused`: the PINs that were refused
 //! - `module`: loading a module once in a process, and initialising it anew when its token went away
 //! - `token`: a session that is logged in, however often the token is logged out, removed and put back
 //! - `turn`: whose turn it is, of several processes that use a token at once
 //! - `session`: what such a session was opened on, and whether it still sees everything
 //! - `keys`: what a key pair is in a token
+//! - `objects`: what its objects are called
 //! - `generation`: how a new one is asked for
 //! - `signature`: how a scheme becomes a mechanism
 //! - `usage`: what is taken of the token's room
@@ -20,8 +23,11 @@ mod encoding;
 mod fault;
 mod generation;
 mod keys;
+mod login;
 mod module;
+mod objects;
 mod pin;
+mod refused_pins;
 mod session;
 mod signature;
 mod token;
@@ -37,6 +43,7 @@ use pintle_plugins_api::{
 };
 
 use crate::fault::Fault;
+use crate::objects::PrivateKey;
 use crate::pin::{PinSource, credentials_directory};
 use crate::token::Token;
 use crate::uri::TokenUri;
@@ -141,7 +148,7 @@ impl KeyBackend for Pkcs11Backend {
 
     fn sign(&mut self, id: &KeyId, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, BackendError> {
         self.token.with_session(|session| {
-            let keys::PrivateKey { object, algorithm } = keys::private_key(session, id)?;
+            let PrivateKey { object, algorithm } = keys::private_key(session, id)?;
             if !algorithm.schemes().contains(&scheme) {
                 let detail = format!("key {id} is {algorithm} and does not sign with {scheme:?}");
                 return Err(BackendError::new(BackendErrorKind::Unsupported, detail).into());

@@ -1,25 +1,18 @@
-//! The PIN's file, and the memory of the PINs that were refused.
-//!
-//! A token locks itself for good after a few wrong PINs, and a TPM behind PKCS#11 may allow three for everybody on the
-//! machine. So a PIN that was refused is remembered (as a keyed digest) for as long as this process lives, and is not
-//! tried again (C27); another PIN in the file is.
+//! The PIN's file: where it is, whether it is to be trusted, and in which state it is.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex, PoisonError};
 
-use aws_lc_rs::{hmac, rand};
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
 
 use crate::misconfigured;
 
-/// The longest PIN file that is read, in octets. Tokens take far shorter PINs.
+/// The longest PIN file that is read, in bytes. Tokens take far shorter PINs.
 const MAXIMUM_LENGTH: usize = 1024;
 
 /// Where the PIN is.
@@ -33,7 +26,7 @@ pub(crate) enum PinSource {
     Credential(PathBuf),
 }
 
-/// The state of a PIN's file. Whoever writes to it, or touches it, changes it.
+/// The state of a PIN's file. Writing to it, replacing it or touching it changes that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     inode: u64,
@@ -72,6 +65,29 @@ impl PinSource {
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         let metadata = std::fs::symlink_metadata(self.path()?).ok()?;
         Some(Stamp { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()) })
+    }
+
+    /// What to do about a PIN that the token refused: each part of it changes the state of the file.
+    pub(crate) fn retry_hint(&self) -> String {
+        match self {
+            Self::None => "log in once by hand (pkcs11-tool --login --list-objects), then restart pintle".to_owned(),
+            Self::File(path) => {
+                let path = path.display();
+                format!("put the right PIN into {path}; if the token was changed instead, touch {path}")
+            }
+            Self::Credential(_) => "put the right PIN where the unit's LoadCredential= takes it from, and restart the \
+                                    unit; if the token was changed instead, restart the unit"
+                .to_owned(),
+        }
+    }
+
+    /// The same about a token that must be changed in this way first, whatever the PIN is.
+    pub(crate) fn hint_after(&self, change: &str) -> String {
+        match self {
+            Self::None => change.to_owned(),
+            Self::File(path) => format!("{change}, then touch {}", path.display()),
+            Self::Credential(_) => format!("{change}, then restart the unit"),
+        }
     }
 
     /// The PIN, without the newline that editors put at its end; `None` if there is none.
@@ -130,7 +146,7 @@ fn read_pin(path: &Path, forbidden: u32) -> Result<Zeroizing<Vec<u8>>, BackendEr
         .read_to_end(&mut pin)
         .map_err(|error| locked(format!("cannot be read: {error}")).with_hint(hint.clone()))?;
     if pin.len() > MAXIMUM_LENGTH {
-        return Err(locked(format!("is longer than {MAXIMUM_LENGTH} octets")).with_hint(hint));
+        return Err(locked(format!("is longer than {MAXIMUM_LENGTH} bytes")).with_hint(hint));
     }
     if pin.ends_with(b"\n") {
         pin.pop();
@@ -139,54 +155,6 @@ fn read_pin(path: &Path, forbidden: u32) -> Result<Zeroizing<Vec<u8>>, BackendEr
         return Err(locked("is empty".into()).with_hint(hint));
     }
     Ok(pin)
-}
-
-/// The PINs that tokens refused to this process, as digests under a key that dies with it.
-struct RefusedPins {
-    key: hmac::Key,
-    digests: BTreeSet<Vec<u8>>,
-    tokens: BTreeSet<String>,
-}
-
-static REFUSED: LazyLock<Option<Mutex<RefusedPins>>> = LazyLock::new(|| {
-    let key = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new()).ok()?;
-    Some(Mutex::new(RefusedPins { key, digests: BTreeSet::new(), tokens: BTreeSet::new() }))
-});
-
-impl RefusedPins {
-    fn digest(&self, token: &str, pin: &[u8]) -> Vec<u8> {
-        let mut context = hmac::Context::with_key(&self.key);
-        context.update(&(token.len() as u64).to_be_bytes());
-        context.update(token.as_bytes());
-        context.update(pin);
-        context.sign().as_ref().to_vec()
-    }
-}
-
-/// Remembers that `token` refused `pin`.
-pub(crate) fn remember_refused(token: &str, pin: &[u8]) {
-    if let Some(refused) = &*REFUSED {
-        let mut refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
-        let digest = refused.digest(token, pin);
-        refused.digests.insert(digest);
-        refused.tokens.insert(token.to_owned());
-    }
-}
-
-/// Whether `token` refused `pin` before.
-pub(crate) fn was_refused(token: &str, pin: &[u8]) -> bool {
-    // Without a source of randomness there is no memory, and then no login either.
-    REFUSED.as_ref().is_none_or(|refused| {
-        let refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.digests.contains(&refused.digest(token, pin))
-    })
-}
-
-/// Whether `token` refused any PIN to this process before: somebody has then seen the error and changed the PIN.
-pub(crate) fn refused_any(token: &str) -> bool {
-    REFUSED
-        .as_ref()
-        .is_some_and(|refused| refused.lock().unwrap_or_else(PoisonError::into_inner).tokens.contains(token))
 }
 
 #[cfg(test)]
@@ -260,13 +228,5 @@ mod tests {
         assert!(PinSource::new(Some("pin".into()), None).is_err());
         assert!(PinSource::new(Some("../pin".into()), Some(directory.path().into())).is_err());
         assert!(PinSource::new(Some("..".into()), Some(directory.path().into())).is_err());
-    }
-
-    #[test]
-    fn c27_a_refused_pin_is_remembered_for_its_token_only() {
-        assert!(!was_refused("a", b"1234"));
-        remember_refused("a", b"1234");
-        assert!(was_refused("a", b"1234") && refused_any("a"));
-        assert!(!was_refused("a", b"12345") && !was_refused("b", b"1234") && !refused_any("b"));
     }
 }

@@ -9,8 +9,8 @@ use cryptoki::slot::{Slot, TokenInfo};
 use pintle_plugins_api::KeyId;
 
 use crate::fault::Fault;
-use crate::keys::PrivateKey;
 use crate::module::Initialization;
+use crate::objects::PrivateKey;
 use crate::turn::Turns;
 use crate::uri::TokenIdentity;
 

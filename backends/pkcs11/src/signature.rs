@@ -29,13 +29,13 @@ pub(crate) fn sign(
         },
         outcome => outcome?,
     };
-    let octets = match scheme {
+    let bytes = match scheme {
         SignatureScheme::EcdsaP256Sha256 => 32,
         SignatureScheme::EcdsaP384Sha384 => 48,
         _ => return Ok(signature),
     };
-    encoding::ecdsa_signature(&signature, octets).ok_or_else(|| {
-        let detail = format!("an ECDSA signature of {} octets from the module", signature.len());
+    encoding::ecdsa_signature(&signature, bytes).ok_or_else(|| {
+        let detail = format!("an ECDSA signature of {} bytes from the module", signature.len());
         BackendError::new(BackendErrorKind::Corrupt, detail).into()
     })
 }

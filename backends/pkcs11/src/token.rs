@@ -3,19 +3,18 @@
 use std::path::PathBuf;
 use std::sync::{Arc, RwLockReadGuard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
-use cryptoki::session::UserType;
 use cryptoki::slot::{Slot, TokenInfo};
-use cryptoki::types::RawAuthPin;
 use pintle_plugins_api::{BackendError, BackendErrorKind};
 
 use crate::Configuration;
 use crate::fault::{Fault, answer, describe, is_absence, is_recoverable, return_value};
+use crate::login::Login;
 use crate::module::{Initialization, Module, trusted};
-use crate::pin::{self, PinSource, Stamp};
+use crate::pin::{self, PinSource};
 use crate::session::{LoggedInSession, identity};
 use crate::turn::{Turn, Turns};
 use crate::uri::TokenUri;
@@ -30,36 +29,21 @@ const PAUSES: [Duration; 6] = [
     Duration::from_millis(80),
     Duration::from_millis(160),
 ];
-/// So many of them before a token is believed to be absent; where it really is, a call waits for them in vain.
+/// Pauses before a token is reported as absent.
 const PAUSES_BEFORE_ABSENCE: usize = 4;
 
 /// A token, whether or not it is there at the moment.
 pub(crate) struct Token {
     uri: TokenUri,
     module_path: PathBuf,
-    pin: PinSource,
+    login: Login,
     turns: Turns,
     reload_interval: Duration,
     module: Option<Arc<Module>>,
     session: Option<LoggedInSession>,
     /// A new session did not help the last time, or would not: initialise the module anew before the next one.
     suspect: bool,
-    /// The logins of late that failed in a way that may mean the PIN.
-    doubtful_logins: Option<DoubtfulLogins>,
 }
-
-/// Logins that failed, one after the other, by a code of which nobody knows whether it counts as a wrong PIN.
-struct DoubtfulLogins {
-    last: Instant,
-    number: u32,
-    /// What the token answered to the last one.
-    answer: String,
-    /// The state of the PIN's file at the last one.
-    pin: Option<Stamp>,
-}
-
-/// So many of them, and no more: a token may lock its PIN at the third wrong one.
-const MAXIMUM_DOUBTFUL_LOGINS: u32 = 2;
 
 /// A session, and the initialisation that it is one of, which is held for as long as this lives.
 type Opened<'a> = (RwLockReadGuard<'a, Initialization>, LoggedInSession);
@@ -76,8 +60,9 @@ impl Token {
         }
         let pin = PinSource::new(pin_path, pin::credentials_directory())?;
         let turns = Turns::of(&pin);
-        let (module, session, suspect, doubtful_logins) = (None, None, false, None);
-        Ok(Self { uri, module_path, pin, turns, reload_interval, module, session, suspect, doubtful_logins })
+        let login = Login::new(uri.name(), module_path.clone(), pin, reload_interval);
+        let (module, session, suspect) = (None, None, false);
+        Ok(Self { uri, module_path, login, turns, reload_interval, module, session, suspect })
     }
 
     /// The URI that names the token.
@@ -86,7 +71,7 @@ impl Token {
     }
 
     /// Runs `operation` on a session that is logged in. While another program seems to be writing to the token, runs it
-    /// again after a moment; if it fails in a way that a new session may mend, runs it once more on a new one. So
+    /// again after a moment; if it fails in a way that a new session may fix, runs it once more on a new one. So
     /// `operation` must be one that can be repeated.
     pub(crate) fn with_session<T>(
         &mut self,
@@ -217,9 +202,10 @@ impl Token {
     fn open_at_once(&mut self, initialization: &Initialization) -> Result<LoggedInSession, Fault> {
         let (slot, info) = self.find(initialization.pkcs11())?;
         let session = LoggedInSession::open(initialization, slot, info.as_ref(), self.turns.clone())?;
-        match self.log_in(&session, info.as_ref()) {
+        match self.login.log_in(&session, info.as_ref()) {
             Ok(()) => Ok(session),
             Err(fault) => {
+                self.suspect |= std::mem::take(&mut self.login.is_stale);
                 session.close();
                 Err(fault)
             }
@@ -233,6 +219,11 @@ impl Token {
         if is_absence(error) {
             unavailable(format!("is not present: {}", describe(error)))
                 .with_hint(format!("is it plugged in, and does {module} see it?"))
+        } else if return_value(error) == Some(RvError::UserNotLoggedIn) {
+            unavailable(
+                "refused this PIN before, and the module is initialised anew before it is tried again".to_owned(),
+            )
+            .with_hint(format!("wait for at most {} s", self.reload_interval.as_secs_f32()))
         } else {
             unavailable(format!("cannot be opened: {}", describe(error)))
                 .with_hint(format!("if this lasts, look at the log of {module}"))
@@ -264,142 +255,6 @@ impl Token {
             }
         }
         found.ok_or_else(|| Fault::busy(Error::Pkcs11(RvError::TokenNotPresent, GetSlotList)))
-    }
-
-    fn log_in(&mut self, session: &LoggedInSession, info: Option<&TokenInfo>) -> Result<(), Fault> {
-        // The login belongs to the token, not to the session: another backend of this process may have done it.
-        if !session.wants_login()? {
-            return Ok(());
-        }
-        let name = self.uri.name();
-        let locked = |what: &str| BackendError::new(BackendErrorKind::Locked, format!("{name} {what}"));
-        if info.is_some_and(TokenInfo::user_pin_locked) {
-            // Kryoptic reads this once per initialisation, and somebody may unlock it meanwhile.
-            self.suspect = true;
-            return Err(locked("has locked its PIN after too many wrong ones")
-                .with_hint("unlock it with the security officer's PIN, as the token's manual says")
-                .into());
-        }
-        self.refuse_after_doubtful_logins()?;
-        let token = format!("{} {:?}", self.module_path.display(), session.identity());
-        let pin = self.pin.read()?;
-        let outcome = match &pin {
-            Some(pin) => {
-                if pin::was_refused(&token, pin) {
-                    return Err(locked("refused this PIN; it is not tried again")
-                        .with_hint("put the right PIN into its file; if the token was changed instead, restart pintle")
-                        .into());
-                }
-                if info.is_some_and(TokenInfo::user_pin_final_try) && !pin::refused_any(&token) {
-                    self.suspect = true;
-                    return Err(locked("allows only one more try before it locks its PIN")
-                        .with_hint("log in once by hand (pkcs11-tool --login --list-objects), so that it counts anew")
-                        .into());
-                }
-                session.raw().login_with_raw(UserType::User, &RawAuthPin::new(Box::new(pin.to_vec())))
-            }
-            None if info.is_some_and(TokenInfo::protected_authentication_path) => {
-                session.raw().login(UserType::User, None)
-            }
-            None => {
-                return Err(locked("wants a PIN and none is configured")
-                    .with_hint("put the PIN into a file of mode 0400 and add pin-source=file:/path to the URI")
-                    .into());
-            }
-        };
-        let Err(error) = outcome else {
-            self.doubtful_logins = None;
-            return Ok(());
-        };
-        match return_value(&error) {
-            Some(RvError::UserAlreadyLoggedIn) => Ok(()),
-            Some(
-                RvError::PinIncorrect
-                | RvError::PinInvalid
-                | RvError::PinLenRange
-                | RvError::PinExpired
-                | RvError::PinLocked,
-            ) => {
-                if let Some(pin) = &pin {
-                    pin::remember_refused(&token, pin);
-                }
-                Err(locked(&format!("refused the PIN: {}", describe(&error)))
-                    .with_hint("put the right PIN into its file; this one is not tried again")
-                    .into())
-            }
-            // It said the contrary a moment ago, so it has read one half of that while another process was writing.
-            // SoftHSM keeps to it until it is initialised anew. No PIN was tried: there was none to compare it with.
-            Some(RvError::UserPinNotInitialized) if info.is_some_and(TokenInfo::user_pin_initialized) => {
-                Err(Fault::Device(error))
-            }
-            Some(RvError::UserPinNotInitialized) => {
-                Err(locked("has no user PIN yet").with_hint("initialise it: pkcs11-tool --init-pin").into())
-            }
-            Some(RvError::UserAnotherAlreadyLoggedIn | RvError::UserTooManyTypes) => Err(BackendError::new(
-                BackendErrorKind::Unavailable,
-                format!("{name}: another kind of user is logged in: {}", describe(&error)),
-            )
-            .into()),
-            // The token or the session went away under the login: that says nothing of the PIN.
-            Some(
-                RvError::CryptokiNotInitialized
-                | RvError::DeviceRemoved
-                | RvError::SessionClosed
-                | RvError::SessionHandleInvalid
-                | RvError::SlotIdInvalid
-                | RvError::TokenNotPresent
-                | RvError::TokenNotRecognized,
-            ) => Err(Fault::Device(error)),
-            // A module may mean a wrong PIN by any other code.
-            _ => {
-                self.remember_doubtful_login(session, &error);
-                self.refuse_after_too_many_doubtful_logins()?;
-                Err(Fault::Device(error))
-            }
-        }
-    }
-
-    /// Not again at once after a login that failed without a reason, and not at all after the second one: a new
-    /// initialisation does not make another PIN of it. Another PIN in the file, or the same one written anew, is.
-    fn refuse_after_doubtful_logins(&mut self) -> Result<(), BackendError> {
-        let Some(failed) = &self.doubtful_logins else { return Ok(()) };
-        if failed.pin != self.pin.stamp() {
-            self.doubtful_logins = None;
-            return Ok(());
-        }
-        self.refuse_after_too_many_doubtful_logins()?;
-        if failed.last.elapsed() < self.reload_interval {
-            let detail = format!("{} refused the last login without saying why: {}", self.uri.name(), failed.answer);
-            return Err(BackendError::new(BackendErrorKind::Unavailable, detail)
-                .with_hint(format!("one more is tried in a moment; see the log of {}", self.module_path.display())));
-        }
-        Ok(())
-    }
-
-    fn refuse_after_too_many_doubtful_logins(&self) -> Result<(), BackendError> {
-        let Some(failed) = self.doubtful_logins.as_ref().filter(|failed| failed.number >= MAXIMUM_DOUBTFUL_LOGINS)
-        else {
-            return Ok(());
-        };
-        let (name, answer) = (self.uri.name(), &failed.answer);
-        let detail = format!("{name} refused the login without saying why: {answer}; the PIN is not tried again");
-        let hint = match self.pin.path().map(|path| path.display()) {
-            Some(path) => format!("put the right PIN into {path}; if it is right and the token works, touch {path}"),
-            None => "log in once by hand (pkcs11-tool --login --list-objects), then restart pintle".to_owned(),
-        };
-        Err(BackendError::new(BackendErrorKind::Locked, detail).with_hint(hint))
-    }
-
-    fn remember_doubtful_login(&mut self, session: &LoggedInSession, error: &Error) {
-        let before = self.doubtful_logins.as_ref().map_or(0, |failed| failed.number);
-        // Asked anew: it may have been this very login.
-        let was_counted = session
-            .pkcs11()
-            .get_token_info(session.slot())
-            .is_ok_and(|info| info.user_pin_count_low() || info.user_pin_final_try() || info.user_pin_locked());
-        let number = if was_counted { MAXIMUM_DOUBTFUL_LOGINS } else { before + 1 };
-        let (last, answer, pin) = (Instant::now(), describe(error), self.pin.stamp());
-        self.doubtful_logins = Some(DoubtfulLogins { last, number, answer, pin });
     }
 
     /// Gives the session up. What it knew of objects goes with it.

@@ -13,7 +13,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 /// What a token says of itself in CK_TOKEN_INFO, without padding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TokenIdentity {
-    /// The label, up to 32 octets.
+    /// The label, up to 32 bytes.
     pub(crate) label: String,
     /// The manufacturer's name.
     pub(crate) manufacturer: String,
@@ -156,9 +156,9 @@ impl TokenUri {
         let mut attributes = Vec::new();
         attributes.extend(label.map(|label| format!("token={}", encode(&label))));
         attributes.extend(self.serial.as_ref().map(|serial| format!("serial={}", encode(serial))));
-        // RFC 7512, section 2.3: every octet of an id should be percent-encoded.
-        let octets: String = id.as_bytes().iter().map(|octet| format!("%{octet:02X}")).collect();
-        attributes.push(format!("id={octets}"));
+        // RFC 7512, section 2.3: every byte of an id should be percent-encoded.
+        let bytes: String = id.as_bytes().iter().map(|byte| format!("%{byte:02X}")).collect();
+        attributes.push(format!("id={bytes}"));
         attributes.push("type=private".to_owned());
         format!("pkcs11:{}", attributes.join(";"))
     }
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_uri_of_a_key_names_it_by_its_octets() {
+    fn the_uri_of_a_key_names_it_by_its_bytes() {
         let uri = TokenUri::parse("pkcs11:token=a%3Bb;serial=9").expect("valid");
         let id = KeyId::new(*b"\0k/").expect("valid");
         assert_eq!(uri.of_key(None, &id), "pkcs11:token=a%3Bb;serial=9;id=%00%6B%2F;type=private");

@@ -6,20 +6,21 @@ use pintle_plugins_api::Resource;
 
 use crate::fault::Fault;
 use crate::keys;
+use crate::objects::label;
 use crate::session::LoggedInSession;
 
 /// The objects of this agent's keys, and what the token says of itself.
 pub(crate) fn usage(session: &mut LoggedInSession) -> Result<Vec<Resource>, Fault> {
     let mut objects = 0;
     for id in keys::list(session)? {
-        let own = [Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec()), Attribute::Label(keys::label(&id))];
+        let own = [Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec()), Attribute::Label(label(&id))];
         objects += session.raw().find_objects(&own)?.len() as u64;
     }
     let mut resources = vec![Resource::new("objects", objects, None)];
     if let Some(info) = session.token_info()? {
         resources.extend(sessions(&info));
-        let public = ("octets of public memory", info.total_public_memory(), info.free_public_memory());
-        let private = ("octets of private memory", info.total_private_memory(), info.free_private_memory());
+        let public = ("bytes of public memory", info.total_public_memory(), info.free_public_memory());
+        let private = ("bytes of private memory", info.total_private_memory(), info.free_private_memory());
         resources.extend([public, private].into_iter().filter_map(|(name, total, free)| {
             let (total, free) = (total? as u64, free? as u64);
             Some(Resource::new(name, total.saturating_sub(free), Some(total)))

@@ -2,13 +2,13 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::session::Session;
 use pintle_backend_pkcs11::{Configuration, Pkcs11Backend};
 use pintle_plugins_api::{BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, SignatureScheme};
-use support::{Kind, LABEL, PIN, TestToken, id, refused, when_available};
+use support::{Kind, LABEL, TestToken, id, refused, when_available};
 
 const MESSAGE: &[u8] = b"a message";
 const SCHEME: SignatureScheme = SignatureScheme::EcdsaP256Sha256;
@@ -202,100 +202,6 @@ fn softhsm_finalized_behind_our_back() {
 #[test]
 fn kryoptic_finalized_behind_our_back() {
     support::run(Kind::Kryoptic, "kryoptic_finalized_behind_our_back", finalized);
-}
-
-fn wrong_pin(token: &TestToken) {
-    token.write_pin("99999999");
-    let mut backend = token.open();
-    for _ in 0..5 {
-        let error = refused(backend.list(), BackendErrorKind::Locked);
-        assert!(error.hint.is_some() && !format!("{error:?}").contains("99999999"), "{error:?}");
-        refused(backend.sign(&id("key"), SCHEME, MESSAGE), BackendErrorKind::Locked);
-        refused(backend.generate(&id("key"), KeyAlgorithm::EcdsaP256), BackendErrorKind::Locked);
-    }
-    assert_eq!(token.logins(), 1);
-    // Neither another backend nor the same PIN written again is a reason to try again.
-    token.write_pin("99999999");
-    refused(token.open().list(), BackendErrorKind::Locked);
-    assert_eq!(token.logins(), 1);
-    token.write_pin(PIN);
-    assert_eq!(backend.list(), Ok(vec![]));
-    assert_eq!(token.logins(), 2);
-}
-
-#[test]
-fn c27_softhsm_is_shown_a_wrong_pin_once() {
-    support::run_spied(Kind::SoftHsm, "c27_softhsm_is_shown_a_wrong_pin_once", wrong_pin);
-}
-
-/// The spy cannot listen to PKCS#11 3.2. Kryoptic locks the PIN at the tenth wrong one.
-fn wrong_pin_unspied(token: &TestToken) {
-    token.write_pin("99999999");
-    let mut backend = token.open();
-    for _ in 0..20 {
-        refused(backend.list(), BackendErrorKind::Locked);
-    }
-    token.write_pin(PIN);
-    assert_eq!(backend.list(), Ok(vec![]));
-}
-
-#[test]
-fn c27_kryoptic_is_not_locked_by_a_wrong_pin() {
-    support::run(Kind::Kryoptic, "c27_kryoptic_is_not_locked_by_a_wrong_pin", wrong_pin_unspied);
-}
-
-fn final_try(token: &TestToken) {
-    for _ in 0..9 {
-        token.refuse_login("99999999");
-    }
-    let mut backend = token.open();
-    for _ in 0..3 {
-        let error = refused(backend.list(), BackendErrorKind::Locked);
-        assert!(error.detail.contains("only one more try"), "{error}");
-    }
-    // Somebody logs in by hand, and the token counts anew.
-    token.pkcs11_tool_logged_in(&["--list-objects"]);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while let Err(error) = backend.list() {
-        assert!(error.kind == BackendErrorKind::Locked && Instant::now() < deadline, "{error}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[test]
-fn c27_kryoptic_is_not_given_the_last_try() {
-    support::run(Kind::Kryoptic, "c27_kryoptic_is_not_given_the_last_try", final_try);
-}
-
-fn pin_changed(token: &TestToken, test: &str) {
-    const NEW: &str = "16180339";
-    if std::env::var(WORKER).is_ok() {
-        let mut backend = token.open();
-        for _ in 0..3 {
-            refused(backend.sign(&id("key"), SCHEME, MESSAGE), BackendErrorKind::Locked);
-        }
-        token.write_pin(NEW);
-        backend.sign(&id("key"), SCHEME, MESSAGE).expect("a signature with the new PIN");
-        return;
-    }
-    let mut backend = token.open();
-    generate(&mut backend, &id("key"));
-    token.pkcs11_tool_logged_in(&["--change-pin", "--new-pin", NEW]);
-    // The login that we have goes on.
-    assert!(backend.sign(&id("key"), SCHEME, MESSAGE).is_ok());
-    // SoftHSM remembers the old PIN for as long as it is initialised, so the rest is for another process.
-    let mut worker = token.start_again(test, WORKER, "afterwards");
-    assert!(worker.wait().expect("the worker ended").success());
-}
-
-#[test]
-fn c27_softhsm_pin_changed() {
-    support::run(Kind::SoftHsm, "c27_softhsm_pin_changed", |token| pin_changed(token, "c27_softhsm_pin_changed"));
-}
-
-#[test]
-fn c27_kryoptic_pin_changed() {
-    support::run(Kind::Kryoptic, "c27_kryoptic_pin_changed", |token| pin_changed(token, "c27_kryoptic_pin_changed"));
 }
 
 fn two_processes(token: &TestToken, test: &str) {

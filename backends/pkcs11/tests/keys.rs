@@ -11,7 +11,7 @@ use pintle_plugins_api::{BackendErrorKind, KeyAlgorithm, KeyBackend, KeyReferenc
 use support::{Kind, LABEL, TestToken, id, refused};
 
 fn hexadecimal(text: &str) -> String {
-    text.bytes().map(|octet| format!("{octet:02x}")).collect()
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn delete_half(token: &TestToken, kind: &str, text: &str) {
@@ -147,7 +147,7 @@ fn unfinished(token: &TestToken) {
     let (key, public) = (path("key.der"), path("public.der"));
     openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-outform", "DER", "-out", &key]);
     openssl(&["ec", "-inform", "DER", "-in", &key, "-pubout", "-outform", "DER", "-out", &public]);
-    let octets = hexadecimal("unfinished");
+    let bytes = hexadecimal("unfinished");
     for (kind, file) in [("privkey", &key), ("pubkey", &public)] {
         token.pkcs11_tool_logged_in(&[
             "--write-object",
@@ -155,7 +155,7 @@ fn unfinished(token: &TestToken) {
             "--type",
             kind,
             "--id",
-            &octets,
+            &bytes,
             "--label",
             "pintle unfinished",
             "--usage-sign",
@@ -181,8 +181,8 @@ fn kryoptic_key_that_was_not_generated_in_the_token_is_made_anew() {
 fn not_ours(token: &TestToken) {
     let generate = ["--keypairgen", "--key-type", "EC:prime256v1", "--usage-sign"];
     let make = |text: &str, label: &str, more: &[&str]| {
-        let octets = hexadecimal(text);
-        token.pkcs11_tool_logged_in(&[&generate[..], &["--id", &octets, "--label", label], more].concat());
+        let bytes = hexadecimal(text);
+        token.pkcs11_tool_logged_in(&[&generate[..], &["--id", &bytes, "--label", label], more].concat());
     };
     // Somebody else's key with an id that we would choose.
     make("theirs", "web server", &[]);
@@ -230,7 +230,7 @@ fn other_programs(token: &TestToken) {
         .args(["dgst", "-sha256", "-binary", "-out", &path("digest"), &path("message")])
         .status();
     assert!(digest.expect("openssl").success());
-    let octets = hexadecimal("node-1/client/3");
+    let bytes = hexadecimal("node-1/client/3");
     token.pkcs11_tool_logged_in(&[
         "--sign",
         "--mechanism",
@@ -238,7 +238,7 @@ fn other_programs(token: &TestToken) {
         "--signature-format",
         "openssl",
         "--id",
-        &octets,
+        &bytes,
         "--input-file",
         &path("digest"),
         "--output-file",
@@ -249,7 +249,7 @@ fn other_programs(token: &TestToken) {
 }
 
 fn percent_encoded(text: &str) -> String {
-    text.bytes().map(|octet| format!("%{octet:02X}")).collect()
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 #[test]
@@ -299,8 +299,8 @@ fn usage_of(token: &TestToken) {
         backend.generate(&id(&format!("usage/{number}")), KeyAlgorithm::EcdsaP256).expect("a key");
     }
     // Another program's, of the same id.
-    let octets = hexadecimal("usage/2");
-    token.pkcs11_tool_logged_in(&["--keypairgen", "--key-type", "EC:prime256v1", "--id", &octets, "--label", "theirs"]);
+    let bytes = hexadecimal("usage/2");
+    token.pkcs11_tool_logged_in(&["--keypairgen", "--key-type", "EC:prime256v1", "--id", &bytes, "--label", "theirs"]);
     assert_eq!(usage(&mut token.open())[0], "objects 4");
     backend.delete(&id("usage/1")).expect("deleted");
     assert_eq!(usage(&mut backend)[0], "objects 2");

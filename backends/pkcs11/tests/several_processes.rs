@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use pintle_backend_pkcs11::{Configuration, Pkcs11Backend};
-use pintle_plugins_api::{BackendErrorKind, KeyAlgorithm, KeyBackend, SignatureScheme};
+use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, SignatureScheme};
 use support::{Kind, TestToken, id, refused};
 
 const MESSAGE: &[u8] = b"a message";
@@ -32,8 +32,23 @@ fn changed(content: &[u8]) -> Vec<u8> {
 }
 
 /// Runs `call` while the token is as SoftHSM 2.6.1 leaves it for a moment when somebody logs in: the file is empty, and
-/// nobody holds its lock. Perhaps another program makes an object in that moment.
-fn while_it_is_written<T>(token: &TestToken, makes_an_object: bool, call: impl FnOnce() -> T) -> T {
+/// nobody holds its lock. Perhaps another program makes an object in that moment. On a busy machine the moment may be longer
+/// than the backend waits; then it is tried again, some times.
+fn while_it_is_written<T>(
+    token: &TestToken,
+    makes_an_object: bool,
+    mut call: impl FnMut() -> Result<T, BackendError>,
+) -> Result<T, BackendError> {
+    for _ in 0..5 {
+        let answer = once_while_it_is_written(token, makes_an_object, &mut call);
+        if !answer.as_ref().is_err_and(|error| error.kind == BackendErrorKind::Unavailable) {
+            return answer;
+        }
+    }
+    once_while_it_is_written(token, makes_an_object, call)
+}
+
+fn once_while_it_is_written<T>(token: &TestToken, makes_an_object: bool, call: impl FnOnce() -> T) -> T {
     let (object, generation) = (token_file(token, "token.object"), token_file(token, "generation"));
     let content = fs::read(&object).expect("the token's file");
     fs::write(&object, "").expect("the token's file emptied");

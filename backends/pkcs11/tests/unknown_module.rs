@@ -307,7 +307,7 @@ fn what_a_token_counts_and_limits_is_told() {
         token.fault("limits", 0, 100);
         let usage: Vec<_> = backend.usage().expect("told").iter().map(ToString::to_string).collect();
         let expected =
-            ["objects 2", "sessions 3 of 16", "read/write sessions 2 of 4", "octets of public memory 400 of 1000"];
+            ["objects 2", "sessions 3 of 16", "read/write sessions 2 of 4", "bytes of public memory 400 of 1000"];
         assert_eq!(usage, expected);
         token.fault("token-info", 0x30, 100);
         refused(backend.usage(), BackendErrorKind::Unavailable);

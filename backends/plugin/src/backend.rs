@@ -121,8 +121,8 @@ impl KeyBackend for PluginBackend {
     }
 
     fn list(&mut self) -> Result<Vec<KeyId>, BackendError> {
-        let octets = self.context.list()?;
-        let mut rest = octets.as_slice();
+        let bytes = self.context.list()?;
+        let mut rest = bytes.as_slice();
         let mut ids = Vec::new();
         while let Some((&length, tail)) = rest.split_first() {
             let id = tail.get(..usize::from(length)).and_then(|id| KeyId::new(id).ok());

@@ -8,10 +8,10 @@ use pintle_plugins_api::{BackendError, BackendErrorKind, KeyAlgorithm, KeyId, Si
 
 use crate::module::Functions;
 
-/// More octets than any public key or signature has that pintle can use (RSA 4096: 550), and than most references.
+/// More bytes than any public key or signature has that pintle can use (RSA 4096: 550), and than most references.
 const USUAL_CAPACITY: usize = 4096;
 
-/// More octets than any answer needs; a plugin that asks for more is broken. It bounds what a host allocates.
+/// More bytes than any answer needs; a plugin that asks for more is broken. It bounds what a host allocates.
 const MAXIMUM_CAPACITY: usize = 1 << 20;
 
 /// An error's text, both lines together, is cut off here.
@@ -70,7 +70,7 @@ impl Context {
         if code == PINTLE_OK { Ok(()) } else { Err(self.failure("delete_key", code)) }
     }
 
-    /// The ids as the plugin wrote them: each one octet with the length, and the id.
+    /// The ids as the plugin wrote them: each one byte with the length, and the id.
     pub(crate) fn list(&mut self) -> Result<Vec<u8>, BackendError> {
         let (function, context) = (self.functions.list, self.context);
         // SAFETY: as in `generate`.
@@ -106,25 +106,25 @@ impl Context {
     ) -> Result<Vec<u8>, BackendError> {
         let mut capacity = USUAL_CAPACITY;
         loop {
-            let mut octets = vec![0; capacity];
-            let mut buffer = buffer(&mut octets);
+            let mut bytes = vec![0; capacity];
+            let mut buffer = buffer(&mut bytes);
             let code = call(&mut buffer);
             // Nothing else is believed of what the plugin may have written into the structure.
             let length = buffer.length;
             match code {
                 PINTLE_OK if length <= capacity => {
-                    octets.truncate(length);
-                    return Ok(octets);
+                    bytes.truncate(length);
+                    return Ok(bytes);
                 }
                 PINTLE_OK => {
-                    return Err(self.broken(function, &format!("answered {length} octets in a buffer of {capacity}")));
+                    return Err(self.broken(function, &format!("answered {length} bytes in a buffer of {capacity}")));
                 }
                 // A list may grow between two calls, so a second time is no contradiction.
                 PINTLE_BUFFER_TOO_SMALL if length > capacity && length <= MAXIMUM_CAPACITY => {
                     capacity = length.next_power_of_two();
                 }
                 PINTLE_BUFFER_TOO_SMALL => {
-                    return Err(self.broken(function, &format!("asked for a buffer of {length} octets")));
+                    return Err(self.broken(function, &format!("asked for a buffer of {length} bytes")));
                 }
                 code => return Err(self.failure(function, code)),
             }
@@ -149,12 +149,12 @@ impl Drop for Context {
     }
 }
 
-fn bytes(octets: &[u8]) -> PintleBytes {
-    PintleBytes { pointer: octets.as_ptr(), length: octets.len() }
+fn bytes(bytes: &[u8]) -> PintleBytes {
+    PintleBytes { pointer: bytes.as_ptr(), length: bytes.len() }
 }
 
-fn buffer(octets: &mut [u8]) -> PintleBuffer {
-    PintleBuffer { pointer: octets.as_mut_ptr(), capacity: octets.len(), length: 0 }
+fn buffer(bytes: &mut [u8]) -> PintleBuffer {
+    PintleBuffer { pointer: bytes.as_mut_ptr(), capacity: bytes.len(), length: 0 }
 }
 
 fn failure(name: &str, function: &str, code: i32, text: &[u8]) -> BackendError {

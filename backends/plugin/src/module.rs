@@ -122,7 +122,7 @@ fn negotiate(path: &Path, library: &Library) -> Result<Functions, BackendError> 
         return Err(unsupported_version(path, &format!("speaks version {abi_major}")));
     }
     if struct_size < LEAST_SIZE {
-        return Err(incomplete(path, &format!("its table has only {struct_size} octets")));
+        return Err(incomplete(path, &format!("its table has only {struct_size} bytes")));
     }
     // A table that ends before a function, or in the middle of it, does not have it: NULL takes its place.
     let length = if struct_size < size_of::<PintleBackend>() { LEAST_SIZE } else { size_of::<PintleBackend>() };
@@ -130,7 +130,7 @@ fn negotiate(path: &Path, library: &Library) -> Result<Functions, BackendError> 
     // SAFETY: the table has at least this length, and the copy too. The plugin keeps it unchanged as long as the
     // process lives.
     unsafe { ptr::copy_nonoverlapping(table.cast::<u8>(), copy.as_mut_ptr().cast(), length) };
-    // SAFETY: every octet is set, and any bit pattern is a number, a function pointer or NULL.
+    // SAFETY: every byte is set, and any bit pattern is a number, a function pointer or NULL.
     let table = unsafe { copy.assume_init() };
     let missing = |name| move || incomplete(path, &format!("its function {name} is missing"));
     Ok(Functions {

@@ -47,7 +47,7 @@ static int32_t lie(PintleContext *context, PintleBuffer *buffer, const void *tru
         buffer->length = SIZE_MAX;
         return PINTLE_OK;
     }
-    if (is(context, "one octet too long")) {
+    if (is(context, "one byte too long")) {
         buffer->length = buffer->capacity + 1;
         return PINTLE_OK;
     }
@@ -153,8 +153,8 @@ static int32_t list(PintleContext *context, PintleBuffer *ids) {
         return answer(ids, "\1a\5b", 4);
     }
     if (is(context, "list of a long id")) {
-        static const uint8_t octets[201] = {200};
-        return answer(ids, octets, sizeof octets);
+        static const uint8_t bytes[201] = {200};
+        return answer(ids, bytes, sizeof bytes);
     }
     return lie(context, ids, "\1a\2bc", 5);
 }

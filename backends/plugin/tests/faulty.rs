@@ -46,7 +46,7 @@ fn tables_that_cannot_be_used_are_refused() {
         ("MAJOR", BackendErrorKind::Unsupported, "speaks version 2"),
         ("NULL", BackendErrorKind::Unsupported, "does not work with this host"),
         ("MISALIGNED", BackendErrorKind::Corrupt, "not aligned"),
-        ("SHORT_TABLE", BackendErrorKind::Corrupt, "its table has only 16 octets"),
+        ("SHORT_TABLE", BackendErrorKind::Corrupt, "its table has only 16 bytes"),
         ("MISSING", BackendErrorKind::Corrupt, "its function sign is missing"),
     ] {
         let plugin = compiled(scratch.path(), fault);
@@ -96,7 +96,7 @@ fn lies_are_found_out() {
 
     for fault in [
         "oversized length",
-        "one octet too long",
+        "one byte too long",
         "greedy",
         "never enough",
         "too small for less",

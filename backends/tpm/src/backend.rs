@@ -194,7 +194,7 @@ impl TpmBackend {
     ) -> Result<Vec<u8>, BackendError> {
         let asked = template::scheme(scheme).filter(|(_, length)| *length == digest.len());
         let (Some((tpm_scheme, _)), Ok(digest)) = (asked, Digest::try_from(digest)) else {
-            let detail = format!("{} octets are no digest of {scheme:?}", digest.len());
+            let detail = format!("{} bytes are no digest of {scheme:?}", digest.len());
             return Err(BackendError::new(BackendErrorKind::Corrupt, detail));
         };
         let signed: Signature = self.with_key(id, text, file, "signing", |context, key| {

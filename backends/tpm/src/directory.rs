@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 const SUFFIX: &str = ".tss2.pem";
 
-/// The longest name of a file on Linux, in octets (NAME_MAX).
+/// The longest name of a file on Linux, in bytes (NAME_MAX).
 const LONGEST_NAME: usize = 255;
 
 /// A file that was not finished. No key is so named: a key id as text never begins with a dot.

@@ -73,7 +73,7 @@ fn sized(content: &[u8]) -> Option<Vec<u8>> {
     Some([&length.to_be_bytes(), content].concat())
 }
 
-fn unsized_content(octets: &[u8]) -> Option<&[u8]> {
-    let (length, content) = octets.split_first_chunk::<2>()?;
+fn unsized_content(bytes: &[u8]) -> Option<&[u8]> {
+    let (length, content) = bytes.split_first_chunk::<2>()?;
     (usize::from(u16::from_be_bytes(*length)) == content.len()).then_some(content)
 }

@@ -85,7 +85,7 @@ fn held() -> ObjectAttributesBuilder {
         .with_no_da(true)
 }
 
-/// How the TPM is asked for this scheme, and how long its digests are in octets.
+/// How the TPM is asked for this scheme, and how long its digests are in bytes.
 pub(crate) fn scheme(scheme: SignatureScheme) -> Option<(TpmScheme, usize)> {
     let sha256 = HashScheme::new(HashingAlgorithm::Sha256);
     let sha384 = HashScheme::new(HashingAlgorithm::Sha384);
@@ -142,9 +142,9 @@ pub(crate) fn signature(signature: &Signature, public: &Public) -> Option<Vec<u8
     }
 }
 
-/// A number of this many octets: a TPM may leave out leading zeros.
+/// A number of this many bytes: a TPM may leave out leading zeros.
 fn padded(number: &[u8], length: usize) -> Option<Vec<u8>> {
-    let mut octets = vec![0; length.checked_sub(number.len())?];
-    octets.extend_from_slice(number);
-    Some(octets)
+    let mut bytes = vec![0; length.checked_sub(number.len())?];
+    bytes.extend_from_slice(number);
+    Some(bytes)
 }

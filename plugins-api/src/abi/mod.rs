@@ -1,69 +1,70 @@
 //! The C ABI of a key backend in a shared object: the types of `include/pintle_backend.h`.
 //!
-//! The header is generated from this file, [`crate::error`] and [`crate::key`]; `tests/header.rs` fails when it has
-//! drifted. [`plugin`] is what a plugin written in Rust needs; the agent's side is the crate `pintle-backend-plugin`.
+//! The header is generated from this file, [`crate::error`] and [`crate::key`]; `tests/header.rs` fails if it is out of
+//! date. [`plugin`] is for plugins written in Rust; the agent's side is the crate `pintle-backend-plugin`.
 #![allow(unsafe_code, reason = "this module is the plugin's side of a C ABI; every block says why it is sound")]
 
 pub mod plugin;
 
 pub use plugin::DigestSigner;
 
-/// The major version of this ABI. It is also in the name of the exported symbol: another major version is another
-/// symbol, and one shared object may export several.
+/// The major version of this ABI. It is part of the exported symbol's name: each major version has its own symbol, and
+/// one shared object may export several.
 pub const PINTLE_ABI_MAJOR: u32 = 1;
 
-/// The minor version of this ABI: it grows by one when a table grows at its end.
+/// The minor version of this ABI: it increases by one when fields are added at the end of a table.
 pub const PINTLE_ABI_MINOR: u32 = 1;
 
-/// A function succeeded. Every other answer is a `PintleError` or `PINTLE_BUFFER_TOO_SMALL`.
+/// A function succeeded. Every other return value is a `PintleError` or `PINTLE_BUFFER_TOO_SMALL`.
 pub const PINTLE_OK: i32 = 0;
 
-/// The result does not fit the caller's buffer. The buffer's `length` is the capacity that it needs; the host calls
-/// again with a larger buffer, so a repeated call must be harmless.
+/// The result does not fit in the caller's buffer. The buffer's `length` is the required capacity; the host calls again
+/// with a larger buffer, so repeating a call must be harmless.
 pub const PINTLE_BUFFER_TOO_SMALL: i32 = -64;
 
-/// `PintleBackend::reference` answers the absolute path of a PEM file that holds the private key itself.
+/// `PintleBackend::reference` returns the absolute path of a PEM file that contains the private key.
 pub const PINTLE_REFERENCE_FILE: i32 = 1;
 
-/// `PintleBackend::reference` answers PEM text that names the key without holding it, such as `TSS2 PRIVATE KEY`.
+/// `PintleBackend::reference` returns PEM text that identifies the key without containing it, such as `TSS2 PRIVATE
+/// KEY`.
 pub const PINTLE_REFERENCE_PEM: i32 = 2;
 
-/// `PintleBackend::reference` answers a URI, such as `pkcs11:` (RFC 7512).
+/// `PintleBackend::reference` returns a URI, such as `pkcs11:` (RFC 7512).
 pub const PINTLE_REFERENCE_URI: i32 = 3;
 
-/// The longest id of a key, in octets.
+/// The maximum length of a key id, in bytes.
 pub const PINTLE_KEY_ID_MAXIMUM_LENGTH: usize = 128;
 
 const _: () = assert!(PINTLE_KEY_ID_MAXIMUM_LENGTH == crate::KeyId::MAXIMUM_LENGTH);
 
-/// Octets that the caller owns and the callee reads during the call only. Text is UTF-8 and has no terminating NUL.
+/// Bytes that the caller owns and the callee reads only during the call. Text is UTF-8 without a terminating NUL.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PintleBytes {
-    /// The first octet; may be NULL if there are none.
+    /// The first byte; may be NULL if `length` is 0.
     pub pointer: *const u8,
-    /// How many there are.
+    /// The number of bytes.
     pub length: usize,
 }
 
-/// A buffer that the caller owns and the callee fills during the call. The callee writes at most `capacity` octets at
+/// A buffer that the caller owns and the callee fills during the call. The callee writes at most `capacity` bytes at
 /// `pointer`, sets `length`, and changes nothing else. Text is UTF-8 and needs no terminating NUL.
 #[repr(C)]
 #[derive(Debug)]
 pub struct PintleBuffer {
-    /// Where the octets go.
+    /// Where to write the result.
     pub pointer: *mut u8,
-    /// How many octets fit.
+    /// The size of the buffer in bytes.
     pub capacity: usize,
-    /// How many octets were written, or, with `PINTLE_BUFFER_TOO_SMALL`, how many must fit.
+    /// The number of bytes written, or, with `PINTLE_BUFFER_TOO_SMALL`, the required capacity.
     pub length: usize,
 }
 
-/// What the host tells a plugin about itself. Valid as long as the process lives.
+/// The host's version. Valid until the process exits.
 #[repr(C)]
 #[derive(Debug)]
 pub struct PintleHost {
-    /// `sizeof(PintleHost)` as the host was built. A field that lies beyond it does not exist.
+    /// `sizeof(PintleHost)` when the host was built. Fields beyond it do not exist.
     pub struct_size: usize,
     /// The host's `PINTLE_ABI_MAJOR`.
     pub abi_major: u32,
@@ -71,25 +72,26 @@ pub struct PintleHost {
     pub abi_minor: u32,
 }
 
-/// An open backend: whatever a plugin keeps between calls. Only the plugin looks inside.
+/// An open backend: the plugin's own state between calls. Opaque to the host.
 #[derive(Debug)]
 pub struct PintleContext(());
 
-/// What a plugin can do. The plugin owns the table, which is valid and unchanged as long as the process lives.
+/// The functions of a plugin. The plugin owns this table, which must stay valid and unchanged until the process exits.
 ///
-/// No function before `usage` may be NULL. Key ids are 1 to 128 arbitrary octets, not text.
+/// No function before `usage` may be NULL. Key ids are 1 to 128 arbitrary bytes, not text.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PintleBackend {
-    /// `sizeof(PintleBackend)` as the plugin was built. A field that lies beyond it does not exist.
+    /// `sizeof(PintleBackend)` when the plugin was built. Fields beyond it do not exist.
     pub struct_size: usize,
     /// The plugin's `PINTLE_ABI_MAJOR`.
     pub abi_major: u32,
     /// The plugin's `PINTLE_ABI_MINOR`.
     pub abi_minor: u32,
-    /// Opens the backend that `configuration`, a JSON object, describes, and stores it at `context`.
+    /// Opens the backend described by `configuration`, a JSON object, and stores it at `context`.
     ///
-    /// On failure nothing is stored, nothing needs closing, and `error_text` says why as `last_error` would.
+    /// On failure it stores nothing at `context` and writes the reason to `error_text`, in the format of `last_error`;
+    /// the host does not call `close`.
     pub open: Option<
         unsafe extern "C" fn(
             configuration: PintleBytes,
@@ -97,13 +99,14 @@ pub struct PintleBackend {
             error_text: *mut PintleBuffer,
         ) -> i32,
     >,
-    /// Frees the context. Keys stay where they are. The context is not used again.
+    /// Frees the context. Keys are kept. The host does not use the context again.
     pub close: Option<unsafe extern "C" fn(context: *mut PintleContext)>,
-    /// Generates a key under `id`, or finds the key that already has this id (a repeat changes nothing), and writes
-    /// its public half: a DER SubjectPublicKeyInfo (RFC 5280, section 4.1). `algorithm` is a `PintleKeyAlgorithm`.
+    /// Generates a key with this id, or finds the existing key with this id (repeating a call changes nothing), and
+    /// writes its public key: a DER SubjectPublicKeyInfo (RFC 5280, section 4.1). `algorithm` is a
+    /// `PintleKeyAlgorithm`.
     ///
-    /// `PINTLE_ERROR_CONFLICT` if the key with this id is of another algorithm, `PINTLE_ERROR_UNSUPPORTED` for an
-    /// algorithm that the device does not have.
+    /// `PINTLE_ERROR_CONFLICT` if the key with this id has another algorithm, `PINTLE_ERROR_UNSUPPORTED` for an
+    /// algorithm that the device does not support.
     pub generate: Option<
         unsafe extern "C" fn(
             context: *mut PintleContext,
@@ -112,17 +115,18 @@ pub struct PintleBackend {
             public_key: *mut PintleBuffer,
         ) -> i32,
     >,
-    /// Writes the public half of the key, a DER SubjectPublicKeyInfo. It is the same every time.
+    /// Writes the public key, a DER SubjectPublicKeyInfo. It is the same on every call.
     ///
-    /// `PINTLE_ERROR_NOT_FOUND` only if there certainly is no such key: not when the device is absent, busy or locked.
+    /// `PINTLE_ERROR_NOT_FOUND` only if the key certainly does not exist: not if the device is absent, busy or locked.
     pub public_key: Option<
         unsafe extern "C" fn(context: *mut PintleContext, id: PintleBytes, public_key: *mut PintleBuffer) -> i32,
     >,
-    /// Signs. `scheme` is a `PintleSignatureScheme`. `digest` is the message's digest by the scheme's hash function;
-    /// with Ed25519 it is the message itself.
+    /// Signs `digest`. `scheme` is a `PintleSignatureScheme`. `digest` is the message's digest under the scheme's hash
+    /// function; for Ed25519 it is the message itself.
     ///
-    /// ECDSA signatures are DER (`ECDSA-Sig-Value`, RFC 3279, section 2.2.3), RSA ones as long as the modulus, with a
-    /// PSS salt as long as the digest; Ed25519 ones have 64 octets. The host verifies each under the public key.
+    /// ECDSA signatures are DER (`ECDSA-Sig-Value`, RFC 3279, section 2.2.3). RSA signatures are as long as the
+    /// modulus, with a PSS salt as long as the digest. Ed25519 signatures are 64 bytes. The host verifies each with the
+    /// public key.
     pub sign: Option<
         unsafe extern "C" fn(
             context: *mut PintleContext,
@@ -132,12 +136,12 @@ pub struct PintleBackend {
             signature: *mut PintleBuffer,
         ) -> i32,
     >,
-    /// Destroys the key. If there is none that is a success too.
+    /// Destroys the key. Succeeds if there is no such key.
     pub delete_key: Option<unsafe extern "C" fn(context: *mut PintleContext, id: PintleBytes) -> i32>,
-    /// Writes the ids of the keys that this backend made for pintle, and of no others, in any order and without
-    /// separators: each is one octet with the id's length, followed by the id.
+    /// Writes the ids of the keys that this backend made for pintle, and no others, in any order and without
+    /// separators: each is one byte with the id's length, followed by the id.
     pub list: Option<unsafe extern "C" fn(context: *mut PintleContext, ids: *mut PintleBuffer) -> i32>,
-    /// Writes how a program outside pintle names the key, and at `kind` which of the `PINTLE_REFERENCE_` kinds it is.
+    /// Writes how programs outside pintle refer to the key, and stores the `PINTLE_REFERENCE_` kind at `kind`.
     pub reference: Option<
         unsafe extern "C" fn(
             context: *mut PintleContext,
@@ -146,22 +150,21 @@ pub struct PintleBackend {
             text: *mut PintleBuffer,
         ) -> i32,
     >,
-    /// Writes what went wrong in the latest call on this context that failed: one line that names the thing at fault
-    /// and holds no secret, and, where a person can do something about it, a second line that says what. Empty if
-    /// there is nothing to say. Must not change what it reports, and if it fails the host does without the text.
+    /// Writes the error of the last failed call on this context: one line that names the object at fault and contains
+    /// no secret, and, if an operator can act, a second line that says what to do. Writes nothing if there is no error.
+    /// Must not change the stored error. If it fails, the host continues without the text.
     pub last_error: Option<unsafe extern "C" fn(context: *mut PintleContext, text: *mut PintleBuffer) -> i32>,
-    /// Writes how much is taken of what the device can run out of, one line each, ended by a line feed: how much is
-    /// taken, a space, how much there is (`-` if that is not known), a space, and what it is, such as
-    /// `1 16 sessions`. Of what keys consist of, such as objects, those made for pintle are counted; of everything
-    /// else, what the device counts.
+    /// Writes the usage of the device's limited resources, one line each: the amount in use, a space, the limit (`-` if
+    /// unknown), a space, the name, and a line feed, such as `1 16 sessions`. For resources that keys consist of, such
+    /// as objects, count only those made for pintle; for others, report the device's count.
     ///
-    /// Since 1.1. May be NULL, or lie beyond `struct_size`: then nothing is said.
+    /// Since 1.1. May be NULL or lie beyond `struct_size`; usage is then not reported.
     pub usage: Option<unsafe extern "C" fn(context: *mut PintleContext, lines: *mut PintleBuffer) -> i32>,
 }
 
 unsafe extern "C" {
-    /// The one symbol that a plugin exports. Returns its table, or NULL if it cannot work with this host.
+    /// The only symbol that a plugin exports. Returns the plugin's table, or NULL if it does not support this host.
     ///
-    /// The host calls it once for each time that it loads the shared object, and never unloads it.
+    /// The host calls it once each time it loads the shared object, and never unloads the shared object.
     pub fn pintle_backend_v1(host: *const PintleHost) -> *const PintleBackend;
 }

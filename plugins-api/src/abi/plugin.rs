@@ -1,12 +1,12 @@
-//! What a plugin written in Rust needs: implement [`DigestSigner`] and name a function that opens it.
+//! For plugins written in Rust: implement [`DigestSigner`], and export a function that opens it.
 //!
 //! ```text
 //! fn open(configuration: &str) -> Result<Box<dyn DigestSigner>, BackendError> { … }
 //! pintle_plugins_api::export_backend!(open);
 //! ```
 //!
-//! Build the plugin as a `cdylib` and never with `panic = "abort"`: a panic is caught at the entry where it would
-//! leave the plugin, and becomes an error of that one call.
+//! Build the plugin as a `cdylib` without `panic = "abort"`: the exported functions catch panics and return them as
+//! errors of that call.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,20 +16,21 @@ use super::{
 };
 use crate::{BackendError, BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference, Resource, SignatureScheme};
 
-/// A key backend that signs digests, as the C ABI demands: devices differ in what they can hash, so the host hashes.
+/// A key backend that signs digests, as the C ABI requires: devices support different hash functions, so the host
+/// hashes.
 pub trait DigestSigner: KeyBackend {
-    /// Signs `digest`, the message's digest by the hash function of `scheme`; with Ed25519 the message itself.
+    /// Signs `digest`, the message's digest under the hash function of `scheme`; for Ed25519, the message itself.
     ///
-    /// The signature is encoded as [`KeyBackend::sign`] says.
+    /// The signature is encoded as by [`KeyBackend::sign`].
     ///
     /// # Errors
     /// As [`KeyBackend::sign`].
     fn sign_digest(&mut self, id: &KeyId, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>, BackendError>;
 }
 
-/// Exports a backend over the C ABI: `export_backend!(path::to::open)`, once in a `cdylib`.
+/// Exports a backend over the C ABI: call `export_backend!(path::to::open)` once in a `cdylib`.
 ///
-/// The function is a `fn(&str) -> Result<Box<dyn DigestSigner>, BackendError>` and gets the configuration, a JSON
+/// `open` is a `fn(&str) -> Result<Box<dyn DigestSigner>, BackendError>`; its argument is the configuration, a JSON
 /// object.
 #[macro_export]
 macro_rules! export_backend {
@@ -50,7 +51,7 @@ macro_rules! export_backend {
 
             static TABLE: $crate::abi::PintleBackend = $crate::abi::plugin::table::<Exported>();
 
-            // NULL is None: the guaranteed layout of an Option of a reference.
+            // NULL is None: Rust guarantees this layout for an Option of a reference.
             #[unsafe(no_mangle)]
             extern "C" fn pintle_backend_v1(
                 host: ::std::option::Option<&'static $crate::abi::PintleHost>,
@@ -61,13 +62,13 @@ macro_rules! export_backend {
     };
 }
 
-/// How [`export_backend!`](crate::export_backend) hands over the function that it was given.
+/// Passes the argument of [`export_backend!`](crate::export_backend) to the generic functions of the table.
 #[doc(hidden)]
 pub trait Open {
     fn open(configuration: &str) -> Result<Box<dyn DigestSigner>, BackendError>;
 }
 
-/// The table of a backend that `O` opens.
+/// The table of the backend that `O` opens.
 #[doc(hidden)]
 pub const fn table<O: Open>() -> PintleBackend {
     PintleBackend {
@@ -87,13 +88,13 @@ pub const fn table<O: Open>() -> PintleBackend {
     }
 }
 
-/// The table, if the host speaks this major version.
+/// Returns the table if the host has the same major version.
 #[doc(hidden)]
 pub fn negotiate(host: Option<&PintleHost>, table: &'static PintleBackend) -> Option<&'static PintleBackend> {
     host.is_some_and(|host| host.abi_major == PINTLE_ABI_MAJOR).then_some(table)
 }
 
-/// What a [`PintleContext`] points to.
+/// The type behind a [`PintleContext`] pointer.
 struct Context {
     backend: Box<dyn DigestSigner>,
     last_error: String,
@@ -104,8 +105,8 @@ unsafe extern "C" fn open<O: Open>(
     context: *mut *mut PintleContext,
     error_text: *mut PintleBuffer,
 ) -> i32 {
-    // SAFETY: the host's octets are valid during the call.
-    let configuration = unsafe { octets(configuration) };
+    // SAFETY: the host's bytes are valid during the call.
+    let configuration = unsafe { slice(configuration) };
     let opened = caught(|| {
         let configuration = std::str::from_utf8(configuration)
             .map_err(|_| BackendError::new(BackendErrorKind::Corrupt, "the configuration is not UTF-8"))?;
@@ -114,12 +115,13 @@ unsafe extern "C" fn open<O: Open>(
     match opened {
         Ok(backend) => {
             let opened = Box::new(Context { backend, last_error: String::new() });
-            // SAFETY: the host gives a place for one pointer, which need not be initialised.
+            // SAFETY: the host provides space for one pointer, which need not be initialised.
             unsafe { context.write(Box::into_raw(opened).cast()) };
             PINTLE_OK
         }
         Err(error) => {
-            // SAFETY: the host's buffer is valid during the call. That the text does not fit changes nothing.
+            // SAFETY: the host's buffer is valid during the call. The error code is returned even if the text does not
+            // fit.
             unsafe { fill(error_text, error_lines(&error).as_bytes()) };
             error.kind as i32
         }
@@ -129,7 +131,7 @@ unsafe extern "C" fn open<O: Open>(
 unsafe extern "C" fn close(context: *mut PintleContext) {
     // SAFETY: the context came from `open` and the host does not use it again.
     let context = unsafe { Box::from_raw(context.cast::<Context>()) };
-    // There is nobody left to tell about an error.
+    // `close` cannot return an error.
     let _ = caught(|| {
         drop(context);
         Ok(())
@@ -169,13 +171,13 @@ unsafe extern "C" fn sign(
         answer(context, signature, |backend| {
             let scheme = SignatureScheme::from_code(scheme)
                 .ok_or_else(|| unsupported(format!("signature scheme {scheme} is not known")))?;
-            backend.sign_digest(&key_id(id)?, scheme, octets(digest))
+            backend.sign_digest(&key_id(id)?, scheme, slice(digest))
         })
     }
 }
 
 unsafe extern "C" fn delete_key(context: *mut PintleContext, id: PintleBytes) -> i32 {
-    // SAFETY: the host's octets are valid during the call, and the context came from `open`.
+    // SAFETY: the host's bytes are valid during the call, and the context came from `open`.
     match unsafe { call(context, |backend| backend.delete(&key_id(id)?)) } {
         Ok(()) => PINTLE_OK,
         Err(code) => code,
@@ -218,7 +220,7 @@ unsafe extern "C" fn reference(
 }
 
 unsafe extern "C" fn last_error(context: *mut PintleContext, text: *mut PintleBuffer) -> i32 {
-    // SAFETY: the context came from `open`, and no other call on it is under way.
+    // SAFETY: the context came from `open`, and no other call uses it.
     let context = unsafe { &*context.cast::<Context>() };
     // SAFETY: the host's buffer is valid during the call.
     unsafe { fill(text, context.last_error.as_bytes()) }
@@ -237,32 +239,32 @@ unsafe extern "C" fn usage(context: *mut PintleContext, lines: *mut PintleBuffer
     }
 }
 
-/// Runs `operation` on the open backend and writes what it returns.
+/// Runs `operation` on the open backend and writes its result to `buffer`.
 ///
 /// # Safety
-/// `context` came from [`open`] and no other call on it is under way; `buffer` is valid.
+/// `context` came from [`open`], no other call uses it, and `buffer` is valid.
 unsafe fn answer(
     context: *mut PintleContext,
     buffer: *mut PintleBuffer,
     operation: impl FnOnce(&mut dyn DigestSigner) -> Result<Vec<u8>, BackendError>,
 ) -> i32 {
-    // SAFETY: as this function's callers promise.
+    // SAFETY: guaranteed by the caller.
     match unsafe { call(context, operation) } {
-        // SAFETY: as this function's callers promise.
-        Ok(octets) => unsafe { fill(buffer, &octets) },
+        // SAFETY: guaranteed by the caller.
+        Ok(result) => unsafe { fill(buffer, &result) },
         Err(code) => code,
     }
 }
 
-/// Runs `operation` on the open backend and remembers what went wrong.
+/// Runs `operation` on the open backend and stores its error for [`last_error`].
 ///
 /// # Safety
-/// `context` came from [`open`] and no other call on it is under way.
+/// `context` came from [`open`], and no other call uses it.
 unsafe fn call<T>(
     context: *mut PintleContext,
     operation: impl FnOnce(&mut dyn DigestSigner) -> Result<T, BackendError>,
 ) -> Result<T, i32> {
-    // SAFETY: as this function's callers promise: the pointer is to a live Context and nothing else uses it now.
+    // SAFETY: the caller guarantees that the pointer is to a live Context that nothing else uses.
     let context = unsafe { &mut *context.cast::<Context>() };
     caught(|| operation(context.backend.as_mut())).map_err(|error| {
         context.last_error = error_lines(&error);
@@ -270,10 +272,9 @@ unsafe fn call<T>(
     })
 }
 
-/// Turns a panic into an error: one that left an `extern "C"` function would abort the host.
+/// Turns a panic into an error, because a panic in an `extern "C"` function aborts the process.
 fn caught<T>(operation: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
-    // After a panic the backend may be inconsistent, but not unsound: that it is used again is no worse than in any
-    // other program that outlives a panicking thread.
+    // After a panic the backend may be inconsistent, but it is not unsound, so later calls may use it again.
     catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|panic| {
         let message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
             (Some(text), _) => (*text).to_owned(),
@@ -286,41 +287,39 @@ fn caught<T>(operation: impl FnOnce() -> Result<T, BackendError>) -> Result<T, B
     })
 }
 
-/// The host's octets.
-///
 /// # Safety
-/// They are valid for as long as the caller keeps the slice.
-unsafe fn octets<'call>(bytes: PintleBytes) -> &'call [u8] {
+/// The bytes are valid for as long as the caller keeps the slice.
+unsafe fn slice<'call>(bytes: PintleBytes) -> &'call [u8] {
     if bytes.pointer.is_null() || bytes.length == 0 {
         return &[];
     }
-    // SAFETY: as this function's callers promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { std::slice::from_raw_parts(bytes.pointer, bytes.length) }
 }
 
-/// Writes `content` into the host's buffer, if it fits.
+/// Writes `content` into the host's buffer if it fits.
 ///
 /// # Safety
 /// `buffer` points to a valid buffer.
 unsafe fn fill(buffer: *mut PintleBuffer, content: &[u8]) -> i32 {
-    // SAFETY: as this function's callers promise.
+    // SAFETY: guaranteed by the caller.
     let buffer = unsafe { &mut *buffer };
     buffer.length = content.len();
     if content.len() > buffer.capacity {
         return PINTLE_BUFFER_TOO_SMALL;
     }
     if !content.is_empty() {
-        // SAFETY: `capacity` octets may be written at `pointer`, and the host's memory does not overlap ours.
+        // SAFETY: `capacity` bytes may be written at `pointer`, and the host's buffer does not overlap `content`.
         unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), buffer.pointer, content.len()) };
     }
     PINTLE_OK
 }
 
 /// # Safety
-/// The octets are valid during the call.
+/// The bytes are valid during the call.
 unsafe fn key_id(bytes: PintleBytes) -> Result<KeyId, BackendError> {
-    // SAFETY: as this function's callers promise.
-    KeyId::new(unsafe { octets(bytes) })
+    // SAFETY: guaranteed by the caller.
+    KeyId::new(unsafe { slice(bytes) })
         .map_err(|invalid| BackendError::new(BackendErrorKind::Corrupt, invalid.to_string()))
 }
 
@@ -328,9 +327,9 @@ fn unsupported(detail: String) -> BackendError {
     BackendError::new(BackendErrorKind::Unsupported, detail)
 }
 
-/// The error as [`PintleBackend::last_error`] gives it: a line that says what happened, perhaps one that says what to do.
+/// Formats an error for [`PintleBackend::last_error`]: the detail on one line, and the hint, if any, on a second one.
 fn error_lines(error: &BackendError) -> String {
-    // Short enough, in UTF-8, for any host's buffer.
+    // Short enough, in UTF-8, for the host's buffer.
     let line = |text: &str| text.replace(['\r', '\n'], " ").chars().take(250).collect::<String>();
     match &error.hint {
         Some(hint) => format!("{}\n{}", line(&error.detail), line(hint)),

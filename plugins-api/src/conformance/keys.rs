@@ -10,7 +10,7 @@ use crate::{BackendErrorKind, KeyAlgorithm, KeyBackend, KeyId, KeyReference};
 /// Signatures by each concurrent caller with each of its two keys.
 const CONCURRENT_SIGNATURES: usize = 10;
 
-/// Endings of ids with every kind of octet that a file name, a URI, a C string or a shell could stumble over.
+/// Endings of ids with every kind of byte that a file name, a URI, a C string or a shell could stumble over.
 const ODD_ENDINGS: [&[u8]; 8] = [
     b".",
     b"..",
@@ -19,7 +19,7 @@ const ODD_ENDINGS: [&[u8]; 8] = [
     b"\xff\xfe\x80",
     b"100%2F%",
     b"white space\n\t'\"\\;*?#",
-    // 60 octets in all with what comes before, all of which a file name must encode.
+    // 60 bytes in all with what comes before, all of which a file name must encode.
     b"////////////////////////////////////",
 ];
 

@@ -28,7 +28,7 @@ pub use report::{Outcome, Report, Row};
 use crate::{BackendError, KeyAlgorithm, KeyBackend};
 use suite::Suite;
 
-/// The octets that the ids of all throwaway keys begin with: a key so named belongs to no identity, and a run that was
+/// The bytes that the ids of all throwaway keys begin with: a key so named belongs to no identity, and a run that was
 /// killed may have left it.
 pub const THROWAWAY_PREFIX: &[u8] = b"conformance/";
 

@@ -52,7 +52,7 @@ impl Throwaway {
         if self.public_key.verifies(scheme, message, &signature) {
             Ok(latency)
         } else {
-            fail(format!("the {scheme:?} signature over {} octets does not verify under the public key", message.len()))
+            fail(format!("the {scheme:?} signature over {} bytes does not verify under the public key", message.len()))
         }
     }
 }
@@ -80,7 +80,7 @@ impl<'a> Suite<'a> {
         Self {
             harness,
             backend: None,
-            run: random.iter().map(|octet| format!("{octet:02x}")).collect(),
+            run: random.iter().map(|byte| format!("{byte:02x}")).collect(),
             existing: Vec::new(),
             made: Vec::new(),
             current: Vec::new(),
@@ -138,8 +138,8 @@ impl<'a> Suite<'a> {
 
     /// A new throwaway id with this ending, which is deleted when the check ends.
     pub(super) fn id(&mut self, ending: &[u8]) -> Result<KeyId, Verdict> {
-        let octets = [THROWAWAY_PREFIX, self.run.as_bytes(), b"/", ending].concat();
-        let id = KeyId::new(octets).map_err(|error| Verdict::Failed(error.to_string()))?;
+        let bytes = [THROWAWAY_PREFIX, self.run.as_bytes(), b"/", ending].concat();
+        let id = KeyId::new(bytes).map_err(|error| Verdict::Failed(error.to_string()))?;
         self.made.push(id.clone());
         self.current.push(id.clone());
         Ok(id)

@@ -8,15 +8,15 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use rustls::RootCertStore;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{DistinguishedName, Error};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::status::Failure;
+use crate::tls::{ClientCertificates, Verifier};
 
 /// The key in `extra` that names the credential (kube-apiserver 1.31 and later).
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
@@ -50,7 +50,6 @@ impl User {
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ClientVerifier {
@@ -61,7 +60,12 @@ impl ClientVerifier {
             .allow_unauthenticated()
             .build()
             .map_err(io::Error::other)?;
-        Ok(Self { chain, algorithms: provider.signature_verification_algorithms })
+        Ok(Self { chain })
+    }
+
+    /// What the handshake needs of it.
+    pub(super) fn at_the_handshake(self: &Arc<Self>, provider: &CryptoProvider) -> Arc<dyn ClientCertVerifier> {
+        Arc::new(Verifier::new(AnyClient(Arc::clone(self)), provider))
     }
 
     /// The user of a certificate chain, if it is valid now.
@@ -85,45 +89,21 @@ impl ClientVerifier {
     }
 }
 
-impl ClientCertVerifier for ClientVerifier {
-    fn client_auth_mandatory(&self) -> bool {
+/// Any certificate is good at the handshake: [`authenticate`] verifies the chain on each request.
+#[derive(Debug)]
+struct AnyClient(Arc<ClientVerifier>);
+
+impl ClientCertificates for AnyClient {
+    fn check(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn is_mandatory(&self) -> bool {
         false
     }
 
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        // The chain is verified on each request, by authenticate().
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+    fn authorities(&self) -> &[DistinguishedName] {
+        self.0.chain.root_hint_subjects()
     }
 }
 

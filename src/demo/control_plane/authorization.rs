@@ -1,12 +1,12 @@
-//! Who may do what: the ClusterRoles that a cluster with kubelet bootstrapping binds, and nothing else.
+//! Authorization: only the ClusterRoles that a cluster with kubelet bootstrapping binds.
 
 use super::authentication::User;
 use super::status::{Failure, GROUP, RESOURCE};
 
-/// Whether `user` may do `verb` (Kubernetes' word: get, list, watch, create, update, patch, delete) on
-/// CertificateSigningRequests or on one of their subresources.
+/// Whether `user` may do `verb` (get, list, watch, create, update, patch, delete) on CertificateSigningRequests or on
+/// one of their subresources.
 ///
-/// system:masters may do all; system:node-bootstrapper and system:node both grant create, get, list and watch.
+/// system:masters may do everything; system:node-bootstrapper and system:node grant create, get, list and watch.
 pub(super) fn allows(user: &User, verb: &str, subresource: &str) -> bool {
     if user.is_in("system:masters") {
         return true;
@@ -15,10 +15,10 @@ pub(super) fn allows(user: &User, verb: &str, subresource: &str) -> bool {
     requester && subresource.is_empty() && ["create", "get", "list", "watch"].contains(&verb)
 }
 
-/// Like [`allows`], as the API server's answer.
+/// Like [`allows`], but returns the API server's error.
 ///
 /// # Errors
-/// 403 in the words of kube-apiserver.
+/// 403 with kube-apiserver's message.
 pub(super) fn authorize(user: &User, verb: &str, name: &str, subresource: &str) -> Result<(), Failure> {
     if allows(user, verb, subresource) {
         return Ok(());
@@ -31,8 +31,8 @@ pub(super) fn authorize(user: &User, verb: &str, name: &str, subresource: &str) 
     ))
 }
 
-/// Whether kube-controller-manager's SubjectAccessReview would let this requester have a node client certificate:
-/// the message of the condition if so. `system:nodes` holds selfnodeclient, `system:bootstrappers` nodeclient.
+/// Whether kube-controller-manager's SubjectAccessReview would approve a node client certificate for this requester;
+/// if so, the condition's message. `system:nodes` may use selfnodeclient, `system:bootstrappers` nodeclient.
 pub(super) fn node_client_approval(username: &str, groups: &[String], common_name: &str) -> Option<&'static str> {
     let is_in = |group: &str| groups.iter().any(|each| each == group);
     if username == common_name && (is_in("system:nodes") || is_in("system:masters")) {

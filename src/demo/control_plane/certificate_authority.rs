@@ -1,4 +1,4 @@
-//! Certificate authorities held in memory.
+//! In-memory certificate authorities.
 
 use std::io;
 use std::time::{Duration, SystemTime};
@@ -11,13 +11,13 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
-/// An authority's own life. Long, because the demo's leaves are what expires.
-const LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Lifetime of a CA certificate. Long, because only leaves expire in the demo.
+const LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// How far kube-controller-manager backdates what it signs, so that clocks a little behind accept it at once.
+/// How far kube-controller-manager backdates certificates, so that clients with a slow clock accept them.
 pub(super) const BACKDATE: Duration = Duration::from_secs(300);
 
-/// A self-signed authority and its key.
+/// A self-signed CA and its key.
 pub(super) struct CertificateAuthority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
@@ -32,10 +32,10 @@ pub(super) struct ClientPair {
 }
 
 impl CertificateAuthority {
-    /// Generates a P-256 key and signs itself.
+    /// Generates a P-256 key and a self-signed certificate.
     pub(super) fn generate(common_name: &str) -> io::Result<Self> {
         let now = SystemTime::now();
-        let not_after = now + LIFE;
+        let not_after = now + LIFETIME;
         let mut params = CertificateParams::default();
         params.distinguished_name = distinguished_name(common_name, &[])?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -62,8 +62,8 @@ impl CertificateAuthority {
         &self.certificate_pem
     }
 
-    /// Signs a leaf for `[not_before, not_after]`, cut to the authority's own notAfter (kubernetes
-    /// pkg/controller/certificates/authority). The serial number is drawn here.
+    /// Signs a leaf for `[not_before, not_after]`, but not beyond the CA's own notAfter (kubernetes
+    /// pkg/controller/certificates/authority). The serial number is random.
     pub(super) fn sign(
         &self,
         mut params: CertificateParams,
@@ -79,7 +79,7 @@ impl CertificateAuthority {
         params.signed_by(public_key, &self.issuer).map_err(io::Error::other)
     }
 
-    /// A serving certificate for 127.0.0.1, ::1 and localhost.
+    /// Issues a serving certificate for 127.0.0.1, ::1 and localhost.
     pub(super) fn issue_serving_pair(&self) -> io::Result<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
         let names = ["localhost", "kubernetes", "kubernetes.default", "127.0.0.1", "::1"].map(str::to_owned);
         let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
@@ -92,7 +92,7 @@ impl CertificateAuthority {
         Ok((certificate.der().clone(), PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
     }
 
-    /// A client certificate (CN = user, O = group) with a new key.
+    /// Issues a client certificate (CN = user, O = group) for a new key.
     pub(super) fn issue_client_pair(&self, user: &str, groups: &[&str], life: Duration) -> io::Result<ClientPair> {
         let mut params = CertificateParams::default();
         params.distinguished_name = distinguished_name(user, groups)?;
@@ -123,7 +123,7 @@ pub(super) fn random_bytes<const LENGTH: usize>() -> io::Result<[u8; LENGTH]> {
     Ok(bytes)
 }
 
-/// 126 random bits: positive and never zero (RFC 5280 §4.1.2.2).
+/// 126 random bits below a set one: positive and never zero (RFC 5280, section 4.1.2.2).
 fn random_serial_number() -> io::Result<SerialNumber> {
     let mut bytes = random_bytes::<16>()?;
     bytes[0] = bytes[0] & 0x7f | 0x40;

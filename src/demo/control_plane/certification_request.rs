@@ -1,4 +1,4 @@
-//! The PKCS#10 in `spec.request` (RFC 2986), and what each of Kubernetes' signers demands of it.
+//! The PKCS#10 request in `spec.request` (RFC 2986), and the requirements of Kubernetes' signers.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ pub(super) const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 /// The signer of other client certificates.
 pub(super) const KUBE_APISERVER_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 
-/// Every value of certificates.k8s.io/v1 KeyUsage.
+/// All values of KeyUsage in certificates.k8s.io/v1.
 const KNOWN_USAGES: [&str; 23] = [
     "signing",
     "digital signature",
@@ -46,7 +46,7 @@ const KNOWN_USAGES: [&str; 23] = [
     "netscape sgc",
 ];
 
-/// What a verified PKCS#10 asks for.
+/// The contents of a verified PKCS#10 request.
 pub(super) struct CertificationRequest {
     subject: Vec<(Vec<u64>, DnValue)>,
     pub(super) common_name: String,
@@ -57,7 +57,7 @@ pub(super) struct CertificationRequest {
 
 impl CertificationRequest {
     /// Parses the first PEM block, as kube-apiserver does, and verifies the signature that proves possession of the
-    /// key. The error is the API server's sentence about `spec.request`.
+    /// key. The error is the API server's message about `spec.request`.
     pub(super) fn parse(request: &[u8]) -> Result<Self, String> {
         let block = pem::parse(request).map_err(|_| "PEM block type must be CERTIFICATE REQUEST".to_owned())?;
         if block.tag() != "CERTIFICATE REQUEST" {
@@ -90,7 +90,7 @@ impl CertificationRequest {
             attributes
         };
         Ok(Self {
-            // Go's x509 takes the last common name when there are several.
+            // Of several common names, Go's x509 uses the last.
             common_name: strings(information.subject.clone(), false).pop().unwrap_or_default(),
             organizations: strings(information.subject.clone(), true),
             subject,
@@ -99,7 +99,7 @@ impl CertificationRequest {
         })
     }
 
-    /// Whether the signer named `signer_name` would sign this for `usages` (kubernetes
+    /// Checks the signer's requirements for this request with these usages (kubernetes
     /// pkg/apis/certificates/helpers.go). The error is the reason in one sentence.
     pub(super) fn check_for_signer(&self, signer_name: &str, usages: &[String]) -> Result<(), String> {
         let exactly = |extended: &str| {
@@ -153,8 +153,8 @@ impl CertificationRequest {
         Ok(())
     }
 
-    /// What to sign: subject, subjectAltNames and usages, and the public key. Extensions of the request other than
-    /// subjectAltName have no say, as in kube-controller-manager.
+    /// The parameters of the certificate: subject, subjectAltNames and usages. As in kube-controller-manager, other
+    /// extensions of the request are ignored.
     pub(super) fn certificate_params(
         &self,
         usages: &[String],
@@ -188,7 +188,7 @@ impl CertificationRequest {
     }
 }
 
-/// The first of `usages` that certificates.k8s.io/v1 does not know.
+/// The first of `usages` that is not defined in certificates.k8s.io/v1.
 pub(super) fn unknown_usage(usages: &[String]) -> Option<&String> {
     usages.iter().find(|usage| !KNOWN_USAGES.contains(&usage.as_str()))
 }
@@ -199,7 +199,7 @@ fn subject(name: &X509Name<'_>) -> Result<Vec<(Vec<u64>, DnValue)>, String> {
         let object_identifier = attribute.attr_type().iter().ok_or("malformed subject")?.collect();
         let text = attribute.as_str().map_err(|_| "the subject's strings must be UTF-8 or printable".to_owned())?;
         let value = match attribute.attr_value().header.tag() {
-            // Kept as it was, so that the issued subject is the same octets that were asked for.
+            // The string type is preserved, so that the issued subject is byte for byte the requested one.
             Tag::PrintableString => DnValue::PrintableString(text.try_into().map_err(|_| "malformed subject")?),
             _ => DnValue::Utf8String(text.to_owned()),
         };
@@ -214,11 +214,11 @@ fn alternative_name(name: &GeneralName<'_>) -> Result<SanType, String> {
         GeneralName::DNSName(name) => SanType::DnsName((*name).try_into().map_err(malformed)?),
         GeneralName::RFC822Name(name) => SanType::Rfc822Name((*name).try_into().map_err(malformed)?),
         GeneralName::URI(name) => SanType::URI((*name).try_into().map_err(malformed)?),
-        GeneralName::IPAddress(octets) => {
-            let address = <[u8; 4]>::try_from(*octets)
+        GeneralName::IPAddress(bytes) => {
+            let address = <[u8; 4]>::try_from(*bytes)
                 .map(IpAddr::from)
-                .or_else(|_| <[u8; 16]>::try_from(*octets).map(IpAddr::from))
-                .map_err(|_| "an IP subjectAltName must have 4 or 16 octets".to_owned())?;
+                .or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from))
+                .map_err(|_| "an IP subjectAltName must have 4 or 16 bytes".to_owned())?;
             SanType::IpAddress(address)
         }
         _ => return Err("only DNS, IP, email and URI subjectAltNames are supported".to_owned()),

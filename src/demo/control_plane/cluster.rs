@@ -1,4 +1,4 @@
-//! What the server and the controllers share: the objects, the authorities, the faults, and how an object may change.
+//! The state shared by the server and the controllers: objects, CAs, faults, and the rules for changing objects.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -20,7 +20,7 @@ use super::status::Failure;
 use super::strategy::{check_preconditions, complete_conditions, prepare_for_create, validate};
 use super::{Faults, Observation, Options};
 
-/// The authority for client certificates, and what follows from it.
+/// The CA for client certificates, and what is derived from it.
 struct ClientTrust {
     authority: Arc<CertificateAuthority>,
     verifier: Arc<ClientVerifier>,
@@ -33,7 +33,7 @@ pub(super) struct Cluster {
     pub(super) registry: Registry,
     pub(super) faults: watch::Sender<Faults>,
     observations: broadcast::Sender<Observation>,
-    /// Held from a change until it is reported: the signer may act on an approval before its approver has returned.
+    /// Held from a change until it is reported: the signer may act on an approval before the approver's call returns.
     writing: Mutex<()>,
     provider: Arc<CryptoProvider>,
     serving_authority: CertificateAuthority,
@@ -93,17 +93,17 @@ impl Cluster {
     }
 
     pub(super) fn report(&self, observation: Observation) {
-        // Without a receiver nobody wants to know.
+        // Fails only if nobody is subscribed.
         let _ = self.observations.send(observation);
     }
 
-    /// Takes one of a fault that is used up: true when `take` found some.
+    /// Consumes one occurrence of a counted fault; returns whether `take` found one.
     pub(super) fn take_fault(&self, mut take: impl FnMut(&mut Faults) -> bool) -> bool {
         self.faults.send_if_modified(|faults| take(faults))
     }
 
-    /// Validates and stores a new request of `user`, as kube-apiserver does with the admission plugins NodeRestriction
-    /// and CertificateSubjectRestriction. With `dry_run` nothing is stored.
+    /// Validates and stores a new request of `user`, as kube-apiserver does with the admission plugins
+    /// NodeRestriction and CertificateSubjectRestriction. If `dry_run` is set, nothing is stored.
     pub(super) fn create(
         &self,
         sent: CertificateSigningRequest,
@@ -125,7 +125,7 @@ impl Cluster {
         Ok(stored)
     }
 
-    /// Takes over the Approved and Denied conditions of `sent`; nothing else of an object changes by /approval.
+    /// Updates the Approved and Denied conditions from `sent`. /approval changes nothing else.
     pub(super) fn update_approval(&self, name: &str, sent: &CertificateSigningRequest) -> Result<Stored, Failure> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, after) = self.registry.update(name, |object| {
@@ -156,7 +156,7 @@ impl Cluster {
         Ok(after)
     }
 
-    /// Takes over the certificate and the conditions other than Approved and Denied.
+    /// Updates the certificate, and the conditions other than Approved and Denied, from `sent`.
     pub(super) fn update_status(&self, name: &str, sent: &CertificateSigningRequest) -> Result<Stored, Failure> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, after) = self.registry.update(name, |object| {
@@ -222,7 +222,7 @@ impl ClientTrust {
         let mut tls = ServerConfig::builder_with_provider(Arc::clone(provider))
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
-            .with_client_cert_verifier(Arc::clone(&verifier) as _)
+            .with_client_cert_verifier(verifier.at_the_handshake(provider))
             .with_single_cert(vec![certificate.clone()], key.clone_key())
             .map_err(io::Error::other)?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -230,7 +230,7 @@ impl ClientTrust {
     }
 }
 
-/// `[a-z0-9]{6}.[a-z0-9]{16}`, as `kubeadm token generate`.
+/// A token in the format of `kubeadm token generate`: `[a-z0-9]{6}.[a-z0-9]{16}`.
 fn random_bootstrap_token() -> io::Result<String> {
     let digits = hexadecimal(&random_bytes::<11>()?);
     Ok(format!("{}.{}", &digits[..6], &digits[6..]))

@@ -1,20 +1,20 @@
-//! A client's connection.
+//! Per-connection state.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::pki_types::CertificateDer;
 
-/// What a request can know about the connection that it came by.
+/// The state of a connection that its requests share.
 pub(super) struct Connection {
-    /// The client's certificates, leaf first; the handshake proved possession of the leaf's key, no more.
+    /// The client's certificates, leaf first. The handshake has proved possession of the leaf's key and nothing else.
     pub(super) certificates: Vec<CertificateDer<'static>>,
-    /// Set by the first request that was authenticated.
-    pub(super) introduced: AtomicBool,
+    /// Set by the first authenticated request.
+    pub(super) authenticated: AtomicBool,
 }
 
 impl Connection {
-    /// True once.
-    pub(super) fn introduce(&self) -> bool {
-        !self.introduced.swap(true, Ordering::Relaxed)
+    /// Returns true the first time only.
+    pub(super) fn first_authentication(&self) -> bool {
+        !self.authenticated.swap(true, Ordering::Relaxed)
     }
 }

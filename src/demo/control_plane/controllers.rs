@@ -1,4 +1,4 @@
-//! kube-controller-manager's part: the approver and the signer of CertificateSigningRequests.
+//! The controllers of kube-controller-manager that approve and sign CertificateSigningRequests.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,13 +19,14 @@ use super::certification_request::{
 use super::cluster::Cluster;
 use super::object::{APPROVED, DENIED, FAILED, has_condition, is_issued, name_of, timestamp};
 
-/// Lives from here on are counted from the backdated notBefore (kubernetes pkg/controller/certificates/authority).
-const SHORT_LIFE: Duration = Duration::from_secs(8 * 3600);
+/// Lifetimes of at least this count from the backdated notBefore (kubernetes pkg/controller/certificates/authority).
+const SHORT_LIFETIME: Duration = Duration::from_secs(8 * 3600);
 
-/// The shortest life that the signer takes from spec.expirationSeconds.
-const SHORTEST_REQUESTED_LIFE: Duration = Duration::from_secs(600);
+/// The minimum of spec.expirationSeconds that the signer honours.
+const MINIMUM_REQUESTED_LIFETIME: Duration = Duration::from_secs(600);
 
-/// Looks at every object after each change, approves what is due and signs what is approved. Never returns.
+/// Processes every object after each change: approves pending requests when due, and signs approved ones. Never
+/// returns.
 pub(super) async fn run(cluster: Arc<Cluster>) {
     let mut changes = cluster.registry.subscribe();
     let mut faults = cluster.faults.subscribe();
@@ -45,7 +46,7 @@ pub(super) async fn run(cluster: Arc<Cluster>) {
                 let uid = object.metadata.uid.clone().unwrap_or_default();
                 let due = *first_seen.entry(uid).or_insert_with(Instant::now) + cluster.options.approval_delay;
                 if due <= Instant::now() {
-                    decide(&cluster, object);
+                    approve_or_deny(&cluster, object);
                 } else {
                     next_due = Some(next_due.map_or(due, |next| next.min(due)));
                 }
@@ -65,10 +66,10 @@ pub(super) async fn run(cluster: Arc<Cluster>) {
     }
 }
 
-/// The approver: a node's own client certificate is approved, everything else waits for a person.
-fn decide(cluster: &Cluster, object: &CertificateSigningRequest) {
+/// The approver. Approves a node's own client certificate; other requests wait for manual approval.
+fn approve_or_deny(cluster: &Cluster, object: &CertificateSigningRequest) {
     if cluster.take_fault(|faults| std::mem::take(&mut faults.deny_next)) {
-        let condition = condition(DENIED, "DeniedByFault", "The approver was told to deny this request.");
+        let condition = condition(DENIED, "DeniedByFault", "Fault injection: deny_next.");
         return add_condition(cluster, object, condition);
     }
     let held = cluster.faults.borrow().hold_approvals;
@@ -87,14 +88,14 @@ fn decide(cluster: &Cluster, object: &CertificateSigningRequest) {
     }
 }
 
-/// The signer: a leaf, or the condition Failed.
+/// The signer. Issues a certificate, or adds the condition Failed.
 fn sign(cluster: &Cluster, object: &CertificateSigningRequest) {
     let signer_name = object.spec.signer_name.as_str();
     if ![KUBE_APISERVER_CLIENT_KUBELET, KUBELET_SERVING, KUBE_APISERVER_CLIENT].contains(&signer_name) {
-        return; // Somebody else's signer.
+        return; // Handled by another signer.
     }
     let issued = if cluster.take_fault(|faults| std::mem::take(&mut faults.fail_next_signing)) {
-        Err("The signer was told to refuse this request.".to_owned())
+        Err("Fault injection: fail_next_signing.".to_owned())
     } else {
         issue(cluster, object)
     };
@@ -127,7 +128,7 @@ fn issue(cluster: &Cluster, object: &CertificateSigningRequest) -> Result<Leaf, 
     let now = SystemTime::now();
     let now = if faults.signing_clock_offset_seconds < 0 { now - offset } else { now + offset };
     let (not_before, not_after) =
-        validity(now, granted_life(cluster.options.cluster_signing_duration, object.spec.expiration_seconds));
+        validity(now, granted_lifetime(cluster.options.cluster_signing_duration, object.spec.expiration_seconds));
     let certificate = cluster
         .client_authority()
         .sign(params, &public_key, not_before, not_after)
@@ -140,20 +141,21 @@ fn issue(cluster: &Cluster, object: &CertificateSigningRequest) -> Result<Leaf, 
         not_before: timestamp(not_before),
         not_after: timestamp(not_after),
     };
-    // rcgen ends lines as the platform does; Kubernetes always with \n.
+    // rcgen uses the platform's line endings; Kubernetes always uses \n.
     Ok(Leaf { pem: certificate.pem().replace("\r\n", "\n"), observation })
 }
 
-/// notBefore is five minutes ago; notAfter counts from now for lives under eight hours, from notBefore for others.
+/// notBefore is five minutes ago. notAfter counts from now for lifetimes under eight hours, and from notBefore
+/// otherwise.
 fn validity(now: SystemTime, life: Duration) -> (SystemTime, SystemTime) {
     let not_before = now - BACKDATE;
-    (not_before, if life < SHORT_LIFE { now + life } else { not_before + life })
+    (not_before, if life < SHORT_LIFETIME { now + life } else { not_before + life })
 }
 
-/// The requested life between ten minutes and the signer's own; a signer with a shorter life keeps to it.
-fn granted_life(longest: Duration, expiration_seconds: Option<i32>) -> Duration {
+/// Limits the requested lifetime to between ten minutes and the signer's own, which may be even shorter.
+fn granted_lifetime(longest: Duration, expiration_seconds: Option<i32>) -> Duration {
     match expiration_seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0))) {
-        Some(requested) if requested <= longest => requested.max(SHORTEST_REQUESTED_LIFE),
+        Some(requested) if requested <= longest => requested.max(MINIMUM_REQUESTED_LIFETIME),
         _ => longest,
     }
 }
@@ -169,7 +171,7 @@ fn condition(type_: &str, reason: &str, message: &str) -> CertificateSigningRequ
     }
 }
 
-/// Adds a condition unless the object has changed meanwhile; the change then brings the controller back to it.
+/// Adds a condition unless the object has changed since it was read; if it has, the controller processes it again.
 fn add_condition(cluster: &Cluster, object: &CertificateSigningRequest, condition: CertificateSigningRequestCondition) {
     let approval = condition.type_ != FAILED;
     let mut changed = object.clone();
@@ -183,14 +185,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn c24_validity_and_granted_life_are_those_of_the_controller() {
+    fn c24_validity_and_granted_lifetime_match_the_controller() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let seconds = Duration::from_secs;
         assert_eq!(validity(now, seconds(30)), (now - seconds(300), now + seconds(30)));
         assert_eq!(validity(now, seconds(8 * 3600)), (now - seconds(300), now + seconds(8 * 3600 - 300)));
-        assert_eq!(granted_life(seconds(30), Some(600)), seconds(30));
-        assert_eq!(granted_life(seconds(86_400), Some(599)), seconds(600));
-        assert_eq!(granted_life(seconds(86_400), Some(3600)), seconds(3600));
-        assert_eq!(granted_life(seconds(86_400), None), seconds(86_400));
+        assert_eq!(granted_lifetime(seconds(30), Some(600)), seconds(30));
+        assert_eq!(granted_lifetime(seconds(86_400), Some(599)), seconds(600));
+        assert_eq!(granted_lifetime(seconds(86_400), Some(3600)), seconds(3600));
+        assert_eq!(granted_lifetime(seconds(86_400), None), seconds(86_400));
     }
 }

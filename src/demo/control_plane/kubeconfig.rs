@@ -1,11 +1,11 @@
-//! kubeconfig files (YAML text) for the clients of the control plane.
+//! Kubeconfig files (YAML) for the control plane's clients.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::certificate_authority::ClientPair;
 
-/// With a bearer token, as `kubeadm` writes bootstrap-kubelet.conf.
+/// With a bearer token, like the bootstrap-kubelet.conf written by `kubeadm`.
 pub(super) fn with_token(server: &str, authority_pem: &str, token: &str) -> String {
     document(server, authority_pem, &format!("    token: {token}\n"))
 }

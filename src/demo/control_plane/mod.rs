@@ -1,20 +1,20 @@
 //! A Kubernetes control plane inside the process: the CertificateSigningRequest API, its approver and its signer.
 //!
-//! It speaks HTTPS on 127.0.0.1 and is faithful enough that the agent (kube) and an unmodified kubectl work against
-//! it: `kubectl get csr [-w]`, `describe csr`, `certificate approve`, `delete csr`, `auth whoami`. Behaviour follows
-//! kube-apiserver and kube-controller-manager 1.36; where it is simpler, the item says so.
+//! It serves HTTPS on 127.0.0.1, and is faithful enough for the agent (kube) and an unmodified kubectl: `kubectl get
+//! csr [-w]`, `describe csr`, `certificate approve`, `delete csr`, `auth whoami`. Behaviour follows kube-apiserver
+//! and kube-controller-manager 1.36; simplifications are documented where they are.
 //!
 //! # Flow
-//! [`start`] makes two certificate authorities in memory (one for the serving certificate, one for clients), binds a
-//! port and answers until the [`ControlPlane`] is dropped. A request becomes a stored object, the approver approves
-//! it after [`Options::approval_delay`], the signer issues the leaf, and every step is an [`Observation`].
+//! [`start`] creates two CAs in memory (one for serving certificates, one for clients), binds a port, and serves
+//! until the [`ControlPlane`] is dropped. A request is stored as an object, the approver approves it after
+//! [`Options::approval_delay`], and the signer issues the leaf. Every step is reported as an [`Observation`].
 //!
 //! # Guarantees
-//! A client certificate is checked on every request, not only at the handshake, as kube-apiserver does: once
-//! notAfter has passed, an open connection gets 401 like a new one.
+//! A client certificate is checked on every request, not only at the handshake, as in kube-apiserver: once it has
+//! expired, requests on an open connection get 401 too.
 //!
 //! # Assumptions
-//! One process uses it and throws it away: nothing is stored, and objects are never garbage-collected.
+//! It is used by one process and short-lived: nothing is persisted, and objects are never garbage-collected.
 
 mod api;
 mod authentication;
@@ -48,15 +48,15 @@ use self::cluster::Cluster;
 pub use self::faults::Faults;
 pub use self::observation::Observation;
 
-/// How the control plane behaves; everything else is as Kubernetes has it.
+/// The settings of the control plane. Everything else is as in Kubernetes.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The longest life that the signer grants, as kube-controller-manager's `--cluster-signing-duration`.
-    /// Seconds-long lives are possible; leaves are backdated by five minutes all the same.
+    /// The signer's maximum lifetime, like kube-controller-manager's `--cluster-signing-duration`. May be seconds;
+    /// leaves are backdated by five minutes regardless.
     pub cluster_signing_duration: Duration,
-    /// Leave every request Pending until somebody approves it (`kubectl certificate approve NAME`).
+    /// Leave every request Pending until it is approved manually (`kubectl certificate approve NAME`).
     pub manual_approval: bool,
-    /// How long the approver lets a request be Pending, so that a watcher can see it.
+    /// How long a request stays Pending before it is approved, so that watchers can see it.
     pub approval_delay: Duration,
 }
 
@@ -87,7 +87,7 @@ impl std::fmt::Debug for ControlPlane {
 /// Starts a control plane on a free port of 127.0.0.1.
 ///
 /// # Errors
-/// When no key can be generated or no port bound.
+/// If no key can be generated or no port bound.
 pub async fn start(options: Options) -> io::Result<ControlPlane> {
     let cluster = Arc::new(Cluster::new(options)?);
     let (address, listening, serving) = server::start(Arc::clone(&cluster)).await?;
@@ -96,20 +96,19 @@ pub async fn start(options: Options) -> io::Result<ControlPlane> {
 }
 
 impl ControlPlane {
-    /// `https://127.0.0.1:PORT`, as a kubeconfig's `server`.
+    /// `https://127.0.0.1:PORT`, for the `server` field of a kubeconfig.
     #[must_use]
     pub fn server_url(&self) -> String {
         format!("https://{}", self.address)
     }
 
-    /// The certificate (PEM) that a client verifies the server by. [`ControlPlane::replace_client_certificate_authority`]
-    /// leaves it as it is.
+    /// The CA certificate (PEM) of the server. Not changed by [`ControlPlane::replace_client_certificate_authority`].
     #[must_use]
     pub fn certificate_authority_pem(&self) -> &str {
         self.cluster.serving_authority_pem()
     }
 
-    /// The certificate (PEM) of the authority that signs and verifies client certificates at present.
+    /// The CA certificate (PEM) that client certificates are currently signed and verified with.
     #[must_use]
     pub fn client_certificate_authority_pem(&self) -> String {
         self.cluster.client_authority().certificate_pem().to_owned()
@@ -121,75 +120,75 @@ impl ControlPlane {
         kubeconfig::with_token(&self.server_url(), self.certificate_authority_pem(), self.cluster.bootstrap_token())
     }
 
-    /// A kubeconfig (YAML) for kubectl with an inline client certificate in group `system:masters`, by the present
-    /// client certificate authority.
+    /// A kubeconfig (YAML) for kubectl with an inline client certificate in group `system:masters`, issued by the
+    /// current client CA.
     ///
     /// # Errors
-    /// When no key can be generated.
+    /// If no key can be generated.
     pub fn admin_kubeconfig(&self) -> io::Result<String> {
         self.client_kubeconfig("kubernetes-admin", &["system:masters"], Duration::from_secs(8760 * 3600))
     }
 
-    /// A kubeconfig (YAML) with an inline client certificate: `user` is its CN, `groups` its O (at most one, because
-    /// the encoder of distinguished names holds one value a type).
+    /// A kubeconfig (YAML) with an inline client certificate: `user` is its CN, and `groups` its O (at most one,
+    /// because the DN encoder supports one value per type).
     ///
     /// # Errors
-    /// When no key can be generated, or more than one group is asked for.
+    /// If no key can be generated, or there is more than one group.
     pub fn client_kubeconfig(&self, user: &str, groups: &[&str], life: Duration) -> io::Result<String> {
         let pair = self.cluster.client_authority().issue_client_pair(user, groups, life)?;
         Ok(kubeconfig::with_client_certificate(&self.server_url(), self.certificate_authority_pem(), &pair))
     }
 
-    /// What the server sees from now on. A reader that falls more than 1024 behind is told that it lagged.
+    /// Subscribes to observations from now on. A receiver that falls more than 1024 behind loses the oldest.
     #[must_use]
     pub fn observe(&self) -> broadcast::Receiver<Observation> {
         self.cluster.observe()
     }
 
-    /// The stored requests, in order of name.
+    /// The stored requests, sorted by name.
     #[must_use]
     pub fn certificate_signing_requests(&self) -> Vec<CertificateSigningRequest> {
         self.cluster.registry.list().1.iter().map(|object| (**object).clone()).collect()
     }
 
-    /// The faults as they stand: those that count down show what is left.
+    /// The current faults. Counted faults show how many are left.
     #[must_use]
     pub fn faults(&self) -> Faults {
         self.cluster.faults.borrow().clone()
     }
 
-    /// Changes the faults; requests that arrive afterwards meet the new ones.
+    /// Changes the faults, with effect for requests that arrive afterwards.
     pub fn change_faults(&self, change: impl FnOnce(&mut Faults)) {
         self.cluster.faults.send_modify(change);
     }
 
-    /// Closes the port and every connection, and returns when that is done. The port stays reserved.
+    /// Closes the port and every connection, and returns when they are closed. The port stays reserved.
     pub async fn go_away(&self) {
         self.change_faults(|faults| faults.unreachable = true);
         self.until_listening_is(false).await;
     }
 
-    /// Listens on the same port again, and returns when connections are accepted.
+    /// Listens on the same port again, and returns once connections are accepted.
     pub async fn come_back(&self) {
         self.change_faults(|faults| faults.unreachable = false);
         self.until_listening_is(true).await;
     }
 
     async fn until_listening_is(&self, wanted: bool) {
-        // An error means that the server's task has ended, which it does only when self is dropped.
+        // Fails only if the server's task has ended, which happens when self is dropped.
         let _ = self.listening.clone().wait_for(|listening| *listening == wanted).await;
     }
 
-    /// Removes a request, as an administrator or the cleaner would. False when there is none of that name.
+    /// Deletes a request, as an administrator or the cleaner controller would. Returns false if there is none with
+    /// that name.
     pub fn delete_certificate_signing_request(&self, name: &str) -> bool {
         self.cluster.delete(name, None).is_ok()
     }
 
-    /// Replaces the authority that signs and verifies client certificates: every certificate issued before gets 401
-    /// from now on. Bootstrap tokens go on working.
+    /// Replaces the client CA: certificates issued before get 401 from now on. Bootstrap tokens continue to work.
     ///
     /// # Errors
-    /// When no key can be generated.
+    /// If no key can be generated.
     pub fn replace_client_certificate_authority(&self) -> io::Result<()> {
         self.cluster.replace_client_authority()
     }

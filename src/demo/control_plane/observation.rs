@@ -1,35 +1,35 @@
-//! What the control plane saw and did, for the demo to print and for tests to wait on.
+//! Events of the control plane, which the demo prints and tests wait for.
 
 use k8s_openapi::jiff::Timestamp;
 
-/// One thing that happened. Serial numbers are upper-case hexadecimal, as `openssl x509 -serial` prints them.
+/// An event of the control plane. Serial numbers are upper-case hexadecimal, as printed by `openssl x509 -serial`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Observation {
-    /// A CertificateSigningRequest was stored; it is Pending.
+    /// A CertificateSigningRequest was created, and is Pending.
     Created {
         /// metadata.name.
         name: String,
         /// spec.signerName.
         signer_name: String,
-        /// The user who sent it.
+        /// The user who created it.
         requester: String,
     },
-    /// A request was approved, by the approver or by a person.
+    /// A request was approved, automatically or manually.
     Approved {
         /// metadata.name.
         name: String,
         /// The condition's message.
         message: String,
     },
-    /// A request was denied, by the approver or by a person.
+    /// A request was denied, automatically or manually.
     Denied {
         /// metadata.name.
         name: String,
         /// The condition's message.
         message: String,
     },
-    /// The signer refused an approved request.
+    /// The signer could not sign an approved request.
     Failed {
         /// metadata.name.
         name: String,
@@ -52,18 +52,19 @@ pub enum Observation {
         /// metadata.name.
         name: String,
     },
-    /// The first request of a connection was authenticated.
+    /// The first request on a connection was authenticated.
     Authenticated {
         /// The user's name.
         user: String,
         /// The client leaf's serial number; None for a bearer token.
         serial: Option<String>,
-        /// `X509SHA256=` and the SHA-256 of the client leaf's DER in lower-case hexadecimal; None for a bearer token.
+        /// `X509SHA256=` and the SHA-256 of the client leaf's DER in lower-case hexadecimal; `None` for a bearer
+        /// token.
         credential_id: Option<String>,
     },
-    /// A request was answered with an error.
+    /// A request failed.
     Refused {
-        /// The user's name; None before authentication.
+        /// `None` if the request was not authenticated.
         user: Option<String>,
         /// The HTTP method.
         method: String,

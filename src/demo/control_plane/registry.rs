@@ -1,5 +1,5 @@
-//! The stored CertificateSigningRequests, and the changes that watchers follow: what etcd and the watch cache are to
-//! kube-apiserver.
+//! The stored CertificateSigningRequests, and their changes for watchers: the counterpart of etcd and the watch
+//! cache.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,13 +9,13 @@ use tokio::sync::watch;
 
 use super::status::Failure;
 
-/// How many changes are remembered; a watch from further back gets 410 Expired.
+/// The number of changes kept. A watch from an older resourceVersion gets 410 Expired.
 const HISTORY: usize = 4096;
 
-/// A stored object; its metadata.resourceVersion is that of the change that made it.
+/// A stored object. Its metadata.resourceVersion is that of its last change.
 pub(super) type Stored = Arc<CertificateSigningRequest>;
 
-/// What happened to an object, in a watch's words.
+/// The type of a change, as in a watch event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ChangeKind {
     Added,
@@ -31,7 +31,7 @@ pub(super) struct Change {
     pub(super) object: Stored,
 }
 
-/// All objects, in one order of changes.
+/// All objects, with a total order of changes.
 pub(super) struct Registry {
     state: Mutex<State>,
     version: watch::Sender<u64>,
@@ -41,13 +41,13 @@ struct State {
     version: u64,
     objects: BTreeMap<String, Stored>,
     history: VecDeque<Change>,
-    /// Changes up to this one are forgotten.
-    forgotten: u64,
+    /// Changes up to this one have been discarded.
+    discarded_to: u64,
 }
 
 impl Registry {
     pub(super) fn new() -> Self {
-        let state = State { version: 1, objects: BTreeMap::new(), history: VecDeque::new(), forgotten: 0 };
+        let state = State { version: 1, objects: BTreeMap::new(), history: VecDeque::new(), discarded_to: 0 };
         Self { state: Mutex::new(state), version: watch::Sender::new(1) }
     }
 
@@ -70,17 +70,17 @@ impl Registry {
         self.lock().objects.get(name).cloned().ok_or_else(|| Failure::not_found(name))
     }
 
-    /// The resourceVersion of the collection, and all objects by name.
+    /// The resourceVersion of the collection, and all objects sorted by name.
     pub(super) fn list(&self) -> (u64, Vec<Stored>) {
         let state = self.lock();
         (state.version, state.objects.values().cloned().collect())
     }
 
-    /// Changes an object in place. A change that changes nothing is no change, as in kube-apiserver. Returns the object
-    /// before and after.
+    /// Changes an object in place; returns the object before and after. As in kube-apiserver, an update without an
+    /// effect is not a change.
     ///
     /// # Errors
-    /// 404 NotFound, and whatever `change` says; nothing is stored then.
+    /// 404 NotFound, and errors of `change`. Then nothing is stored.
     pub(super) fn update(
         &self,
         name: &str,
@@ -97,10 +97,10 @@ impl Registry {
         Ok((before, after))
     }
 
-    /// Removes an object; with `uid`, only if it is that one.
+    /// Deletes an object; with `uid`, only if the object has this UID.
     ///
     /// # Errors
-    /// 404 NotFound, 409 Conflict when the uid is another.
+    /// 404 NotFound, and 409 Conflict if the UID differs.
     pub(super) fn delete(&self, name: &str, uid: Option<&str>) -> Result<Stored, Failure> {
         let mut state = self.lock();
         let object = state.objects.get(name).cloned().ok_or_else(|| Failure::not_found(name))?;
@@ -115,16 +115,16 @@ impl Registry {
     /// The changes after `version`, oldest first.
     ///
     /// # Errors
-    /// 410 Expired when some of them are forgotten.
+    /// 410 Expired if some of them have been discarded.
     pub(super) fn changes_after(&self, version: u64) -> Result<Vec<Change>, Failure> {
         let state = self.lock();
-        if version < state.forgotten {
-            return Err(Failure::expired(version, state.forgotten));
+        if version < state.discarded_to {
+            return Err(Failure::expired(version, state.discarded_to));
         }
         Ok(state.history.iter().filter(|change| change.version > version).cloned().collect())
     }
 
-    /// Wakes at each change.
+    /// Notified at each change.
     pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
     }
@@ -141,7 +141,7 @@ impl Registry {
         state.history.push_back(Change { version: state.version, kind, object: Arc::clone(&object) });
         while state.history.len() > HISTORY {
             if let Some(change) = state.history.pop_front() {
-                state.forgotten = change.version;
+                state.discarded_to = change.version;
             }
         }
         self.version.send_replace(state.version);
@@ -149,13 +149,13 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held, and a poisoned registry would still be whole.
+        // Nothing panics while it is held, so a poisoned registry would still be consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+#[allow(clippy::unwrap_used, reason = "a test fails when something unexpected happens")]
 mod tests {
     use super::*;
 
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_remembered_in_order_until_they_are_forgotten() {
+    fn changes_are_kept_in_order_until_discarded() {
         let registry = Registry::new();
         registry.create(named("a")).unwrap();
         assert_eq!(registry.create(named("a")).unwrap_err().reason, "AlreadyExists");
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_that_changes_nothing_is_no_change() {
+    fn an_update_without_an_effect_is_not_a_change() {
         let registry = Registry::new();
         registry.create(named("a")).unwrap();
         let version = registry.list().0;

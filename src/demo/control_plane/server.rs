@@ -1,4 +1,4 @@
-//! The listener: TLS, HTTP/1.1 and HTTP/2, and the connections that end when the server goes away.
+//! The listener: TLS, HTTP/1.1 and HTTP/2, and closing all connections when the server goes away.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,13 +19,13 @@ use super::api;
 use super::cluster::Cluster;
 use super::connection::Connection;
 
-/// How soon a port that is not free yet is tried again.
+/// Interval between attempts to bind a port that is still in use.
 const REBIND_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long a client may take for its handshake.
+/// Timeout of a client's TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Binds a free port of 127.0.0.1 and serves it. The receiver tells whether the port is open.
+/// Binds a free port of 127.0.0.1 and serves it. The receiver says whether the port is open.
 pub(super) async fn start(cluster: Arc<Cluster>) -> io::Result<(SocketAddr, watch::Receiver<bool>, JoinHandle<()>)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
@@ -40,18 +40,18 @@ async fn serve(cluster: Arc<Cluster>, first: TcpListener, address: SocketAddr, l
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
-                // The sender lives in the cluster, so there is no error to see.
+                // The sender lives in the cluster, so this cannot fail.
                 () = async { let _ = faults.wait_for(|faults| faults.unreachable).await; } => break,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => { connections.spawn(serve_connection(Arc::clone(&cluster), stream)); }
-                    // Out of descriptors, most likely: what is open goes on.
+                    // Probably out of file descriptors; open connections continue.
                     Err(_) => tokio::time::sleep(REBIND_INTERVAL).await,
                 },
                 Some(_) = connections.join_next() => {}
             }
         }
         drop(listener);
-        // A bound socket that does not listen refuses connections and keeps the port from everybody else.
+        // A socket that is bound but does not listen refuses connections, and keeps others from using the port.
         let reserved = bind(address).await;
         connections.shutdown().await;
         listening.send_replace(false);
@@ -64,7 +64,7 @@ async fn serve(cluster: Arc<Cluster>, first: TcpListener, address: SocketAddr, l
 async fn bind(address: SocketAddr) -> TcpSocket {
     loop {
         let bound = TcpSocket::new_v4().and_then(|socket| {
-            // Closed connections of the port linger in TIME_WAIT.
+            // Closed connections of this port may still be in TIME_WAIT.
             socket.set_reuseaddr(true)?;
             socket.bind(address)?;
             Ok(socket)
@@ -94,7 +94,7 @@ async fn serve_connection(cluster: Arc<Cluster>, stream: TcpStream) {
     let acceptor = TlsAcceptor::from(cluster.tls());
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else { return };
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-    let connection = Arc::new(Connection { certificates, introduced: AtomicBool::new(false) });
+    let connection = Arc::new(Connection { certificates, authenticated: AtomicBool::new(false) });
     let service = service_fn(move |request| {
         let (cluster, connection) = (Arc::clone(&cluster), Arc::clone(&connection));
         async move { Ok::<_, Infallible>(api::answer(cluster, &connection, request).await) }
@@ -102,6 +102,6 @@ async fn serve_connection(cluster: Arc<Cluster>, stream: TcpStream) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new());
     builder.http2().timer(TokioTimer::new());
-    // A connection that the client cut is no event.
+    // Connections closed by the client are not errors.
     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }

@@ -1,15 +1,14 @@
-//! `metav1.Status`: how a Kubernetes API says no.
+//! `metav1.Status`: the error responses of a Kubernetes API.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// The API group of every resource with state here.
+/// The API group of the only stored resource.
 pub(super) const GROUP: &str = "certificates.k8s.io";
-/// The plural resource name.
 pub(super) const RESOURCE: &str = "certificatesigningrequests";
 
-/// A request that is answered with an error.
+/// An error response.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Failure {
     pub(super) code: u16,
@@ -29,7 +28,7 @@ impl Failure {
         self
     }
 
-    /// The `Status` object.
+    /// The response as a `Status` object.
     pub(super) fn to_json(&self) -> Value {
         let mut status = json!({
             "kind": "Status",
@@ -54,13 +53,13 @@ impl Failure {
         Self::new(401, "Unauthorized", "Unauthorized")
     }
 
-    /// 403 for an object (`name` may be empty).
+    /// 403 for an object; `name` may be empty.
     pub(super) fn forbidden(name: &str, why: impl std::fmt::Display) -> Self {
         let object = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
         Self::new(403, "Forbidden", format!("{RESOURCE}.{GROUP}{object} is forbidden: {why}")).about(name)
     }
 
-    /// 403 for a path that is no resource.
+    /// 403 for a path that is not a resource.
     pub(super) fn forbidden_path(user: &str, verb: &str, path: &str) -> Self {
         Self::new(403, "Forbidden", format!("forbidden: User {user:?} cannot {verb} path {path:?}"))
     }
@@ -91,7 +90,7 @@ impl Failure {
         Self::new(409, "Conflict", message).about(name)
     }
 
-    /// 410: a watch from a resourceVersion that is no longer remembered.
+    /// 410 for a watch from a resourceVersion that has been discarded.
     pub(super) fn expired(asked: u64, oldest: u64) -> Self {
         Self::new(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
     }
@@ -106,7 +105,7 @@ impl Failure {
         Self::new(415, "UnsupportedMediaType", message)
     }
 
-    /// 422: one field is wrong.
+    /// 422 for an invalid field.
     pub(super) fn invalid(name: &str, field: &str, why: impl std::fmt::Display) -> Self {
         let message = format!("CertificateSigningRequest.{GROUP} \"{name}\" is invalid: {field}: {why}");
         let mut failure = Self::new(422, "Invalid", message);

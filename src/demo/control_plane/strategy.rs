@@ -1,5 +1,5 @@
-//! How an object may come to be and change: kube-apiserver's strategy and validation for CertificateSigningRequests,
-//! with the admission plugins NodeRestriction and CertificateSubjectRestriction.
+//! Rules for creating and updating CertificateSigningRequests: kube-apiserver's strategy and validation, with the
+//! admission plugins NodeRestriction and CertificateSubjectRestriction.
 
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
@@ -14,7 +14,7 @@ use super::certification_request::{
 use super::object::{APPROVED, DENIED, FAILED, name_of, now};
 use super::status::Failure;
 
-/// The object as it is stored: what a client may set, and who it is.
+/// Turns a client's object into the one to store: keeps what clients may set, and adds the identity of `user`.
 pub(super) fn prepare_for_create(
     mut object: CertificateSigningRequest,
     user: &User,
@@ -34,7 +34,7 @@ pub(super) fn prepare_for_create(
         creation_timestamp: Some(now()),
         ..ObjectMeta::default()
     };
-    // Clients cannot choose who they are, nor approve themselves.
+    // Clients cannot set their identity, or approve their own requests.
     object.spec.username = Some(user.name.clone());
     object.spec.groups = Some(user.groups.clone());
     object.spec.uid = None;
@@ -43,8 +43,10 @@ pub(super) fn prepare_for_create(
     Ok(object)
 }
 
+/// Validates an object and checks the admission plugins.
+///
 /// # Errors
-/// 422 when a field is wrong, 403 when an admission plugin would refuse it.
+/// 422 if a field is invalid, 403 if an admission plugin rejects the object.
 pub(super) fn validate(object: &CertificateSigningRequest, user: &User) -> Result<(), Failure> {
     let name = name_of(object);
     let invalid = |field: &str, why: String| Err(Failure::invalid(&name, field, why));
@@ -92,8 +94,10 @@ pub(super) fn validate(object: &CertificateSigningRequest, user: &User) -> Resul
     Ok(())
 }
 
+/// Checks an update's preconditions.
+///
 /// # Errors
-/// 409 when the update was made from another version of the object, or for another object of the name.
+/// 409 if the update is based on another version of the object, or is for another object with that name.
 pub(super) fn check_preconditions(
     object: &CertificateSigningRequest,
     sent: &CertificateSigningRequest,
@@ -116,7 +120,7 @@ pub(super) fn check_preconditions(
     Ok(())
 }
 
-/// Fills in the times that were left out; a condition's type is there once and its status is True.
+/// Validates conditions (unique types, status True) and fills in missing timestamps.
 pub(super) fn complete_conditions(
     name: &str,
     conditions: &mut [CertificateSigningRequestCondition],
@@ -142,14 +146,14 @@ pub(super) fn complete_conditions(
     Ok(())
 }
 
-/// Five characters that make no words, as Kubernetes' name generator.
+/// Five random characters without vowels, as in Kubernetes' name generator.
 fn random_suffix() -> Result<String, Failure> {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let bytes = random_bytes::<5>().map_err(Failure::internal_error)?;
     Ok(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect())
 }
 
-/// A version 4 UUID (RFC 9562 §5.4).
+/// A version 4 UUID (RFC 9562, section 5.4).
 fn random_uid() -> Result<String, Failure> {
     let mut bytes = random_bytes::<16>().map_err(Failure::internal_error)?;
     bytes[6] = bytes[6] & 0x0f | 0x40;

@@ -1,11 +1,11 @@
-//! Server-side printing: `meta.k8s.io/v1 Table`, whose columns kubectl shows as they are.
+//! Server-side printing: `meta.k8s.io/v1 Table`, whose columns kubectl prints unchanged.
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use serde_json::{Value, json};
 
 use super::object::{APPROVED, DENIED, FAILED, has_condition, is_issued};
 
-/// What a row carries besides its cells (the query parameter includeObject).
+/// What a row contains besides its cells (the query parameter includeObject).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IncludeObject {
     None,
@@ -14,7 +14,7 @@ pub(super) enum IncludeObject {
 }
 
 impl IncludeObject {
-    /// Metadata is the default.
+    /// The default is the metadata.
     pub(super) fn from_query(value: Option<&str>) -> Self {
         match value {
             Some("None") => Self::None,
@@ -24,7 +24,7 @@ impl IncludeObject {
     }
 }
 
-/// A table of objects. The later events of a watch have no columns (`with_columns` false), as in kube-apiserver.
+/// A table of objects. As in kube-apiserver, only the first event of a watch has columns (`with_columns`).
 pub(super) fn table<'a>(
     objects: impl IntoIterator<Item = &'a CertificateSigningRequest>,
     resource_version: &str,
@@ -47,10 +47,10 @@ fn columns() -> Value {
     json!([
         column("Name", "name", "The name of the request."),
         column("Age", "", "The time since the request was created."),
-        column("SignerName", "", "The signer that is asked."),
+        column("SignerName", "", "The name of the requested signer."),
         column("Requestor", "", "The user who made the request."),
-        column("RequestedDuration", "", "The life that is asked for."),
-        column("Condition", "", "How far the request has come."),
+        column("RequestedDuration", "", "The requested lifetime of the certificate."),
+        column("Condition", "", "The current state of the request."),
     ])
 }
 
@@ -97,7 +97,7 @@ fn condition(object: &CertificateSigningRequest) -> String {
     words.join(",")
 }
 
-/// A duration with at most two units, fewer the longer it is, as kubectl shows ages: 119s, 2m5s, 10m, 3h1m, 8h, 2d3h.
+/// A duration with at most two units, as kubectl prints ages: 119s, 2m5s, 10m, 3h1m, 8h, 2d3h.
 fn human_duration(seconds: i64) -> String {
     const MINUTE: i64 = 60;
     const HOUR: i64 = 3600;
@@ -110,7 +110,7 @@ fn human_duration(seconds: i64) -> String {
         };
     match seconds {
         ..-1 => "<invalid>".to_owned(),
-        // One second of the future is two clocks that disagree.
+        // Up to a second in the future is clock skew.
         -1 => "0s".to_owned(),
         0..120 => format!("{seconds}s"),
         120..600 => two(MINUTE, 'm', 1, 's'),

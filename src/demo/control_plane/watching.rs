@@ -1,4 +1,4 @@
-//! The body of a watch: one JSON document a change, for as long as the client wants it.
+//! The body of a watch: a stream of JSON documents, one per change.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -18,24 +18,24 @@ use super::registry::ChangeKind;
 use super::status::Failure;
 use super::table::{IncludeObject, table};
 
-/// How long a watch lasts when the client does not say (kube-apiserver: 30 to 60 minutes).
+/// How long a watch lasts if the client does not say (kube-apiserver: 30 to 60 minutes).
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// What a watch asks for.
+/// The parameters of a watch.
 pub(super) struct WatchRequest {
-    /// Changes after this one; None (or 0) begins with an ADDED for each object that is there.
+    /// Send the changes after this version. `None` or 0 starts with an ADDED event for each existing object.
     pub(super) resource_version: Option<u64>,
-    /// fieldSelector metadata.name and spec.signerName.
+    /// The fieldSelector for metadata.name and spec.signerName.
     pub(super) selector: Selector,
-    /// Tables, with this much of each object in the row.
+    /// Send tables, with this part of each object in the rows.
     pub(super) table: Option<IncludeObject>,
-    /// timeoutSeconds.
+    /// The parameter timeoutSeconds.
     pub(super) timeout: Option<Duration>,
-    /// sendInitialEvents: a bookmark tells where the objects that were there end.
+    /// The parameter sendInitialEvents: send a bookmark after the existing objects.
     pub(super) initial_events: bool,
 }
 
-/// Which objects are meant.
+/// Selects objects.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Selector {
     pub(super) name: Option<String>,
@@ -60,7 +60,6 @@ struct Watch {
     ended: bool,
 }
 
-/// Starts a watch.
 pub(super) fn watch(
     cluster: Arc<Cluster>,
     request: WatchRequest,
@@ -96,7 +95,7 @@ impl Watch {
         let mut faults = self.cluster.faults.subscribe();
         loop {
             if let Some(bytes) = self.ready.pop_front() {
-                // A server that hangs leaves its watches open and says nothing.
+                // While the server hangs, watches stay open and send nothing.
                 let _ = faults.wait_for(|faults| !faults.hang).await;
                 return Some(bytes);
             }

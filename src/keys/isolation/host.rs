@@ -1,4 +1,4 @@
-//! The child: `pintle plugin-host` gives up what it does not need, opens the module, and answers.
+//! The child process: `pintle plugin-host` drops its privileges, opens the module, and serves calls.
 
 use std::io::BufReader;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,24 +9,23 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
-use super::protocol::{Answer, Octets, Request, Response, read_frame, write_frame};
+use super::protocol::{Answer, Bytes, Request, Response, read_frame, write_frame};
 
-/// Serves the agent at the other end of standard input until it hangs up.
+/// Serves the agent on standard input until it closes the connection.
 ///
 /// # Errors
-/// In one line, what kept the child from serving.
+/// A one-line message that says why the child cannot serve.
 pub(crate) fn serve() -> Result<(), String> {
     let stream = take_socket()?;
-    give_up(&stream).map_err(|(what, error)| format!("cannot {what}: {error}"))?;
+    drop_privileges(&stream).map_err(|(what, error)| format!("cannot {what}: {error}"))?;
     let (mut reader, mut writer) = (BufReader::new(&stream), &stream);
     let mut backend: Option<Box<dyn KeyBackend>> = None;
     loop {
-        // The agent has ended, or wants this child to end.
-        let Some(request) = read_frame(&mut reader).map_err(|error| format!("the agent's request: {error}"))? else {
-            return Ok(());
-        };
+        // The agent has exited, or wants this child to exit.
+        let request = read_frame(&mut reader).map_err(|error| format!("cannot read the agent's request: {error}"))?;
+        let Some(request) = request else { return Ok(()) };
         let response = answer(&mut backend, request);
-        write_frame(&mut writer, &response).map_err(|error| format!("the answer: {error}"))?;
+        write_frame(&mut writer, &response).map_err(|error| format!("cannot send the response: {error}"))?;
     }
 }
 
@@ -42,7 +41,7 @@ fn answer(backend: &mut Option<Box<dyn KeyBackend>>, request: Request) -> Respon
         Request::Open(_) => Answer::Done,
         Request::Generate { id, algorithm } => Answer::PublicKey(backend.generate(&id, algorithm)?),
         Request::PublicKey { id } => Answer::PublicKey(backend.public_key(&id)?),
-        Request::Sign { id, scheme, message } => Answer::Signature(Octets(backend.sign(&id, scheme, &message.0)?)),
+        Request::Sign { id, scheme, message } => Answer::Signature(Bytes(backend.sign(&id, scheme, &message.0)?)),
         Request::Delete { id } => {
             backend.delete(&id)?;
             Answer::Done
@@ -53,11 +52,11 @@ fn answer(backend: &mut Option<Box<dyn KeyBackend>>, request: Request) -> Respon
     })
 }
 
-/// The socket, which came as standard input, moved to where a module does not stumble over it.
+/// Takes the socket from standard input and moves it to a descriptor that modules do not use.
 fn take_socket() -> Result<UnixStream, String> {
     let input = std::io::stdin();
     if rustix::net::sockopt::socket_domain(&input) != Ok(rustix::net::AddressFamily::UNIX) {
-        return Err("plugin-host is what pintle starts for itself; there is nothing to do with it by hand".to_owned());
+        return Err("plugin-host is started by pintle itself and is not meant to be run by hand".to_owned());
     }
     let socket = input.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
     let null: OwnedFd = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
@@ -66,38 +65,42 @@ fn take_socket() -> Result<UnixStream, String> {
     Ok(UnixStream::from(socket))
 }
 
-/// Gives up whatever serving a module does not need. Nothing of the module is in this process yet.
-fn give_up(socket: &UnixStream) -> Result<(), (&'static str, std::io::Error)> {
+/// Drops everything that serving a module does not need. Must run before the module is loaded.
+fn drop_privileges(socket: &UnixStream) -> Result<(), (&'static str, std::io::Error)> {
     let failed = |what| move |error: rustix::io::Errno| (what, std::io::Error::from(error));
-    close_inherited(socket).map_err(|error| ("close the descriptors that were inherited", error))?;
-    // The agent ends a child; a child whose agent was killed must not stay with the device.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed("follow the agent"))?;
-    thread::set_no_new_privs(true).map_err(failed("give up new privileges"))?;
-    give_up_capabilities().map_err(failed("give up capabilities"))?;
-    // PINs must reach neither a core dump nor another process of the same user.
+    close_inherited(socket).map_err(|error| ("close inherited descriptors", error))?;
+    // The agent stops its children. If the agent is killed, the child must not keep using the device.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(failed("set the parent death signal"))?;
+    thread::set_no_new_privs(true).map_err(failed("set no_new_privs"))?;
+    drop_capabilities().map_err(failed("drop capabilities"))?;
+    // PINs must not be readable from a core dump, or by another process of the same user.
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(Resource::Core, none).map_err(failed("forbid core dumps"))?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("forbid core dumps"))?;
+    rustix::process::setrlimit(Resource::Core, none).map_err(failed("disable core dumps"))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("disable core dumps"))?;
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    // What a terminal sends to the agent's process group is not for the module.
-    rustix::process::setsid().map_err(failed("have its own session"))?;
+    // The module must not receive signals that a terminal sends to the agent's process group.
+    rustix::process::setsid().map_err(failed("start a session"))?;
     Ok(())
 }
 
-/// What root's child keeps of root's powers: to get to devices and tokens that belong to others (`/dev/tpmrm0` is
-/// tss's), and to keep PINs and keys from being swapped out. A child that runs as another user has none to keep.
+/// The capabilities that a root child keeps: DAC_OVERRIDE, for devices and tokens owned by other users (`/dev/tpmrm0`
+/// belongs to tss), and IPC_LOCK, to keep PINs and keys out of swap. A child that runs as another user has none to
+/// keep.
 const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::IPC_LOCK);
 
-/// Gives up every other capability, in every set. A sandbox may forbid even to ask, so only what is there is given up.
-fn give_up_capabilities() -> rustix::io::Result<()> {
+/// Drops every other capability from every set. A sandbox may deny the calls, so only capabilities that are held are
+/// dropped.
+fn drop_capabilities() -> rustix::io::Result<()> {
     let held = thread::capabilities(None)?;
-    // Who may not change the bounding set need not: without new privileges (execve(2)) nothing is gained from it.
+    // Without SETPCAP the bounding set cannot be changed, and need not be: with no_new_privs, execve(2) gains nothing
+    // from it.
     if held.effective.contains(CapabilitySet::SETPCAP) {
         for capability in (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number)) {
             match thread::capability_is_in_bounding_set(capability) {
                 Ok(true) if !KEPT.contains(capability) => thread::remove_capability_from_bounding_set(capability)?,
                 Ok(_) => {}
-                // The kernel knows no more.
+                // The kernel has no further capabilities.
                 Err(_) => break,
             }
         }
@@ -107,19 +110,19 @@ fn give_up_capabilities() -> rustix::io::Result<()> {
     if kept == held {
         return Ok(());
     }
-    // The ambient set is within the inheritable one (capabilities(7)), and goes with it.
+    // The ambient set is a subset of the inheritable one (capabilities(7)), and shrinks with it.
     thread::set_capabilities(None, kept)
 }
 
-/// Closes every descriptor but the first three and the socket. This program opens its own with O_CLOEXEC; what is left
-/// is a library's, or was left open by whoever started the agent.
+/// Closes every descriptor except the first three and the socket. pintle opens its own with O_CLOEXEC; the others
+/// belong to libraries, or were left open by the agent's parent.
 fn close_inherited(socket: &UnixStream) -> std::io::Result<()> {
     let descriptors: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|descriptor| *descriptor > 2 && *descriptor != socket.as_raw_fd())
         .collect();
     for descriptor in descriptors {
-        // The one of the directory itself is closed already.
+        // Fails for the directory's own descriptor, which is already closed.
         let _ = nix::unistd::close(descriptor);
     }
     Ok(())

@@ -1,21 +1,20 @@
-//! A module in a process of its own: what crashes or hangs there takes neither the agent nor its certificate along.
+//! Runs a module in a child process, so that a crash or hang of the module does not affect the agent.
 //!
 //! # Flow
-//! The agent starts its own program again as `pintle plugin-host`, with one end of a socketpair as standard input. The
-//! child gives up what it does not need (`host`), opens the module that the first frame names (`protocol`), and
-//! answers calls one at a time. The thread that owns the backend writes a call, and waits for the answer until the
-//! call's deadline (`process`).
+//! The agent starts its own executable as `pintle plugin-host`, with one end of a socketpair as standard input. The
+//! child drops its privileges (`host`), opens the module named in the first frame (`protocol`), and serves calls one
+//! at a time. The backend's thread writes a call, and waits for the response until the call's deadline (`process`).
 //!
 //! # Guarantees
-//! - A call ends at its deadline. A child that has not answered by then is killed; whatever a child does, the error is
-//!   `Unavailable` and says it.
-//! - A child that has ended is started again at a next call, at once the first time and then after longer and longer
-//!   waits.
-//! - A PIN that was refused to one child is not tried by the next one, nor by another process's (case C27).
-//! - Nothing secret is in the child's arguments or environment: what it opens comes over the socket, and a PIN only as
-//!   the path of its file.
-//! - A call that a child did not live to answer may have been carried out. Keys are made under ids that the agent has
-//!   written down before, so a repeated `generate` answers the key that is there.
+//! - A call returns by its deadline. A child that has not responded by then is killed. Whatever a child does, the
+//!   resulting error is `Unavailable` and describes it.
+//! - A child that has exited is restarted at the next call: immediately the first time, and then with increasing
+//!   back-off.
+//! - A PIN that the module has rejected is not tried again by the next child or by another pintle process (case C27).
+//! - The child's arguments and environment contain no secrets. The module's configuration is sent over the socket,
+//!   and a PIN only as the path of its file.
+//! - A call whose child exited before responding may have been carried out. The agent records key ids before it
+//!   generates keys, so a repeated `generate` returns the existing key.
 
 pub(crate) mod host;
 mod process;
@@ -29,36 +28,36 @@ use pintle_plugins_api::{
 };
 
 use super::module::{ModuleConfiguration, PinOrigin};
-use super::refused::{PinState, RefusedPins};
+use super::refused_pins::{PinState, RefusedPins};
 use crate::config::ProcessIsolation;
 use crate::world::User;
-use process::{ChildProcess, Silence};
-use protocol::{Answer, Octets, Request, Response};
+use process::{CallFailure, ChildProcess};
+use protocol::{Answer, Bytes, Request, Response};
 
-/// A child that ran for this long before it ended had nothing to do with how the one before it ended.
-const MEMORY: Duration = Duration::from_secs(60);
-/// No wait between two children is longer.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// So many children may hang in the kernel, where no signal reaches them, before no more are started.
-const STUCK_CHILDREN: usize = 3;
+/// A child that ran for this long resets the count of consecutive failures.
+const FAILURE_RESET: Duration = Duration::from_secs(60);
+/// Limit on the back-off between two children.
+const MAXIMUM_BACK_OFF: Duration = Duration::from_secs(30);
+/// The number of children that may hang in the kernel, where signals do not reach them, before no more are started.
+const MAXIMUM_STUCK_CHILDREN: usize = 3;
 
 /// How long a child may take for a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
     /// For generating a key.
     pub generate: Duration,
-    /// For anything else.
+    /// For every other call.
     pub call: Duration,
 }
 
 impl Default for Deadlines {
-    /// A little less than who asks the backend's thread waits, so that the cause is told before the wait is over.
+    /// Shorter than the timeouts of the backend thread's callers, so that they receive the cause instead.
     fn default() -> Self {
         Self { generate: super::GENERATE_DEADLINE * 9 / 10, call: super::CALL_DEADLINE * 3 / 4 }
     }
 }
 
-/// A module in a child process, as a key backend.
+/// A key backend that runs a module in a child process.
 pub struct IsolatedBackend {
     name: String,
     module: ModuleConfiguration,
@@ -69,32 +68,32 @@ pub struct IsolatedBackend {
     program: PathBuf,
     deadlines: Deadlines,
     child: Option<Running>,
-    trouble: Option<Trouble>,
+    last_failure: Option<LastFailure>,
     stuck: Vec<ChildProcess>,
-    /// Whether the module may be one that refused a PIN.
-    doubtful: bool,
+    /// Whether the module may have rejected a PIN, which the next success then clears.
+    may_be_refused: bool,
 }
 
 struct Running {
     process: ChildProcess,
-    /// Whether the module is open in it.
+    /// Whether the child has opened the module.
     opened: bool,
 }
 
-/// How the last child ended.
-struct Trouble {
+/// The last child's failure.
+struct LastFailure {
     cause: String,
-    /// Children in a row that did not live long.
+    /// Consecutive children that did not run for long.
     failures: u32,
-    /// No other one is started before.
+    /// No child is started before this time.
     until: Instant,
 }
 
 impl IsolatedBackend {
-    /// A backend of this name for `module`. The child is started by the first call.
+    /// A backend with this name for `module`. The first call starts the child.
     ///
     /// # Errors
-    /// `Unsupported` if it is to run as a user that does not exist.
+    /// `Unsupported` if the user to run it as does not exist.
     pub fn new(
         name: impl Into<String>,
         module: ModuleConfiguration,
@@ -111,29 +110,29 @@ impl IsolatedBackend {
             module,
             isolation,
             user,
-            // Also after an upgrade has replaced the file: both ends must be the same program.
+            // Not by path: agent and child must be the same program, even after an upgrade has replaced the file.
             program: "/proc/self/exe".into(),
             deadlines: Deadlines::default(),
             child: None,
-            trouble: None,
+            last_failure: None,
             stuck: Vec::new(),
-            doubtful: true,
+            may_be_refused: true,
         })
     }
 
-    /// The same with other deadlines.
+    /// Replaces the deadlines.
     #[must_use]
     pub fn with_deadlines(self, deadlines: Deadlines) -> Self {
         Self { deadlines, ..self }
     }
 
-    /// The same with this memory of refused PINs, instead of one for this process alone.
+    /// Shares this record of rejected PINs. The default is one for this backend alone.
     #[must_use]
     pub(super) fn with_refused_pins(self, refused: RefusedPins) -> Self {
         Self { refused, ..self }
     }
 
-    /// The same for a process that is not pintle: `program` is.
+    /// Sets the path of pintle, for use in a process that is not pintle.
     #[must_use]
     pub fn with_program(self, program: impl Into<PathBuf>) -> Self {
         Self { program: program.into(), ..self }
@@ -148,7 +147,7 @@ impl IsolatedBackend {
             match self.exchange(running, &open, deadline, &pin)? {
                 (next, Ok(_)) => running = Running { opened: true, ..next },
                 (next, Err(error)) => {
-                    // The child knows which PIN it was, so the next attempt is made in the same one.
+                    // The module in this child knows which PIN failed, so the next attempt uses the same child.
                     self.child = Some(next);
                     return Err(error);
                 }
@@ -159,7 +158,6 @@ impl IsolatedBackend {
         response
     }
 
-    /// How long a call may take.
     fn time(&self, request: &Request) -> Duration {
         match request {
             Request::Generate { .. } => self.deadlines.generate,
@@ -167,13 +165,13 @@ impl IsolatedBackend {
         }
     }
 
-    /// The child; a new one if there is none that runs.
+    /// Returns the child, and starts one if none is running.
     fn running(&mut self) -> Result<Running, BackendError> {
         if let Some(mut running) = self.child.take() {
-            match running.process.ended() {
+            match running.process.exited() {
                 None if running.opened => return Ok(running),
                 None => {
-                    if let Err(error) = self.unless_refused() {
+                    if let Err(error) = self.check_not_refused() {
                         self.child = Some(running);
                         return Err(error);
                     }
@@ -181,40 +179,40 @@ impl IsolatedBackend {
                 }
                 Some(how) => {
                     let age = running.process.age();
-                    self.ended(age, format!("backend child {how} between two calls"));
+                    self.exited(age, format!("backend child {how} between calls"));
                 }
             }
         }
-        self.unless_refused()?;
-        self.stuck.retain_mut(|process| process.ended().is_none());
-        if self.stuck.len() >= STUCK_CHILDREN {
+        self.check_not_refused()?;
+        self.stuck.retain_mut(|process| process.exited().is_none());
+        if self.stuck.len() >= MAXIMUM_STUCK_CHILDREN {
             let detail = format!("{} backend children hang in the kernel and cannot be killed", self.stuck.len());
             return Err(unavailable(detail).with_hint("unplug the device and plug it in again, or restart the machine"));
         }
-        if let Some(trouble) = &self.trouble
-            && let Some(left) = trouble.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        if let Some(last_failure) = &self.last_failure
+            && let Some(left) = last_failure.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
         {
             let seconds = left.as_secs() + 1;
-            return Err(unavailable(format!("{}; another one is started in {seconds} s", trouble.cause)));
+            return Err(unavailable(format!("{}; restarting in {seconds} s", last_failure.cause)));
         }
         let environment = self.isolation.environment.clone();
         match ChildProcess::start(&self.program, &self.name, self.user, environment) {
             Ok(process) => Ok(Running { process, opened: false }),
             Err(error) => {
-                let cause = format!("a backend child cannot be started: {error}");
-                self.ended(Duration::ZERO, cause.clone());
-                let hint = "see ulimit -u; to run it as another user, pintle must be root";
+                let cause = format!("cannot start a backend child: {error}");
+                self.exited(Duration::ZERO, cause.clone());
+                let hint = "check ulimit -u; to run the child as another user, pintle must run as root";
                 Err(unavailable(cause).with_hint(hint))
             }
         }
     }
 
-    /// Not with a PIN that was refused before.
-    fn unless_refused(&self) -> Result<(), BackendError> {
+    /// Fails if the configured PIN has already been rejected.
+    fn check_not_refused(&self) -> Result<(), BackendError> {
         self.refused.still_refused(&self.module, self.user).map_or(Ok(()), Err)
     }
 
-    /// One exchange; the child comes back with the answer, unless it has ended over it.
+    /// Makes one call. Returns the child together with the response, unless it failed to respond.
     fn exchange(
         &mut self,
         mut running: Running,
@@ -222,58 +220,59 @@ impl IsolatedBackend {
         deadline: Instant,
         pin: &PinState,
     ) -> Result<(Running, Response), BackendError> {
-        let silence = match running.process.exchange(request, deadline) {
+        let call_failure = match running.process.exchange(request, deadline) {
             Ok(response) => {
                 match &response {
                     Err(error) if error.kind == BackendErrorKind::Locked => {
                         self.refused.remember(&self.module, pin.clone(), error);
-                        self.doubtful = true;
+                        self.may_be_refused = true;
                     }
-                    Ok(_) if running.opened && self.doubtful => {
+                    Ok(_) if running.opened && self.may_be_refused => {
                         self.refused.forget(&self.module);
-                        self.doubtful = false;
+                        self.may_be_refused = false;
                     }
                     _ => {}
                 }
                 return Ok((running, response));
             }
-            Err(silence) => silence,
+            Err(call_failure) => call_failure,
         };
         let (age, call) = (running.process.age(), request.name());
-        let killed = |ended| if ended { "was killed" } else { "cannot be killed" };
-        let (how, ended) = match silence {
-            Silence::Ended => match running.process.bury() {
+        let killed = |exited| if exited { "was killed" } else { "cannot be killed" };
+        let (how, exited) = match call_failure {
+            CallFailure::Disconnected => match running.process.reap() {
                 Some(how) => (format!("{how} in {call}"), true),
-                None => (format!("hung up in {call} and cannot be killed"), false),
+                None => (format!("closed its connection in {call} and cannot be killed"), false),
             },
-            Silence::Late => {
+            CallFailure::DeadlineExceeded => {
                 let time = self.time(request);
-                let ended = running.process.kill().is_some();
-                (format!("did not answer {call} within {time:.0?} and {}", killed(ended)), ended)
+                let exited = running.process.kill().is_some();
+                (format!("did not answer {call} within {time:.0?} and {}", killed(exited)), exited)
             }
-            Silence::Nonsense(detail) => {
-                let ended = running.process.kill().is_some();
-                (format!("answered {call} with nonsense ({detail}) and {}", killed(ended)), ended)
+            CallFailure::Malformed(detail) => {
+                let exited = running.process.kill().is_some();
+                (format!("sent an invalid response to {call} ({detail}) and {}", killed(exited)), exited)
             }
         };
-        if !ended {
+        if !exited {
             self.stuck.push(running.process);
         }
         let cause = format!("backend child {how}");
-        self.ended(age, cause.clone());
-        let hint = "it is started again at the next call; if this goes on, ask the module's vendor, and see pintle backend check";
+        self.exited(age, cause.clone());
+        let hint = "it is restarted at the next call; if this persists, run pintle backend check and report the result \
+                    to the module's vendor";
         Err(unavailable(cause).with_hint(hint))
     }
 
-    /// Notes how a child ended, and how long to wait before the next one.
-    fn ended(&mut self, age: Duration, cause: String) {
-        let before = self.trouble.as_ref().map_or(0, |trouble| trouble.failures);
-        let failures = if age >= MEMORY { 1 } else { before.saturating_add(1) };
+    /// Records a child's failure, and how long to wait before starting the next one.
+    fn exited(&mut self, age: Duration, cause: String) {
+        let before = self.last_failure.as_ref().map_or(0, |last_failure| last_failure.failures);
+        let failures = if age >= FAILURE_RESET { 1 } else { before.saturating_add(1) };
         let wait = match failures {
             0 | 1 => Duration::ZERO,
-            failures => Duration::from_secs(1 << (failures - 2).min(5)).min(LONGEST_WAIT),
+            failures => Duration::from_secs(1 << (failures - 2).min(5)).min(MAXIMUM_BACK_OFF),
         };
-        self.trouble = Some(Trouble { cause, failures, until: Instant::now() + wait });
+        self.last_failure = Some(LastFailure { cause, failures, until: Instant::now() + wait });
     }
 }
 
@@ -281,49 +280,49 @@ impl KeyBackend for IsolatedBackend {
     fn generate(&mut self, id: &KeyId, algorithm: KeyAlgorithm) -> Result<PublicKey, BackendError> {
         match self.call(&Request::Generate { id: id.clone(), algorithm })? {
             Answer::PublicKey(key) => Ok(key),
-            _ => Err(out_of_step()),
+            _ => Err(unexpected_response()),
         }
     }
 
     fn public_key(&mut self, id: &KeyId) -> Result<PublicKey, BackendError> {
         match self.call(&Request::PublicKey { id: id.clone() })? {
             Answer::PublicKey(key) => Ok(key),
-            _ => Err(out_of_step()),
+            _ => Err(unexpected_response()),
         }
     }
 
     fn sign(&mut self, id: &KeyId, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, BackendError> {
-        match self.call(&Request::Sign { id: id.clone(), scheme, message: Octets(message.to_vec()) })? {
-            Answer::Signature(Octets(signature)) => Ok(signature),
-            _ => Err(out_of_step()),
+        match self.call(&Request::Sign { id: id.clone(), scheme, message: Bytes(message.to_vec()) })? {
+            Answer::Signature(Bytes(signature)) => Ok(signature),
+            _ => Err(unexpected_response()),
         }
     }
 
     fn delete(&mut self, id: &KeyId) -> Result<(), BackendError> {
         match self.call(&Request::Delete { id: id.clone() })? {
             Answer::Done => Ok(()),
-            _ => Err(out_of_step()),
+            _ => Err(unexpected_response()),
         }
     }
 
     fn list(&mut self) -> Result<Vec<KeyId>, BackendError> {
         match self.call(&Request::List)? {
             Answer::Keys(keys) => Ok(keys),
-            _ => Err(out_of_step()),
+            _ => Err(unexpected_response()),
         }
     }
 
     fn reference(&mut self, id: &KeyId) -> Result<KeyReference, BackendError> {
         match self.call(&Request::Reference { id: id.clone() })? {
             Answer::Reference(reference) => Ok(reference),
-            _ => Err(out_of_step()),
+            _ => Err(unexpected_response()),
         }
     }
 
     fn usage(&mut self) -> Result<Vec<Resource>, BackendError> {
         match self.call(&Request::Usage)? {
             Answer::Usage(resources) => Ok(resources),
-            _ => Err(out_of_step()),
+            _ => Err(unexpected_response()),
         }
     }
 }
@@ -332,6 +331,6 @@ fn unavailable(detail: String) -> BackendError {
     BackendError::new(BackendErrorKind::Unavailable, detail)
 }
 
-fn out_of_step() -> BackendError {
-    BackendError::new(BackendErrorKind::Corrupt, "the backend child answered another call than it was asked")
+fn unexpected_response() -> BackendError {
+    BackendError::new(BackendErrorKind::Corrupt, "the backend child's response does not match the request")
 }

@@ -1,4 +1,4 @@
-//! The agent's end of a child: starting it, talking to it until a deadline, and ending it, whatever it does.
+//! The agent's side of a child process: start it, exchange messages with a deadline, and stop it, whatever it does.
 
 use std::io::{self, BufReader, PipeReader, Read, Write};
 use std::net::Shutdown;
@@ -16,39 +16,39 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::protocol::{Request, Response, read_frame, write_frame};
 use crate::world::User;
 
-/// Of what the module writes to standard error, the end is kept, octets.
-const LAST_WORDS: usize = 1024;
-/// How long a child that is told to end may take to close its session with the device.
-const FAREWELL: Duration = Duration::from_secs(1);
-/// How long a killed child may take to go; one that waits in the kernel for a device may take for ever.
-const DEATH: Duration = Duration::from_secs(2);
-/// The agent's own conversation with systemd (sd_listen_fds(3), sd_notify(3)) is not for a module.
-const AGENTS_OWN: [&str; 6] =
+/// How much of the end of the module's standard error is kept, in bytes.
+const STDERR_TAIL: usize = 1024;
+/// How long a child may take to close its session with the device and exit.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a killed child may take to exit. If it is blocked in the kernel by a device, it may never exit.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+/// systemd's variables for the agent (sd_listen_fds(3), sd_notify(3)), which a module must not use.
+const SYSTEMD_VARIABLES: [&str; 6] =
     ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// A running child.
 pub(super) struct ChildProcess {
     child: Child,
-    /// Readable as soon as the child has ended; `None` on kernels before 5.3.
+    /// Readable once the child has exited; `None` on kernels before 5.3.
     handle: Option<OwnedFd>,
     stream: BufReader<DeadlineStream>,
     errors: PipeReader,
-    last_words: Vec<u8>,
+    stderr_tail: Vec<u8>,
     started: Instant,
 }
 
-/// Why a child did not answer.
-pub(super) enum Silence {
+/// Why a child did not respond.
+pub(super) enum CallFailure {
     /// The deadline has passed.
-    Late,
-    /// It hung up.
-    Ended,
-    /// What it said makes no sense.
-    Nonsense(String),
+    DeadlineExceeded,
+    /// It closed the connection.
+    Disconnected,
+    /// Its response could not be parsed.
+    Malformed(String),
 }
 
 impl ChildProcess {
-    /// Starts `program` as a child for the backend of this name, which shows in ps(1).
+    /// Starts `program` as a child for the backend with this name, which is visible in ps(1).
     pub(super) fn start(
         program: &Path,
         name: &str,
@@ -56,10 +56,10 @@ impl ChildProcess {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        let (errors, words) = io::pipe()?;
-        // A module that writes more than anybody reads loses it, instead of waiting for ever.
+        let (errors, stderr_writer) = io::pipe()?;
+        // Nonblocking, so that a module that writes more than is read loses output instead of blocking forever.
         rustix::fs::fcntl_setfl(&errors, OFlags::NONBLOCK)?;
-        rustix::fs::fcntl_setfl(&words, OFlags::NONBLOCK)?;
+        rustix::fs::fcntl_setfl(&stderr_writer, OFlags::NONBLOCK)?;
         let mut command = Command::new(program);
         command
             .arg0("pintle")
@@ -68,8 +68,8 @@ impl ChildProcess {
             .envs(environment)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
-            .stderr(Stdio::from(words));
-        for variable in AGENTS_OWN {
+            .stderr(Stdio::from(stderr_writer));
+        for variable in SYSTEMD_VARIABLES {
             command.env_remove(variable);
         }
         if let Some(user) = user {
@@ -78,57 +78,58 @@ impl ChildProcess {
         let child = command.spawn()?;
         let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok();
         let stream = BufReader::new(DeadlineStream { stream: ours, deadline: Instant::now() });
-        Ok(Self { child, handle, stream, errors, last_words: Vec::new(), started: Instant::now() })
+        Ok(Self { child, handle, stream, errors, stderr_tail: Vec::new(), started: Instant::now() })
     }
 
-    /// How long it has been running.
     pub(super) fn age(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// How it has ended, if it has.
-    pub(super) fn ended(&mut self) -> Option<String> {
+    /// How it exited, or `None` if it is running.
+    pub(super) fn exited(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
         Some(self.describe(status))
     }
 
-    /// One call.
-    pub(super) fn exchange(&mut self, request: &Request, deadline: Instant) -> Result<Response, Silence> {
-        let silence = |error: io::Error| match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Silence::Late,
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => Silence::Ended,
-            _ => Silence::Nonsense(error.to_string()),
+    /// Sends a request and waits for the response until `deadline`.
+    pub(super) fn exchange(&mut self, request: &Request, deadline: Instant) -> Result<Response, CallFailure> {
+        let call_failure = |error: io::Error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => CallFailure::DeadlineExceeded,
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
+                CallFailure::Disconnected
+            }
+            _ => CallFailure::Malformed(error.to_string()),
         };
         let stream = self.stream.get_mut();
         stream.deadline = deadline;
-        write_frame(stream, request).map_err(silence)?;
-        let response = read_frame(&mut self.stream).map_err(silence)?.ok_or(Silence::Ended)?;
-        self.listen();
+        write_frame(stream, request).map_err(call_failure)?;
+        let response = read_frame(&mut self.stream).map_err(call_failure)?.ok_or(CallFailure::Disconnected)?;
+        self.read_stderr();
         Ok(response)
     }
 
-    /// Waits for the end of a child that hung up, and kills it if it only pretends. Answers how it ended, or `None` if
-    /// it does not go.
-    pub(super) fn bury(&mut self) -> Option<String> {
-        self.wait(FAREWELL);
+    /// Waits for a child that closed its connection to exit, and kills it if it does not. Returns how it exited, or
+    /// `None` if it still runs.
+    pub(super) fn reap(&mut self) -> Option<String> {
+        self.wait(EXIT_TIMEOUT);
         self.kill()
     }
 
-    /// Kills it. Answers how it ended, or `None` if it does not go.
+    /// Kills the child. Returns how it exited, or `None` if it still runs.
     pub(super) fn kill(&mut self) -> Option<String> {
         let _ = self.child.kill();
-        self.wait(DEATH);
+        self.wait(KILL_TIMEOUT);
         match self.child.try_wait() {
             Ok(Some(status)) => Some(self.describe(status)),
             Ok(None) => None,
-            Err(error) => Some(format!("ended in a way that is not known ({error})")),
+            Err(error) => Some(format!("exited with an unknown status ({error})")),
         }
     }
 
-    /// Waits until it has ended, and whether it has within this time.
+    /// Waits for the child to exit, for at most this time; returns whether it has.
     fn wait(&mut self, time: Duration) -> bool {
         let Some(handle) = &self.handle else {
-            // Without a handle there is no waiting with an end.
+            // Without a pidfd, waiting with a timeout is not possible.
             return matches!(self.child.try_wait(), Ok(Some(_))) || {
                 std::thread::sleep(time / 10);
                 matches!(self.child.try_wait(), Ok(Some(_)))
@@ -136,49 +137,56 @@ impl ChildProcess {
         };
         let timeout =
             Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(0), tv_nsec: i64::from(time.subsec_nanos()) };
-        let ended = || poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timeout));
-        matches!(rustix::io::retry_on_intr(ended), Ok(1..)) && matches!(self.child.try_wait(), Ok(Some(_)))
+        let exited = || poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timeout));
+        matches!(rustix::io::retry_on_intr(exited), Ok(1..)) && matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    /// Keeps the end of what it wrote to standard error.
-    fn listen(&mut self) {
-        let mut octets = [0; LAST_WORDS];
-        while let Ok(read @ 1..) = self.errors.read(&mut octets) {
-            self.last_words.extend_from_slice(&octets[..read]);
-            let surplus = self.last_words.len().saturating_sub(LAST_WORDS);
-            self.last_words.drain(..surplus);
+    /// Reads standard error, and keeps the end of it.
+    fn read_stderr(&mut self) {
+        let mut bytes = [0; STDERR_TAIL];
+        while let Ok(read @ 1..) = self.errors.read(&mut bytes) {
+            self.stderr_tail.extend_from_slice(&bytes[..read]);
+            let surplus = self.stderr_tail.len().saturating_sub(STDERR_TAIL);
+            self.stderr_tail.drain(..surplus);
         }
     }
 
     fn describe(&mut self, status: ExitStatus) -> String {
         let mut text = match (status.signal(), status.code()) {
             (Some(signal), _) => format!("was killed by signal {signal}{}", signal_name(signal)),
-            (None, Some(code)) => format!("ended with exit code {code}"),
-            (None, None) => "ended".to_owned(),
+            (None, Some(code)) => format!("exited with code {code}"),
+            (None, None) => "exited".to_owned(),
         };
-        self.listen();
-        let words = String::from_utf8_lossy(&self.last_words);
-        let last: String =
-            words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().chars().take(200).collect();
+        self.read_stderr();
+        let text_tail = String::from_utf8_lossy(&self.stderr_tail);
+        let last: String = text_tail
+            .lines()
+            .rfind(|line| !line.trim().is_empty())
+            .unwrap_or_default()
+            .trim()
+            .chars()
+            .take(200)
+            .collect();
         if !last.is_empty() {
-            text += &format!(", and its last words were {last:?}");
+            text += &format!(", after writing {last:?} to standard error");
         }
         text
     }
 }
 
 impl Drop for ChildProcess {
-    /// Hangs up, so that the child closes its session with the device and ends; and kills it if it does not.
+    /// Closes the connection, so that the child closes its session with the device and exits. Kills it if it does
+    /// not.
     fn drop(&mut self) {
         let _ = self.stream.get_ref().stream.shutdown(Shutdown::Both);
-        if !matches!(self.child.try_wait(), Ok(Some(_))) && !self.wait(FAREWELL) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) && !self.wait(EXIT_TIMEOUT) {
             let _ = self.child.kill();
-            self.wait(DEATH);
+            self.wait(KILL_TIMEOUT);
         }
     }
 }
 
-/// The name of a signal, in brackets.
+/// A signal's name in brackets, with a leading space.
 fn signal_name(signal: i32) -> &'static str {
     use rustix::process::Signal;
     match Signal::from_named_raw(signal) {
@@ -197,7 +205,7 @@ fn signal_name(signal: i32) -> &'static str {
     }
 }
 
-/// A socket whose every read and write ends at one deadline.
+/// A socket with one deadline for all reads and writes.
 struct DeadlineStream {
     stream: UnixStream,
     deadline: Instant,

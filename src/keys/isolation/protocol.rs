@@ -1,6 +1,6 @@
-//! What agent and child say to each other: frames of four octets of length (big endian) and that many octets of JSON.
+//! The protocol between agent and child: frames of a 4-byte big-endian length followed by that many bytes of JSON.
 //!
-//! Both ends are the same program, so there is no version.
+//! Both sides are the same executable, so the protocol has no version.
 
 use std::io::{self, Read, Write};
 
@@ -12,21 +12,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::keys::ModuleConfiguration;
 
-/// The longest frame, octets. The longest messages that are signed have a mebioctet.
+/// Limit on a frame's length, in bytes. The longest messages to sign are 1 MiB, before base64.
 const MAXIMUM_LENGTH: usize = 4 << 20;
 
-/// A call.
+/// A call of the agent.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Request {
-    /// Open the module; comes first, and again after it could not be opened.
+    /// Opens the module. Sent first, and again after it failed.
     Open(ModuleConfiguration),
     /// [`KeyBackend::generate`](pintle_plugins_api::KeyBackend::generate).
     Generate { id: KeyId, algorithm: KeyAlgorithm },
     /// [`KeyBackend::public_key`](pintle_plugins_api::KeyBackend::public_key).
     PublicKey { id: KeyId },
     /// [`KeyBackend::sign`](pintle_plugins_api::KeyBackend::sign).
-    Sign { id: KeyId, scheme: SignatureScheme, message: Octets },
+    Sign { id: KeyId, scheme: SignatureScheme, message: Bytes },
     /// [`KeyBackend::delete`](pintle_plugins_api::KeyBackend::delete).
     Delete { id: KeyId },
     /// [`KeyBackend::list`](pintle_plugins_api::KeyBackend::list).
@@ -38,7 +38,7 @@ pub(super) enum Request {
 }
 
 impl Request {
-    /// The call's name, for messages.
+    /// The call's name, for error messages.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Open(_) => "open",
@@ -53,39 +53,38 @@ impl Request {
     }
 }
 
-/// What a call answers when it succeeds.
+/// The result of a successful call.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Answer {
-    /// Opened, or deleted.
+    /// The result of `Open` and `Delete`.
     Done,
     /// A key.
     PublicKey(PublicKey),
     /// A signature.
-    Signature(Octets),
+    Signature(Bytes),
     /// The keys.
     Keys(Vec<KeyId>),
-    /// How a consumer names a key.
+    /// How a consumer refers to a key.
     Reference(KeyReference),
-    /// What is taken of the device's room.
+    /// The device's resources, and how much of them is in use.
     Usage(Vec<Resource>),
 }
 
-/// What the child answers.
 pub(super) type Response = Result<Answer, BackendError>;
 
-/// Octets, base64 in JSON.
+/// Bytes, as base64 in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(super) struct Octets(pub(super) Vec<u8>);
+pub(super) struct Bytes(pub(super) Vec<u8>);
 
-impl From<Octets> for String {
-    fn from(octets: Octets) -> Self {
-        BASE64.encode(octets.0)
+impl From<Bytes> for String {
+    fn from(bytes: Bytes) -> Self {
+        BASE64.encode(bytes.0)
     }
 }
 
-impl TryFrom<String> for Octets {
+impl TryFrom<String> for Bytes {
     type Error = base64::DecodeError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
@@ -93,24 +92,24 @@ impl TryFrom<String> for Octets {
     }
 }
 
-/// Writes one frame in one go, so that the reader wakes up once.
+/// Writes a frame with a single call, so that the reader wakes up once.
 pub(super) fn write_frame(writer: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
     let mut frame = vec![0; 4];
     serde_json::to_writer(&mut frame, message)?;
     let length = frame.len() - 4;
     if length > MAXIMUM_LENGTH {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a frame of {length} octets is too long")));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a frame of {length} bytes is too long")));
     }
     frame[..4].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
     writer.write_all(&frame)
 }
 
-/// Reads one frame; `None` if the other end has hung up before it.
+/// Reads a frame; `None` if the peer closed the connection before it.
 pub(super) fn read_frame<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     let read = loop {
         match reader.read(&mut length) {
-            // A socket with a time limit is interrupted whenever the process is stopped and continued (signal(7)).
+            // Reading a socket with a timeout fails with EINTR when the process is stopped and continued (signal(7)).
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             read => break read?,
         }
@@ -121,11 +120,11 @@ pub(super) fn read_frame<T: DeserializeOwned>(reader: &mut impl Read) -> io::Res
     reader.read_exact(&mut length[read..])?;
     let length = u32::from_be_bytes(length) as usize;
     if length > MAXIMUM_LENGTH {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} octets is too long")));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes is too long")));
     }
     let mut frame = vec![0; length];
     reader.read_exact(&mut frame)?;
-    // A plugin's configuration may hold a secret.
+    // Without the parser's message, which quotes the input: a plugin's configuration may contain a secret.
     let parsed = serde_json::from_slice(&frame);
     parsed.map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, crate::parse_error::json(&error)))
 }
@@ -134,7 +133,7 @@ pub(super) fn read_frame<T: DeserializeOwned>(reader: &mut impl Read) -> io::Res
 mod tests {
     use super::*;
 
-    /// Every other read is interrupted.
+    /// Every second read fails with EINTR.
     struct Interrupted<'a>(&'a [u8], bool);
 
     impl Read for Interrupted<'_> {
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_read_goes_on() {
+    fn an_interrupted_read_is_retried() {
         let mut wire = Vec::new();
         write_frame(&mut wire, &Request::List).expect("written");
         let mut reader = Interrupted(&wire, false);
@@ -154,22 +153,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_nonsense_is_an_error() {
+    fn frames_round_trip_and_malformed_ones_are_errors() {
         let mut wire = Vec::new();
         let id = KeyId::new(*b"a/\0").expect("an id");
-        let request = Request::Sign {
-            id: id.clone(),
-            scheme: SignatureScheme::EcdsaP256Sha256,
-            message: Octets(vec![0, 255, 7]),
-        };
+        let request =
+            Request::Sign { id: id.clone(), scheme: SignatureScheme::EcdsaP256Sha256, message: Bytes(vec![0, 255, 7]) };
         write_frame(&mut wire, &request).expect("written");
         match read_frame(&mut wire.as_slice()).expect("read") {
             Some(Request::Sign { id: read, message, .. }) => assert_eq!((read, message.0), (id, vec![0, 255, 7])),
-            _ => panic!("another request"),
+            _ => panic!("a different request"),
         }
         assert!(read_frame::<Request>(&mut &b""[..]).expect("the end").is_none());
-        for nonsense in [&b"\0\0"[..], b"\0\0\0\x05abc", b"\xff\xff\xff\xff", b"\0\0\0\x02{}"] {
-            assert!(read_frame::<Request>(&mut &*nonsense).is_err(), "{nonsense:?}");
+        for malformed in [&b"\0\0"[..], b"\0\0\0\x05abc", b"\xff\xff\xff\xff", b"\0\0\0\x02{}"] {
+            assert!(read_frame::<Request>(&mut &*malformed).is_err(), "{malformed:?}");
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use super::Server;
 use crate::telemetry::metrics;
 use crate::world::clock::now;
+use crate::world::task;
 
 /// Clients that send no request within this time are disconnected.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,16 +28,16 @@ const AT_ONCE: usize = 16;
 /// If the address cannot be listened on.
 pub async fn serve(address: SocketAddr, server: Server) -> io::Result<()> {
     let listener = TcpListener::bind(address).await?;
-    tokio::spawn(async move {
+    task::spawn(async move {
         let places = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
         while let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await {
             let Ok((stream, _)) = listener.accept().await else {
                 // Out of descriptors, most likely: others will be closed.
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                task::sleep(Duration::from_millis(100)).await;
                 continue;
             };
             let server = server.clone();
-            tokio::spawn(async move {
+            task::spawn(async move {
                 let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &server))));
                 let mut connection = hyper::server::conn::http1::Builder::new();
                 connection.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);

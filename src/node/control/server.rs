@@ -1,7 +1,6 @@
 //! The agent's side of the control socket.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use crate::node::IdentityHandle;
 use crate::parse_error;
 use crate::store::{Journal, JournalError};
 use crate::telemetry::{BackendStatus, IdentityStatus, Phase, State, Status, Telemetry};
+use crate::world::{Files as _, SystemFiles, task};
 
 /// The longest request, in bytes.
 const MAXIMUM_REQUEST: u64 = 1 << 16;
@@ -44,20 +44,20 @@ pub struct Server {
 /// If the socket cannot be made.
 pub fn serve(path: &Path, server: Server) -> io::Result<()> {
     // One of an agent that was killed; the lock on the state directory says that no other lives.
-    match std::fs::remove_file(path) {
+    match SystemFiles.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    tokio::spawn(async move {
+    SystemFiles.set_mode(path, 0o600)?;
+    task::spawn(async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    tokio::spawn(answer(stream, server.clone()));
+                    task::spawn(answer(stream, server.clone()));
                 }
                 // Out of descriptors, most likely: others will be closed.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(_) => task::sleep(Duration::from_millis(100)).await,
             }
         }
     });
@@ -68,7 +68,7 @@ async fn answer(stream: UnixStream, server: Server) {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
     let mut reader = BufReader::new(reader.take(MAXIMUM_REQUEST));
-    let read = tokio::time::timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await;
+    let read = task::timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await;
     if !matches!(read, Ok(Ok(_))) {
         return;
     }

@@ -1,8 +1,9 @@
-//! pintle's first certificate beside that of client-go's certificate manager: `tests/bench/first_certificate/run`.
+//! Benchmarks pintle's first certificate against client-go's certificate manager. Run with
+//! `tests/bench/first_certificate/run`.
 //!
-//! Each round starts every program once, as a whole process, against one real control plane: it reads a bootstrap
-//! kubeconfig, generates a P-256 key, has its request approved and signed, and publishes the pair. Ratios are taken within
-//! a round, so that what else the machine does falls on both sides. Nothing is asserted.
+//! Each round runs every program once, as a whole process, against one real control plane: it reads a bootstrap
+//! kubeconfig, generates a P-256 key, has its request approved and signed, and publishes the pair. Ratios are
+//! computed within a round, so that other load on the machine affects both sides. Nothing is asserted.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,38 +13,37 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use pintle_test_support::{BootstrapCredential, ControlPlane, Options, ScratchDirectory};
 
-/// The program built from `client_go/`.
+/// The path of the program built from `client_go/`.
 const CLIENT_GO: &str = "PINTLE_BENCH_CLIENT_GO";
-/// Another pintle, such as that of before a change, which gets a column too.
+/// The path of another pintle for comparison, such as one from before a change.
 const OTHER: &str = "PINTLE_BENCH_OTHER";
 const ROUNDS: usize = 25;
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A program, and how it is told what to do.
+/// A program, and how to get its arguments.
 struct Program {
     name: &'static str,
     path: PathBuf,
     arguments: fn(&Bed, &Path, &str) -> Vec<String>,
 }
 
-/// What all programs share.
 struct Bed {
     bootstrap_kubeconfig: String,
     scratch: ScratchDirectory,
 }
 
-/// What a process has taken, in milliseconds.
+/// A process's times in milliseconds.
 #[derive(Clone, Copy)]
 struct Figures {
-    /// From its start to the pair being current.
+    /// From its start until the pair is current.
     published: f64,
-    /// From its start to its end; pintle has by then also tried the certificate and left nothing to do.
+    /// From its start until it exits. By then, pintle has also tested the certificate and cleaned up.
     exited: f64,
-    /// On processors, in user space and the kernel.
+    /// CPU time in user space and kernel.
     cpu: f64,
 }
 
-/// A row's title, and which of the figures it shows.
+/// A row's title and figure.
 type Row = (&'static str, fn(&Figures) -> f64);
 
 fn main() {
@@ -57,7 +57,7 @@ fn main() {
     };
     let programs = programs();
     let mut rounds: Vec<Vec<Figures>> = Vec::new();
-    // The first round finds nothing in any cache and does not count.
+    // The first round warms the caches and is not counted.
     for round in 0..=ROUNDS {
         let mut figures: Vec<(usize, Figures)> = Vec::new();
         for turn in 0..programs.len() {
@@ -125,7 +125,7 @@ fn measure(bed: &Bed, program: &Program, node: &str) -> Figures {
     let exited = started.elapsed();
     let said = || std::fs::read_to_string(directory.join("log")).unwrap_or_default();
     assert!(status.success(), "{} failed: {}", program.name, said());
-    // It may be published between the last look and the end.
+    // It may have been published between the last check and the exit.
     let published = published.or_else(|| current.exists().then_some(exited)).expect("there is a pair");
     Figures { published: milliseconds(published), exited: milliseconds(exited), cpu: cpu_of_children() - cpu }
 }
@@ -134,7 +134,7 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// What the processes that have ended and been waited for have taken, in milliseconds.
+/// CPU time of all children that have exited and been waited for, in milliseconds.
 fn cpu_of_children() -> f64 {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("the kernel keeps account");
     let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
@@ -152,7 +152,7 @@ fn print(programs: &[Program], rounds: &[Vec<Figures>]) {
     println!();
     let rows: [Row; 3] = [
         ("from start to the current pair", |figures| figures.published),
-        ("from start to end", |figures| figures.exited),
+        ("from start to exit", |figures| figures.exited),
         ("CPU of the whole process", |figures| figures.cpu),
     ];
     for (title, figure) in rows {

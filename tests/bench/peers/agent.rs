@@ -1,4 +1,4 @@
-//! pintle itself, as an operator runs it, with a certificate that it finds in its cert-dir and adopts.
+//! pintle as an operator runs it, with a certificate that it finds in its cert-dir.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,28 +16,28 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::authority::{Authority, NODE, Pair};
 use crate::exact::{ExactCertificates, fast_provider};
-use crate::load::Entrance;
+use crate::load::ProxyAddress;
 use crate::peers::{Proxy, free_address};
 use crate::process::Process;
 use crate::server::KeyExchange;
 
 const PIN: &str = "31415926";
 
-/// What an agent speaks as.
+/// The agent's credential.
 #[derive(Clone)]
 pub(crate) enum Identity {
-    /// With its key in a file.
+    /// The key is in a file.
     File(Rc<Pair>),
-    /// With its key in a token.
+    /// The key is in a token.
     Token(Rc<Token>),
 }
 
-/// The directory of the local side's certificates: one for all proxies, made by the first pintle that runs.
+/// The directory with the local side's certificates: shared by all proxies, created by the first pintle that runs.
 #[derive(Clone)]
 pub(crate) struct LocalSide(pub(crate) PathBuf);
 
 impl LocalSide {
-    /// The local certificate and its key, without the client's certificate that pintle keeps with them.
+    /// Writes the local certificate and its key, without the client certificate that pintle stores with them.
     pub(crate) fn write_pair(&self, path: &Path) {
         let text = std::fs::read_to_string(self.listener()).expect("pintle's local certificates");
         let blocks = pem::parse_many(text).expect("PEM");
@@ -46,7 +46,7 @@ impl LocalSide {
         std::fs::write(path, format!("{certificate}{key}")).expect("a file");
     }
 
-    /// The server's certificate, the client's, and the server's key.
+    /// The file with the server certificate, client certificate and server key.
     fn listener(&self) -> PathBuf {
         self.0.join("client/listener.pem")
     }
@@ -55,7 +55,7 @@ impl LocalSide {
         self.0.join("client/ca.crt")
     }
 
-    /// The TLS of a local client: a full handshake each time, as client-go makes.
+    /// The TLS configuration of a local client: a full handshake every time, as in client-go.
     pub(crate) fn client(&self) -> Arc<ClientConfig> {
         let file = |name: &str| self.0.join("client").join(name);
         let provider = Arc::new(fast_provider(KeyExchange::Classic.groups()));
@@ -66,7 +66,7 @@ impl LocalSide {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(ExactCertificates::new(vec![server], &provider)))
+            .with_custom_certificate_verifier(Arc::new(ExactCertificates::verifier(vec![server], &provider)))
             .with_client_auth_cert(vec![client], key)
             .expect("the client's pair");
         config.resumption = rustls::client::Resumption::disabled();
@@ -74,7 +74,7 @@ impl LocalSide {
     }
 }
 
-/// A SoftHSM2 token with the node's key in it.
+/// A SoftHSM2 token that contains the node's key.
 pub(crate) struct Token {
     directory: PathBuf,
     module: PathBuf,
@@ -82,8 +82,8 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Sets the token up and has pintle's own backend make the key; `None` if SoftHSM2 is not installed. SOFTHSM2_CONF
-    /// must name `directory`/softhsm2.conf.
+    /// Sets up the token, and generates the key with pintle's own backend; `None` if SoftHSM2 is not installed.
+    /// SOFTHSM2_CONF must be set to `directory`/softhsm2.conf.
     pub(crate) fn new(directory: &Path, authority: &Authority) -> Option<Self> {
         let module = ["/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/lib/aarch64-linux-gnu/softhsm"]
             .iter()
@@ -113,7 +113,6 @@ impl Token {
         Some(Self { directory: directory.to_owned(), module, identity: authority.node_of(key.as_der()) })
     }
 
-    /// The certificate.
     pub(crate) fn identity(&self) -> &Pair {
         &self.identity
     }
@@ -128,7 +127,7 @@ impl Token {
     }
 }
 
-/// An agent with its proxy, whose configuration and certificate are in place.
+/// An agent with a proxy; its configuration and certificate are written, but it is not started.
 pub(crate) struct Agent {
     name: &'static str,
     directory: PathBuf,
@@ -137,7 +136,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Puts a copy of `program`, a configuration and a pair in place. The API server of its kubeconfig is the common
+    /// Copies `program`, and writes a configuration and a pair. The API server in its kubeconfig is the common
     /// server.
     pub(crate) fn new(
         name: &'static str,
@@ -153,7 +152,7 @@ impl Agent {
         };
         let agent = Self { name, directory: directory.join(name.replace(' ', "-")), address: free_address(), local };
         std::fs::create_dir_all(agent.path("pki")).expect("a directory");
-        // A copy, so that no two of them share the program's pages.
+        // A copy, so that two agents do not share the program's pages.
         std::fs::copy(program, agent.path("pintle")).expect("a copy of the program");
         std::fs::write(agent.path("pki/kubelet-client-current.pem"), pair).expect("the pair");
         let kubeconfig = serde_json::json!({
@@ -188,7 +187,7 @@ impl Agent {
         self.directory.join(name)
     }
 
-    /// Starts it, and waits until its proxy speaks as the certificate.
+    /// Starts the agent, and waits until its proxy uses the certificate.
     pub(crate) fn start(&self) -> Proxy {
         let mut command = Command::new(self.path("pintle"));
         command.args(["run", "--log-format=json", "--config"]).arg(self.path("config.toml"));
@@ -197,8 +196,8 @@ impl Agent {
         Proxy {
             name: self.name,
             process,
-            tls: Some(Entrance::Tls(self.address, self.local.client())),
-            unix: Entrance::Unix(self.path("proxy.sock")),
+            tls: Some(ProxyAddress::Tls(self.address, self.local.client())),
+            unix: ProxyAddress::Unix(self.path("proxy.sock")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The benchmark's own authority: of the common server, and of the identity that every proxy speaks as.
+//! The benchmark's own CA, for the common server and for the node certificate that all proxies use.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -9,13 +9,13 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The name of the node that the identity is of.
+/// The node name in the node certificate.
 pub(crate) const NODE: &str = "bench";
 
 /// An authority of P-256 keys.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-/// A certificate, and where its private key is not in a device, that.
+/// A certificate, and its private key unless that is in a device.
 pub(crate) struct Pair {
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) pem: String,
@@ -23,13 +23,13 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// The private key of a pair that has one.
+    /// The private key; panics if it is in a device.
     pub(crate) fn private_key(&self) -> PrivateKeyDer<'static> {
         let key = self.key.as_ref().expect("a key that is in no device").serialize_der();
         PrivateKeyDer::try_from(key).expect("PKCS#8")
     }
 
-    /// Certificate and key, one file each.
+    /// Writes certificate and key to one file each.
     pub(crate) fn write(&self, directory: &Path) -> (PathBuf, PathBuf) {
         let (certificate, key) = (directory.join("node.crt"), directory.join("node.key"));
         std::fs::write(&certificate, &self.pem).expect("a file");
@@ -41,7 +41,7 @@ impl Pair {
         self.key.as_ref().map(KeyPair::serialize_pem).unwrap_or_default()
     }
 
-    /// The kubelet's layout: the chain, then the key unless it is in a device.
+    /// The kubelet's format: the chain, then the key unless it is in a device.
     pub(crate) fn published(&self) -> String {
         format!("{}{}", self.pem, self.key_pem())
     }
@@ -49,7 +49,7 @@ impl Pair {
 
 impl Authority {
     pub(crate) fn new() -> Self {
-        let mut parameters = parameters("benchmark authority");
+        let mut parameters = parameters("benchmark CA");
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         Self(CertifiedIssuer::self_signed(parameters, KeyPair::generate().expect("a key")).expect("an authority"))
@@ -75,7 +75,7 @@ impl Authority {
         self.issue_new(node_parameters())
     }
 
-    /// The node's certificate for a key in a device, whose SubjectPublicKeyInfo this is.
+    /// A node certificate for a key in a device, given as SubjectPublicKeyInfo.
     pub(crate) fn node_of(&self, public_key: &[u8]) -> Pair {
         let public_key = SubjectPublicKeyInfo::from_der(public_key).expect("a public key");
         self.issue(node_parameters(), &public_key, None)

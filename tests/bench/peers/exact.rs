@@ -1,12 +1,12 @@
-//! TLS that costs the generator and the server as little as can be, so that they leave the processors to the proxies.
+//! TLS configurations that use as little CPU as possible in the load generator and the server, to leave it to the
+//! proxies.
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms, aws_lc_rs};
+use pintle::tls::{ClientCertificates, ServerCertificates, Verifier};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{CertificateError, Error};
 
-/// These key exchanges, and AES-128-GCM before the other ciphers.
+/// A provider with these key exchanges, which prefers AES-128-GCM.
 pub(crate) fn fast_provider(groups: Vec<&'static dyn SupportedKxGroup>) -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = groups;
@@ -15,104 +15,38 @@ pub(crate) fn fast_provider(groups: Vec<&'static dyn SupportedKxGroup>) -> Crypt
     provider
 }
 
-/// Exactly these certificates are good, and their keys must have signed; no chain is built.
+/// Accepts exactly these certificates, and verifies only the handshake signature, not a chain.
 #[derive(Debug)]
-pub(crate) struct ExactCertificates {
-    certificates: Vec<CertificateDer<'static>>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
+pub(crate) struct ExactCertificates(Vec<CertificateDer<'static>>);
 
 impl ExactCertificates {
-    pub(crate) fn new(certificates: Vec<CertificateDer<'static>>, provider: &CryptoProvider) -> Self {
-        Self { certificates, algorithms: provider.signature_verification_algorithms }
+    pub(crate) fn verifier(certificates: Vec<CertificateDer<'static>>, provider: &CryptoProvider) -> Verifier<Self> {
+        Verifier::new(Self(certificates), provider)
     }
 
-    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
-        if self.certificates.iter().any(|certificate| certificate == leaf) {
+    fn verdict(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+        if self.0.iter().any(|certificate| certificate == leaf) {
             Ok(())
         } else {
-            Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))
+            Err(CertificateError::UnknownIssuer.into())
         }
     }
+}
 
-    fn verify(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
+impl ClientCertificates for ExactCertificates {
+    fn check(&self, leaf: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<(), Error> {
+        self.verdict(leaf)
     }
 }
 
-impl ClientCertVerifier for ExactCertificates {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.check(leaf).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.3 only".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verify(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-impl ServerCertVerifier for ExactCertificates {
-    fn verify_server_cert(
+impl ServerCertificates for ExactCertificates {
+    fn check(
         &self,
         leaf: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: &ServerName<'_>,
-        _: &[u8],
         _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.check(leaf).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.3 only".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verify(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+    ) -> Result<(), Error> {
+        self.verdict(leaf)
     }
 }

@@ -1,4 +1,4 @@
-//! The load: HTTP/1.1 clients that check what they are answered.
+//! The load: HTTP/1.1 clients that check the responses.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,25 +14,24 @@ use tokio_rustls::TlsConnector;
 
 use crate::server::content_length;
 
-/// What is written at once of a long request.
-const PIECE: usize = 64 << 10;
+/// Write size for large requests, in bytes.
+const WRITE_SIZE: usize = 64 << 10;
 const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
 
-/// How a proxy is reached.
+/// How to connect to a proxy.
 #[derive(Clone)]
-pub(crate) enum Entrance {
+pub(crate) enum ProxyAddress {
     Tls(SocketAddr, Arc<ClientConfig>),
     Unix(PathBuf),
 }
 
-/// Where octets go.
+/// The direction of a transfer.
 #[derive(Clone, Copy)]
 pub(crate) enum Direction {
     ToClient,
     ToServer,
 }
 
-/// An open connection.
 pub(crate) struct Connection {
     stream: Box<dyn Stream>,
     received: Vec<u8>,
@@ -43,27 +42,27 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Connection {
-    pub(crate) async fn open(entrance: &Entrance) -> std::io::Result<Self> {
-        let stream: Box<dyn Stream> = match entrance {
-            Entrance::Tls(address, config) => {
+    pub(crate) async fn open(address: &ProxyAddress) -> std::io::Result<Self> {
+        let stream: Box<dyn Stream> = match address {
+            ProxyAddress::Tls(address, config) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
                 let name = ServerName::try_from("localhost").expect("a name");
                 Box::new(TlsConnector::from(Arc::clone(config)).connect(name, stream).await?)
             }
-            Entrance::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            ProxyAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
         };
         Ok(Self { stream, received: Vec::new() })
     }
 
-    /// A small request and its answer.
-    pub(crate) async fn ask(&mut self) -> std::io::Result<()> {
+    /// Sends a small request and reads the response.
+    pub(crate) async fn request(&mut self) -> std::io::Result<()> {
         self.stream.write_all(REQUEST).await?;
         self.stream.flush().await?;
         self.answer().await.map(drop)
     }
 
-    /// Reads an answer, and says how long its body was.
+    /// Reads a response, and returns the length of its body.
     async fn answer(&mut self) -> std::io::Result<usize> {
         let end = loop {
             if let Some(end) = self.received.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -78,7 +77,7 @@ impl Connection {
         let length = content_length(&head);
         let mut left = length - (self.received.len() - end);
         self.received.clear();
-        self.received.reserve(left.min(4 * PIECE));
+        self.received.reserve(left.min(4 * WRITE_SIZE));
         while left > 0 {
             self.received.clear();
             match self.stream.read_buf(&mut self.received).await? {
@@ -90,7 +89,7 @@ impl Connection {
         Ok(length)
     }
 
-    /// Moves so many octets.
+    /// Transfers `size` bytes.
     async fn transfer(&mut self, size: usize, direction: Direction) -> std::io::Result<()> {
         match direction {
             Direction::ToClient => {
@@ -102,10 +101,10 @@ impl Connection {
             Direction::ToServer => {
                 let request = format!("PUT /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
                 self.stream.write_all(request.as_bytes()).await?;
-                let piece = vec![b'.'; PIECE];
+                let piece = vec![b'.'; WRITE_SIZE];
                 let mut left = size;
                 while left > 0 {
-                    let count = left.min(PIECE);
+                    let count = left.min(WRITE_SIZE);
                     self.stream.write_all(&piece[..count]).await?;
                     left -= count;
                 }
@@ -116,7 +115,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Says goodbye, and waits until the other side has ended in its own way: not every proxy passes close_notify on.
+    /// Closes the connection, and waits until the peer has closed it too, with or without close_notify: not every
+    /// proxy relays it.
     async fn close(mut self) -> std::io::Result<()> {
         self.stream.shutdown().await?;
         while let Ok(1..) = self.stream.read_buf(&mut self.received).await {}
@@ -124,16 +124,17 @@ impl Connection {
     }
 }
 
-/// Opens, uses once and closes so many connections, so many at once, and says how long that took.
-pub(crate) async fn connections(entrance: &Entrance, count: usize, at_once: usize) -> std::io::Result<Duration> {
+/// Opens `count` connections, `at_once` in parallel, sends one request on each, and closes them. Returns the total
+/// time.
+pub(crate) async fn connections(address: &ProxyAddress, count: usize, at_once: usize) -> std::io::Result<Duration> {
     let (started, begun) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..at_once {
-        let (entrance, begun) = (entrance.clone(), Arc::clone(&begun));
+        let (address, begun) = (address.clone(), Arc::clone(&begun));
         tasks.spawn(async move {
             while begun.fetch_add(1, Ordering::Relaxed) < count {
-                let mut connection = Connection::open(&entrance).await?;
-                connection.ask().await?;
+                let mut connection = Connection::open(&address).await?;
+                connection.request().await?;
                 connection.close().await?;
             }
             Ok(())
@@ -143,7 +144,7 @@ pub(crate) async fn connections(entrance: &Entrance, count: usize, at_once: usiz
     Ok(started.elapsed())
 }
 
-/// The times of so many requests over open connections, sorted.
+/// The sorted durations of `count` requests over open connections.
 pub(crate) async fn requests(connections: Vec<Connection>, count: usize) -> std::io::Result<Vec<Duration>> {
     let share = count / connections.len();
     let mut tasks = tokio::task::JoinSet::new();
@@ -152,7 +153,7 @@ pub(crate) async fn requests(connections: Vec<Connection>, count: usize) -> std:
             let mut times = Vec::with_capacity(share);
             for _ in 0..share {
                 let started = Instant::now();
-                connection.ask().await?;
+                connection.request().await?;
                 times.push(started.elapsed());
             }
             Ok(times)
@@ -163,7 +164,7 @@ pub(crate) async fn requests(connections: Vec<Connection>, count: usize) -> std:
     Ok(times)
 }
 
-/// Moves so many octets in all over so many connections, which are open already, and says how long that took.
+/// Transfers `size` bytes in total over open connections. Returns the total time.
 pub(crate) async fn transfer(
     connections: &mut Vec<Connection>,
     size: usize,
@@ -181,12 +182,12 @@ pub(crate) async fn transfer(
     Ok(started.elapsed())
 }
 
-/// So many open connections, each used once.
-pub(crate) async fn open(entrance: &Entrance, count: usize) -> std::io::Result<Vec<Connection>> {
+/// Opens `count` connections and sends one request on each.
+pub(crate) async fn open(address: &ProxyAddress, count: usize) -> std::io::Result<Vec<Connection>> {
     let mut connections = Vec::with_capacity(count);
     for _ in 0..count {
-        let mut connection = Connection::open(entrance).await?;
-        connection.ask().await?;
+        let mut connection = Connection::open(address).await?;
+        connection.request().await?;
         connections.push(connection);
     }
     Ok(connections)

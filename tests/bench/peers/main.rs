@@ -1,9 +1,9 @@
-//! pintle's credential proxy beside those that people use instead: `tests/bench/proxy`.
+//! Benchmarks pintle's credential proxy against other proxies. Run with `tests/bench/proxy`.
 //!
-//! Every proxy does the same: it takes a local connection, over TLS with a client certificate or over a unix socket, and
-//! opens one to the common server as the node, with the same key and certificate. What it costs is read from the time
-//! that its own processes have spent on a processor, which is the steadiest figure on a machine that does other things
-//! too. The proxies take turns within each round, and ratios are taken within a round. Nothing is asserted.
+//! Every proxy does the same: it accepts a local connection, over TLS with a client certificate or over a unix
+//! socket, and opens one to the common server as the node, with the same key and certificate. Its cost is measured as
+//! the CPU time of its processes, which is the most stable figure on a machine with other load. The proxies take
+//! turns within each round, and ratios are computed within a round. Nothing is asserted.
 
 mod agent;
 mod authority;
@@ -21,22 +21,23 @@ use std::rc::Rc;
 
 use agent::{Agent, Identity, LocalSide, Token};
 use authority::Authority;
-use measure::{Extent, Measurement};
+use measure::{Measurement, Workload};
 use peers::{Job, Proxy};
 use server::KeyExchange;
 use table::{GENERAL, PINTLE, PINTLE_HYBRID, PINTLE_OTHER, PINTLE_TOKEN};
 
-/// Set in the process that measures: SoftHSM2 reads where its token is from the environment, so that is set first.
+/// Set in the process that measures: SoftHSM2 reads its configuration from the environment, which is set for it
+/// first.
 const DIRECTORY: &str = "PINTLE_BENCH_DIRECTORY";
-/// Where ghostunnel is.
+/// The path of ghostunnel.
 const GHOSTUNNEL: &str = "PINTLE_BENCH_GHOSTUNNEL";
-/// Where another pintle is, such as that of before a change: it gets a column too.
+/// The path of another pintle for comparison, such as one from before a change.
 const OTHER: &str = "PINTLE_BENCH_OTHER";
 
 fn main() {
     let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else {
         let directory = tempfile::tempdir().expect("a directory");
-        // The workers of a proxy that was started as root may be somebody else.
+        // The workers of a proxy that is started as root may run as another user.
         std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .expect("its mode");
         let status = Command::new(std::env::current_exe().expect("this program"))
@@ -49,39 +50,40 @@ fn main() {
         std::process::exit(status.code().unwrap_or(1));
     };
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let extent = if arguments.iter().any(|argument| argument == "--quick") { Extent::QUICK } else { Extent::FULL };
+    let workload =
+        if arguments.iter().any(|argument| argument == "--quick") { Workload::QUICK } else { Workload::FULL };
     let only: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
-    let mut recipes = recipes(&directory);
-    recipes.retain(|(name, _)| only.is_empty() || only.iter().any(|one| one == name));
+    let mut candidates = candidates(&directory);
+    candidates.retain(|(name, _)| only.is_empty() || only.iter().any(|one| one == name));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let mut measurement = Measurement::new(extent);
-    // One at a time, so that none shares the pages of a library with another.
-    for (name, start) in &recipes {
+    let mut measurement = Measurement::new(workload);
+    // One at a time, so that no two share the pages of a library.
+    for (name, start) in &candidates {
         match start() {
             Some(proxy) => runtime.block_on(measurement.memory_of(&proxy)),
-            None => println!("left out: {name}, which is not installed"),
+            None => println!("skipped: {name} is not installed"),
         }
     }
-    let proxies: Vec<_> = recipes.iter().filter_map(|(_, start)| start()).collect();
+    let proxies: Vec<_> = candidates.iter().filter_map(|(_, start)| start()).collect();
     runtime.block_on(measurement.rounds(&proxies));
     println!("{}", measurement.table().print());
     println!("{NOTES}");
 }
 
 const NOTES: &str = "\
-Medians. CPU is that of the proxy's own processes. The ratio is pintle's to the best of nginx, haproxy and stunnel, within
-a round. Everybody speaks TLS 1.3 with P-256 certificates, X25519 and AES-128-GCM, and resumes nothing. stunnel and
-ghostunnel have TLS on one side only, so they are not in the first half. `SoftHSM2` is pintle with its key in a token,
-whose module runs in a process of its own that is counted; `hybrid` is pintle with a server that agrees on keys by
-X25519MLKEM768, which the others' TLS library does not know. Memory is that of all processes of a proxy that runs alone:
-resident (RSS), with shared pages divided among those that share them (PSS), and what is no file's (anonymous); after all
-rounds the others run too, and PSS flatters those that share a library.";
+Medians. CPU is the CPU time of the proxy's own processes. The ratio compares pintle with the best of nginx, haproxy and
+stunnel, within a round. All use TLS 1.3 with P-256 certificates, X25519 and AES-128-GCM, without session resumption.
+stunnel and ghostunnel have TLS on one side only, so they are not in the first half. `SoftHSM2` is pintle with its key in
+a token, including the child process that runs its module; `hybrid` is pintle with a server that uses X25519MLKEM768,
+which the others' TLS library does not support. Memory is that of all processes of a proxy that runs alone: resident
+(RSS), with shared pages divided among the processes that share them (PSS), and not backed by a file (anonymous). After
+all rounds the other proxies are running too, and PSS favours those that share a library.";
 
-/// A name, and what starts the proxy, if it is installed.
-type Recipe = (&'static str, Box<dyn Fn() -> Option<Proxy>>);
+/// A name, and a function that starts the proxy if it is installed.
+type Candidate = (&'static str, Box<dyn Fn() -> Option<Proxy>>);
 
-/// How each proxy is started, as often as one likes.
-fn recipes(directory: &Path) -> Vec<Recipe> {
+/// How to start each proxy. Can be called repeatedly.
+fn candidates(directory: &Path) -> Vec<Candidate> {
     let authority = Authority::new();
     let (server, node) = (authority.server(), Rc::new(authority.node()));
     let token = Token::new(directory, &authority);
@@ -102,14 +104,14 @@ fn recipes(directory: &Path) -> Vec<Recipe> {
     let mut own = vec![agent(PINTLE, program(), classic, Identity::File(Rc::clone(&node)))];
     match token {
         Some(token) => own.push(agent(PINTLE_TOKEN, program(), classic, Identity::Token(Rc::new(token)))),
-        None => println!("left out: pintle with SoftHSM2, which is not installed"),
+        None => println!("skipped: pintle with SoftHSM2, which is not installed"),
     }
     own.push(agent(PINTLE_HYBRID, program(), hybrid, Identity::File(Rc::clone(&node))));
     if let Some(other) = std::env::var_os(OTHER) {
         own.push(agent(PINTLE_OTHER, other.into(), classic, Identity::File(Rc::clone(&node))));
     }
 
-    // The first one makes the local certificates for everybody.
+    // The first one creates the local certificates for all.
     drop(own[0].1());
     let (certificate, key) = node.write(directory);
     let local_pair = directory.join("local.pem");
@@ -125,16 +127,16 @@ fn recipes(directory: &Path) -> Vec<Recipe> {
         client: local.client(),
     });
     let ghostunnel = std::env::var_os(GHOSTUNNEL).map(PathBuf::from).unwrap_or_default();
-    let peer = |name, start: fn(&Job) -> Option<Proxy>| -> Recipe {
+    let peer = |name, start: fn(&Job) -> Option<Proxy>| -> Candidate {
         let job = Rc::clone(&job);
         (name, Box::new(move || start(&job)))
     };
-    let mut recipes = vec![
+    let mut candidates = vec![
         peer(GENERAL[0], peers::nginx),
         peer(GENERAL[1], peers::haproxy),
         peer(GENERAL[2], peers::stunnel),
         (table::GHOSTUNNEL, Box::new(move || peers::ghostunnel(&job, &ghostunnel))),
     ];
-    recipes.append(&mut own);
-    recipes
+    candidates.append(&mut own);
+    candidates
 }

@@ -1,7 +1,7 @@
-//! The other proxies, each configured as well as its manual allows for the same job.
+//! The other proxies, each configured for this job as well as its manual allows.
 //!
-//! All of them verify the server's chain and name, show the node's certificate, and resume no session with the server.
-//! Those that accept TLS want the local client's certificate, as pintle does. None logs connections.
+//! All of them verify the server's chain and name, present the node's certificate, and do not resume sessions with
+//! the server. Those that accept TLS require the local client's certificate, as pintle does. None logs connections.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -12,29 +12,29 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 
-use crate::load::Entrance;
+use crate::load::ProxyAddress;
 use crate::process::Process;
 
-/// A proxy at work.
+/// A running proxy.
 pub(crate) struct Proxy {
     pub(crate) name: &'static str,
     pub(crate) process: Process,
-    pub(crate) tls: Option<Entrance>,
-    pub(crate) unix: Entrance,
+    pub(crate) tls: Option<ProxyAddress>,
+    pub(crate) unix: ProxyAddress,
 }
 
-/// What a proxy is to do, in files.
+/// The files of a proxy's job.
 pub(crate) struct Job {
-    /// Where its files may be.
+    /// A directory for the proxy's files.
     pub(crate) directory: PathBuf,
     pub(crate) server: SocketAddr,
     pub(crate) authority: PathBuf,
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
-    /// Certificate and key of the local side in one file, and who signed the local client's.
+    /// Certificate and key of the local side in one file, and the CA of the local client.
     pub(crate) local_pair: PathBuf,
     pub(crate) local_authority: PathBuf,
-    /// The local client's TLS.
+    /// The local client's TLS configuration.
     pub(crate) client: Arc<ClientConfig>,
 }
 
@@ -51,25 +51,25 @@ impl Job {
 
     fn start(&self, name: &'static str, command: &mut Command, address: Option<SocketAddr>) -> Proxy {
         let socket = self.socket(name);
-        // One that was left behind tells nothing, and is in the way of some.
+        // A stale socket file would look like a started proxy, and some proxies fail if it exists.
         let _ = std::fs::remove_file(&socket);
         let mut process = Process::start(command, &self.directory.join(format!("{name}.log")));
         process.wait_until(name, |_| {
             UnixStream::connect(&socket).is_ok()
                 && address.is_none_or(|address| std::net::TcpStream::connect(address).is_ok())
         });
-        let tls = address.map(|address| Entrance::Tls(address, Arc::clone(&self.client)));
-        Proxy { name, process, tls, unix: Entrance::Unix(socket) }
+        let tls = address.map(|address| ProxyAddress::Tls(address, Arc::clone(&self.client)));
+        Proxy { name, process, tls, unix: ProxyAddress::Unix(socket) }
     }
 }
 
-/// A port that nobody has.
+/// A port that is not in use.
 pub(crate) fn free_address() -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("its address")
 }
 
-/// nginx with its stream module, as many workers as processors.
+/// nginx with its stream module, and one worker per CPU.
 pub(crate) fn nginx(job: &Job) -> Option<Proxy> {
     let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
     if !module.exists() || !Path::new("/usr/sbin/nginx").exists() {
@@ -125,13 +125,13 @@ stream {{
     Some(job.start("nginx", command.arg("-p").arg(&job.directory).arg("-c").arg(file), Some(address)))
 }
 
-/// haproxy in TCP mode, as many threads as processors.
+/// haproxy in TCP mode, with one thread per CPU.
 pub(crate) fn haproxy(job: &Job) -> Option<Proxy> {
     if !Path::new("/usr/sbin/haproxy").exists() {
         return None;
     }
     let (address, socket) = (free_address(), job.socket("haproxy"));
-    // Certificate and key are one file here.
+    // haproxy expects certificate and key in one file.
     let pair = [&job.certificate, &job.key].map(|path| std::fs::read_to_string(path).expect("a file")).concat();
     let pair = job.write("haproxy.pem", &pair);
     let configuration = format!(
@@ -163,7 +163,7 @@ backend server
     Some(job.start("haproxy", command.arg("-db").arg("-f").arg(file), Some(address)))
 }
 
-/// stunnel, which is either a TLS server or a TLS client: here a client.
+/// stunnel is either a TLS server or a TLS client: here a client.
 pub(crate) fn stunnel(job: &Job) -> Option<Proxy> {
     if !Path::new("/usr/bin/stunnel4").exists() {
         return None;
@@ -194,7 +194,7 @@ pub(crate) fn stunnel(job: &Job) -> Option<Proxy> {
     Some(job.start("stunnel", Command::new("/usr/bin/stunnel4").arg(file), None))
 }
 
-/// ghostunnel as a client; as with stunnel, TLS is on one of its sides.
+/// ghostunnel as a client. As with stunnel, only one of its sides has TLS.
 pub(crate) fn ghostunnel(job: &Job, program: &Path) -> Option<Proxy> {
     if !program.exists() {
         return None;

@@ -1,4 +1,4 @@
-//! A proxy as processes: what they have used, and that they end.
+//! A proxy's processes, and their resource usage.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,9 +8,9 @@ use nix::time::ClockId;
 use nix::unistd::Pid;
 
 /// How long a proxy may take until it listens.
-const START: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A process with its children. Dropping it ends them.
+/// A process and its children. Dropping it stops them.
 pub(crate) struct Process {
     child: Child,
     log: PathBuf,
@@ -20,14 +20,14 @@ pub(crate) struct Process {
 #[derive(Clone, Copy)]
 pub(crate) struct Memory {
     pub(crate) resident: f64,
-    /// With each shared page divided by how many share it.
+    /// With each shared page divided by the number of processes that share it (PSS).
     pub(crate) proportional: f64,
-    /// What is no file's: the system can read files again when it needs their memory.
+    /// Memory that is not backed by a file, so the kernel cannot drop and reread it.
     pub(crate) anonymous: f64,
 }
 
 impl Process {
-    /// Starts it, with what it says in `log`.
+    /// Starts a process with its output in `log`.
     pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
         let output = std::fs::File::create(log).expect("a log");
         let errors = output.try_clone().expect("a log");
@@ -35,9 +35,9 @@ impl Process {
         Self { child: child.unwrap_or_else(|error| panic!("{command:?}: {error}")), log: log.to_owned() }
     }
 
-    /// Waits until it is so.
+    /// Waits until `condition` holds for the log.
     pub(crate) fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&str) -> bool) {
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !condition(&self.log()) {
             let ended = self.child.try_wait().expect("its state");
             assert!(ended.is_none() && Instant::now() < deadline, "{what}: {ended:?}, {}", self.log());
@@ -49,7 +49,7 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// The time on a processor of all its processes so far, threads that have ended included.
+    /// The CPU time of all its processes so far, including exited threads.
     pub(crate) fn cpu(&self) -> Duration {
         let time = |process: &u32| {
             let process = Pid::from_raw(i32::try_from(*process).expect("a process"));
@@ -58,7 +58,7 @@ impl Process {
         self.tree().iter().filter_map(time).sum()
     }
 
-    /// What all its processes have in memory.
+    /// The memory of all its processes.
     pub(crate) fn memory(&self) -> Memory {
         let mut memory = Memory { resident: 0.0, proportional: 0.0, anonymous: 0.0 };
         for process in self.tree() {
@@ -74,14 +74,14 @@ impl Process {
         memory
     }
 
-    /// It and its children, and theirs.
+    /// The process and its descendants.
     fn tree(&self) -> Vec<u32> {
         let all: Vec<(u32, u32)> = std::fs::read_dir("/proc")
             .expect("/proc")
             .filter_map(|entry| {
                 let process: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
                 let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-                // The name before may hold anything (proc_pid_stat(5)).
+                // The name before it may contain anything (proc_pid_stat(5)).
                 let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
                 Some((process, parent))
             })

@@ -1,4 +1,4 @@
-//! The common server: HTTP/1.1 over TLS 1.3, for whoever shows the node's certificate. Its CPU counts for nobody.
+//! The common server: HTTP/1.1 over TLS 1.3, for clients with the node's certificate. Its CPU time is not counted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use tokio_rustls::server::TlsStream;
 use crate::authority::{NODE, Pair};
 use crate::exact::{ExactCertificates, fast_provider};
 
-/// What is written at once of a long answer.
-const PIECE: usize = 64 << 10;
+/// Write size for large responses, in bytes.
+const WRITE_SIZE: usize = 64 << 10;
 
-/// How the server agrees on keys.
+/// The server's key exchange.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyExchange {
-    /// X25519: what all proxies here can do.
+    /// X25519, which all proxies support.
     Classic,
-    /// X25519MLKEM768 where the client offers it, as API servers of today do.
+    /// X25519MLKEM768 if the client offers it, as in current API servers.
     Hybrid,
 }
 
@@ -35,18 +35,18 @@ impl KeyExchange {
     }
 }
 
-/// Starts a server with a thread of its own, which lives as long as the process.
+/// Starts a server on its own thread, which runs until the process exits.
 pub(crate) fn start(pair: &Pair, clients: Vec<CertificateDer<'static>>, key_exchange: KeyExchange) -> SocketAddr {
     let provider = Arc::new(fast_provider(key_exchange.groups()));
     let mut tls = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
-        .with_client_cert_verifier(Arc::new(ExactCertificates::new(clients, &provider)))
+        .with_client_cert_verifier(Arc::new(ExactCertificates::verifier(clients, &provider)))
         .with_single_cert(vec![pair.certificate.clone()], pair.private_key())
         .expect("a server's pair");
-    // As Go's server does (crypto/tls, processClientHello): AES-128-GCM, whatever the client likes best.
+    // AES-128-GCM regardless of the client's preference, as in Go's server (crypto/tls, processClientHello).
     tls.ignore_client_order = true;
-    // Nobody is offered a session to resume: a proxy's resumed session would be its client's cheap handshake.
+    // No session tickets: a proxy's resumed session would be a cheap handshake for its client.
     tls.send_tls13_tickets = 0;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(tls));
@@ -61,7 +61,7 @@ pub(crate) fn start(pair: &Pair, clients: Vec<CertificateDer<'static>>, key_exch
                 let (stream, _) = listener.accept().await.expect("a connection");
                 stream.set_nodelay(true).expect("an option");
                 let acceptor = acceptor.clone();
-                // What becomes of a connection is its client's business.
+                // A connection's errors are its client's to report.
                 tokio::spawn(async move { serve(acceptor.accept(stream).await?).await });
             }
         });
@@ -70,8 +70,8 @@ pub(crate) fn start(pair: &Pair, clients: Vec<CertificateDer<'static>>, key_exch
 }
 
 async fn serve(mut stream: TlsStream<TcpStream>) -> std::io::Result<()> {
-    let mut received = Vec::with_capacity(PIECE);
-    let piece = vec![b'.'; PIECE];
+    let mut received = Vec::with_capacity(WRITE_SIZE);
+    let piece = vec![b'.'; WRITE_SIZE];
     loop {
         let (head, length) = loop {
             if let Some(head) = received.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -83,7 +83,7 @@ async fn serve(mut stream: TlsStream<TcpStream>) -> std::io::Result<()> {
                 return stream.shutdown().await;
             }
         };
-        assert!(length < PIECE, "a request's head is short");
+        assert!(length < WRITE_SIZE, "a request's head is short");
         let line = head.lines().next().unwrap_or_default();
         let path = line.split(' ').nth(1).unwrap_or_default();
         let mut left = content_length(&head).saturating_sub(received.len());
@@ -100,7 +100,7 @@ async fn serve(mut stream: TlsStream<TcpStream>) -> std::io::Result<()> {
             stream.write_all(head_of("200 OK", size).as_bytes()).await?;
             let mut left = size;
             while left > 0 {
-                let count = left.min(PIECE);
+                let count = left.min(WRITE_SIZE);
                 stream.write_all(&piece[..count]).await?;
                 left -= count;
             }
@@ -124,7 +124,7 @@ fn head_of(status: &str, length: usize) -> String {
     format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n")
 }
 
-/// The length of the body that follows a head.
+/// The length of the body after these headers.
 pub(crate) fn content_length(head: &str) -> usize {
     let field = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;

@@ -1,16 +1,17 @@
-//! What was measured, what it was to be, and which is which.
+//! The table of results, with the goals and whether they are met.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// Which of two figures is the better one.
+/// Which of two figures is better.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Better {
     Lower,
     Higher,
 }
 
-/// The columns, from left to right: proxies for any purpose, then ghostunnel, which is for mutual TLS alone, then pintle.
+/// The columns from left to right: general-purpose proxies, then ghostunnel, which is for mutual TLS only, then
+/// pintle.
 pub(crate) const GENERAL: [&str; 3] = ["nginx", "haproxy", "stunnel"];
 pub(crate) const GHOSTUNNEL: &str = "ghostunnel";
 pub(crate) const PINTLE: &str = "pintle";
@@ -21,22 +22,22 @@ pub(crate) const PINTLE_OTHER: &str = "pintle other";
 struct Row {
     group: String,
     title: &'static str,
-    aim: Aim,
-    /// For each proxy, a figure for each round.
+    goal: Goal,
+    /// Each proxy's figures, one per round.
     figures: BTreeMap<&'static str, Vec<f64>>,
 }
 
-/// What pintle is to reach in a row.
+/// pintle's goal in a row.
 #[derive(Clone, Copy)]
-pub(crate) struct Aim {
+pub(crate) struct Goal {
     pub(crate) better: Better,
-    /// The ratio to the best proxy for any purpose.
+    /// The ratio to the best general-purpose proxy.
     pub(crate) ratio: f64,
-    /// The ratio of pintle with its key in a token to pintle with its key in a file.
+    /// The ratio of pintle with a key in a token to pintle with a key in a file.
     pub(crate) in_token: Option<f64>,
 }
 
-impl Aim {
+impl Goal {
     pub(crate) const fn lower(ratio: f64) -> Self {
         Self { better: Better::Lower, ratio, in_token: None }
     }
@@ -46,21 +47,21 @@ impl Aim {
     }
 }
 
-/// All rows, in the order in which their first figures came.
+/// The rows, in the order in which they were first added.
 #[derive(Default)]
 pub(crate) struct Table(Vec<Row>);
 
 impl Table {
-    /// Adds a proxy's figure of this round.
-    pub(crate) fn add(&mut self, group: &str, title: &'static str, aim: Aim, proxy: &'static str, figure: f64) {
+    /// Adds a proxy's figure of the current round.
+    pub(crate) fn add(&mut self, group: &str, title: &'static str, goal: Goal, proxy: &'static str, figure: f64) {
         let place = self.0.iter().position(|row| row.group == group && row.title == title).unwrap_or_else(|| {
-            self.0.push(Row { group: group.to_owned(), title, aim, figures: BTreeMap::new() });
+            self.0.push(Row { group: group.to_owned(), title, goal, figures: BTreeMap::new() });
             self.0.len() - 1
         });
         self.0[place].figures.entry(proxy).or_default().push(figure);
     }
 
-    /// The table, a group after the other.
+    /// Formats the table, group by group.
     pub(crate) fn print(&self) -> String {
         let mut text = String::new();
         let mut groups: Vec<&str> = Vec::new();
@@ -76,7 +77,7 @@ impl Table {
             for column in columns.clone() {
                 let _ = write!(text, "{:>11}", column.rsplit(' ').next().unwrap_or_default());
             }
-            let _ = writeln!(text, "{:>8}{:>6}", "ratio", "aim");
+            let _ = writeln!(text, "{:>8}{:>6}", "ratio", "goal");
             for row in self.0.iter().filter(|row| row.group == group) {
                 let _ = write!(text, "{:<36}", row.title);
                 for column in columns.clone() {
@@ -99,39 +100,40 @@ impl Row {
     }
 
     fn is_better(&self, one: f64, other: f64) -> bool {
-        match self.aim.better {
+        match self.goal.better {
             Better::Lower => one <= other,
             Better::Higher => one >= other,
         }
     }
 
-    /// The best of these proxies by its median.
+    /// The best of these proxies by median.
     fn best(&self, of: &[&'static str]) -> Option<&'static str> {
         let known = of.iter().filter_map(|proxy| Some((*proxy, self.median(proxy)?)));
         known.reduce(|one, other| if self.is_better(one.1, other.1) { one } else { other }).map(|(proxy, _)| proxy)
     }
 
-    /// The ratio, the aim, and whether it is met and the row led.
+    /// The ratio, the goal, whether it is met, and whether pintle leads the row.
     fn verdict(&self) -> String {
         let (Some(best), Some(own)) = (self.best(&GENERAL), self.figures.get(PINTLE)) else { return String::new() };
         let ratio = ratio(own, &self.figures[best]);
         let met = |met: bool| if met { "met" } else { "MISSED" };
         let mut verdict =
-            format!("{ratio:>8.2}{:>6.2}  {}", self.aim.ratio, met(self.is_better(ratio, self.aim.ratio)));
+            format!("{ratio:>8.2}{:>6.2}  {}", self.goal.ratio, met(self.is_better(ratio, self.goal.ratio)));
         let first = self.best(&[GENERAL.as_slice(), &[GHOSTUNNEL, PINTLE]].concat());
         if let Some(first) = first.filter(|first| *first != PINTLE) {
             let _ = write!(verdict, ", {first} leads");
         }
-        if let (Some(aim), Some(in_token)) = (self.aim.in_token, self.figures.get(PINTLE_TOKEN)) {
+        if let (Some(goal), Some(in_token)) = (self.goal.in_token, self.figures.get(PINTLE_TOKEN)) {
             let of_own = self::ratio(in_token, own);
-            let _ = write!(verdict, "; SoftHSM2 {of_own:.2} of it, aim {aim:.2} {}", met(self.is_better(of_own, aim)));
+            let _ =
+                write!(verdict, "; SoftHSM2 {of_own:.2} of it, goal {goal:.2} {}", met(self.is_better(of_own, goal)));
         }
         verdict
     }
 }
 
-/// The median of one proxy's figures as parts of another's in the same round: whatever else the machine does lasts for
-/// longer than one.
+/// The median of the ratios of two proxies' figures in the same round: other load on the machine lasts longer than a
+/// round.
 fn ratio(one: &[f64], other: &[f64]) -> f64 {
     median(one.iter().zip(other).map(|(one, other)| one / other).collect())
 }
@@ -142,7 +144,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     if figures.len() % 2 == 1 { figures[middle] } else { f64::midpoint(figures[middle - 1], figures[middle]) }
 }
 
-/// Three digits or more.
+/// At least three digits.
 fn shown(figure: f64) -> String {
     match figure.abs() {
         large if large >= 100.0 => format!("{figure:.0}"),

@@ -11,21 +11,21 @@ use crate::condition::holds_within;
 use crate::process::{ProcessCommand, TestProcess, last_lines};
 use crate::{MovableClock, ScratchDirectory};
 
-/// How the agent is started.
+/// The command that starts an agent.
 #[derive(Clone, Debug)]
 pub struct AgentCommand {
     command: ProcessCommand,
 }
 
 impl AgentCommand {
-    /// The agent `binary` (a test passes `env!("CARGO_BIN_EXE_pintle")`), whose output goes to the file `agent.log` in
-    /// `scratch`, after that of earlier starts.
+    /// The agent `binary` (tests pass `env!("CARGO_BIN_EXE_pintle")`). Its output is appended to `agent.log` in
+    /// `scratch`.
     #[must_use]
     pub fn new(binary: impl Into<PathBuf>, scratch: &ScratchDirectory) -> Self {
         Self { command: ProcessCommand::new(binary, scratch.join("agent.log")) }
     }
 
-    /// Sends the output to another file, for a second agent in the same scratch directory.
+    /// The same with another log file, for a second agent in the same scratch directory.
     #[must_use]
     pub fn named(binary: impl Into<PathBuf>, scratch: &ScratchDirectory, name: &str) -> Self {
         Self { command: ProcessCommand::new(binary, scratch.join(format!("{name}.log"))) }
@@ -59,14 +59,14 @@ impl AgentCommand {
         self
     }
 
-    /// Starts the agent where what it mounts is its own.
+    /// Starts the agent in a mount namespace of its own.
     #[must_use]
     pub fn private_mounts(mut self) -> Self {
         self.command = self.command.private_mounts();
         self
     }
 
-    /// Gives the agent a wall clock that the test can move.
+    /// Gives the agent a wall clock that the test can change.
     #[must_use]
     pub fn clock(mut self, clock: &MovableClock) -> Self {
         self.command = clock.apply_to(self.command);
@@ -79,7 +79,7 @@ impl AgentCommand {
         Agent { process: self.command.start() }
     }
 
-    /// Starts the agent, waits until it ends, and returns how, and what it printed.
+    /// Runs the agent until it exits, and returns its exit status and output.
     #[track_caller]
     pub fn run(&self, deadline: Duration) -> (ExitStatus, String) {
         let mut process = self.command.start();
@@ -95,43 +95,43 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// The agent's process: its id, signals, pausing.
+    /// The agent's process, for its id, signals and pausing.
     pub fn process(&mut self) -> &mut TestProcess {
         &mut self.process
     }
 
-    /// What this run has printed so far.
+    /// The output of this run so far.
     #[must_use]
     pub fn output(&self) -> String {
         self.process.output()
     }
 
-    /// The log lines of this run that are JSON objects. A line that is still being written is left for the next look.
+    /// The log lines of this run that are JSON objects, without a last line that is incomplete.
     #[must_use]
     pub fn log(&self) -> Vec<Value> {
         json_lines(&self.output())
     }
 
-    /// The file that takes what every run prints.
+    /// The file with the output of all runs.
     #[must_use]
     pub fn output_path(&self) -> &Path {
         self.process.output_path()
     }
 
-    /// Kills the agent and everything it started with SIGKILL.
+    /// Kills the agent and its children with SIGKILL.
     pub fn kill(&mut self) -> ExitStatus {
         self.process.kill()
     }
 
-    /// Sends SIGTERM and waits; panics when the agent is still there at the deadline.
+    /// Sends SIGTERM and waits for the agent to exit; panics if it has not by the deadline.
     #[track_caller]
     pub fn terminate(&mut self, deadline: Duration) -> ExitStatus {
         self.process.signal(rustix::process::Signal::TERM);
         self.process.wait(deadline)
     }
 
-    /// The first `Some` that `condition` gives; panics with the end of the log when the agent ends or the deadline
-    /// passes first.
+    /// Waits for `condition` to return `Some`. Panics with the end of the log if the agent exits first, or the
+    /// deadline passes.
     #[track_caller]
     pub fn wait_for<T>(&mut self, what: &str, deadline: Duration, mut condition: impl FnMut(&Self) -> Option<T>) -> T {
         let look = || match condition(self) {
@@ -147,7 +147,7 @@ impl Agent {
         }
     }
 
-    /// Waits for the first log line of this run for which `matches` is true.
+    /// Waits for the first log line of this run for which `matches` returns true.
     #[track_caller]
     pub fn wait_for_log(&mut self, what: &str, deadline: Duration, matches: impl Fn(&Value) -> bool) -> Value {
         self.wait_for(what, deadline, |agent| agent.log().into_iter().find(&matches))
@@ -165,7 +165,7 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(10);
 
     #[test]
-    fn log_lines_are_those_of_this_run() {
+    fn the_log_contains_only_lines_of_this_run() {
         let scratch = ScratchDirectory::new();
         let script = r#"echo plain; echo '{"run":"'"$0"'"}' >&2; [ "$0" = once ] || exec sleep 1000"#;
         let shell = |name: &str| AgentCommand::new("/bin/sh", &scratch).arguments(["-c", script, name]);

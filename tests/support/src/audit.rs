@@ -1,4 +1,4 @@
-//! The API server's audit log: who asked for what, and with which certificate.
+//! The API server's audit log: who requested what, and with which certificate.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::process::read_lossy;
 
-/// Every request once it is answered, without bodies.
+/// Logs every completed request, without bodies.
 pub(crate) const POLICY: &str = "\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -14,23 +14,23 @@ omitStages: [RequestReceived, ResponseStarted]
 rules: [{level: Metadata}]
 ";
 
-/// One answered request (audit.k8s.io/v1, stage ResponseComplete). A watch is answered when it ends.
+/// A completed request (audit.k8s.io/v1, stage ResponseComplete). A watch completes when it ends.
 #[derive(Clone, Debug)]
 pub struct AuditEvent {
     /// `user.username`, for example `system:node:NAME`.
     pub username: String,
     /// `user.groups`.
     pub groups: Vec<String>,
-    /// SHA-256 of the client certificate's DER in lower-case hexadecimal, from the API server's credential id; `None`
+    /// SHA-256 of the client certificate's DER in lower-case hexadecimal, from the API server's credential ID; `None`
     /// for a token.
     pub certificate_sha256: Option<String>,
     /// `verb`, for example `create`.
     pub verb: String,
-    /// `objectRef.resource`, empty for a request that names none.
+    /// `objectRef.resource`; empty if the request has none.
     pub resource: String,
-    /// `objectRef.subresource`, empty for none.
+    /// `objectRef.subresource`; may be empty.
     pub subresource: String,
-    /// `objectRef.name`, empty for none.
+    /// `objectRef.name`; may be empty.
     pub name: String,
     /// `userAgent`.
     pub user_agent: String,
@@ -40,7 +40,7 @@ pub struct AuditEvent {
     pub object: Value,
 }
 
-/// The events in the log; a line that is still being written is left for the next look.
+/// The events in the log, without a last line that is incomplete.
 pub(crate) fn read(path: &Path) -> Vec<AuditEvent> {
     read_lossy(path)
         .lines()
@@ -63,7 +63,7 @@ pub(crate) fn read(path: &Path) -> Vec<AuditEvent> {
         .collect()
 }
 
-/// From `extra` of a user: `authentication.kubernetes.io/credential-id: ["X509SHA256=<hexadecimal>"]` (since 1.32).
+/// Reads a user's `extra`: `authentication.kubernetes.io/credential-id: ["X509SHA256=<hexadecimal>"]` (since 1.32).
 pub(crate) fn certificate_sha256(extra: &Value) -> Option<String> {
     texts(&extra["authentication.kubernetes.io/credential-id"])
         .iter()
@@ -80,7 +80,7 @@ mod tests {
     use crate::ScratchDirectory;
 
     #[test]
-    fn an_event_is_read_and_half_a_line_is_not() {
+    fn complete_lines_are_parsed_and_an_incomplete_one_is_skipped() {
         let scratch = ScratchDirectory::new();
         let line = r#"{"verb":"create","user":{"username":"system:node:a","groups":["system:nodes"],"extra":{"authentication.kubernetes.io/credential-id":["X509SHA256=AB01"]}},"objectRef":{"resource":"certificatesigningrequests"},"responseStatus":{"code":201}}"#;
         let log = scratch.write("audit.log", format!("{line}\n{}", &line[..40]));

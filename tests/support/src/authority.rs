@@ -1,4 +1,4 @@
-//! Certificates for the control plane, its administrator and hand-made identities.
+//! Certificates for the control plane, its administrator and manually created identities.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,19 +12,19 @@ use time::OffsetDateTime;
 
 use crate::scratch::write_private;
 
-/// Long enough for any test.
+/// Longer than any test.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Two files: a certificate and its private key, both PEM.
+/// The files of a certificate and its private key, both PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificatePair {
-    /// The certificate, leaf first.
+    /// The chain, leaf first.
     pub certificate: PathBuf,
     /// The private key, PKCS#8, mode 0600.
     pub key: PathBuf,
 }
 
-/// A certificate authority with its files in one directory.
+/// A CA whose files are in one directory.
 #[derive(Debug)]
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -33,7 +33,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes a new authority named `name`, valid for a day, with its files `NAME.crt` and `NAME.key` in `directory`.
+    /// Creates a CA with this common name, valid for a day, with the files `NAME.crt` and `NAME.key` in `directory`.
     #[must_use]
     pub fn new(name: &str, directory: &Path) -> Self {
         let mut params = parameters(name, &[], DAY);
@@ -46,7 +46,7 @@ impl Authority {
         Self { issuer, directory: directory.to_owned(), files }
     }
 
-    /// Its own certificate and key.
+    /// The CA's own certificate and key.
     #[must_use]
     pub fn files(&self) -> &CertificatePair {
         &self.files
@@ -60,7 +60,7 @@ impl Authority {
         self.issuer.key().serialize_pem()
     }
 
-    /// Issues a client certificate: CN=`common_name`, one O for each of `organizations`, ending `lifetime` from now.
+    /// Issues a client certificate with CN=`common_name` and one O per organization, which expires after `lifetime`.
     #[must_use]
     pub fn issue_client(&self, common_name: &str, organizations: &[&str], lifetime: Duration) -> CertificatePair {
         let mut params = parameters(common_name, organizations, lifetime);
@@ -86,7 +86,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let key = new_key();
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate authority can sign");
-        // Numbered, because a test may ask for the same name twice and hold on to both.
+        // Numbered, because a test may issue two certificates for the same name.
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("{}-{}", name.replace([':', '/'], "-"), NUMBER.fetch_add(1, Ordering::Relaxed));
         write_pair(&self.directory, &name, &certificate.pem(), &key.serialize_pem())
@@ -106,7 +106,7 @@ fn parameters(common_name: &str, organizations: &[&str], lifetime: Duration) -> 
     let now = SystemTime::now();
     let mut params = CertificateParams::default();
     params.distinguished_name = subject;
-    params.not_before = OffsetDateTime::from(now - Duration::from_secs(300)); // as the signer of Kubernetes does
+    params.not_before = OffsetDateTime::from(now - Duration::from_secs(300)); // as Kubernetes' signer does
     params.not_after = OffsetDateTime::from(now + lifetime);
     params
 }

@@ -1,16 +1,17 @@
-//! The credentials with which a node asks for its first certificate.
+//! The credentials that a node requests its first certificate with.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::control_plane::{ControlPlane, StaticToken};
+use crate::control_plane::ControlPlane;
+use crate::permissions::{GROUP, STATIC_TOKEN};
 
-/// What a bootstrap kubeconfig authenticates with.
+/// The credential in a bootstrap kubeconfig.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootstrapCredential {
-    /// A bootstrap token that is a Secret in kube-system, as `kubeadm token create` makes it.
+    /// A bootstrap token that is a Secret in kube-system, as created by `kubeadm token create`.
     SecretToken,
     /// A bearer token from `--token-auth-file`.
     StaticToken,
@@ -23,12 +24,8 @@ impl BootstrapCredential {
     pub const ALL: [Self; 3] = [Self::SecretToken, Self::StaticToken, Self::ClientCertificate];
 }
 
-const GROUP: &str = "system:bootstrappers";
-const STATIC_TOKEN: &str = "static-bootstrap-token";
-
 impl ControlPlane {
-    /// Writes a kubeconfig that may do nothing but ask for a node's certificate, with a new credential where the kind
-    /// allows one.
+    /// Writes a kubeconfig that can only request a node's certificate, with a new credential if its kind allows one.
     #[must_use]
     pub fn bootstrap_kubeconfig(&self, credential: BootstrapCredential) -> PathBuf {
         match credential {
@@ -46,39 +43,6 @@ impl ControlPlane {
             }
         }
     }
-}
-
-/// The contents of `--token-auth-file`: token, user, uid, groups.
-pub(crate) fn token_file(tokens: &[StaticToken]) -> String {
-    let bootstrap =
-        StaticToken { token: STATIC_TOKEN.into(), username: "static-bootstrap".into(), groups: vec![GROUP.into()] };
-    std::iter::once(&bootstrap)
-        .chain(tokens)
-        .map(|line| format!("{},{},{},\"{}\"\n", line.token, line.username, line.username, line.groups.join(",")))
-        .collect()
-}
-
-/// Bootstrap credentials may create requests and have a node's approved; nodes have their own renewals approved.
-pub(crate) fn role_bindings() -> Value {
-    let binding = |name: &str, role: &str, group: &str| {
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": name},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}],
-        })
-    };
-    let approve = "system:certificates.k8s.io:certificatesigningrequests";
-    json!({
-        "apiVersion": "v1",
-        "kind": "List",
-        "items": [
-            binding("bootstrappers-create", "system:node-bootstrapper", GROUP),
-            binding("bootstrappers-approve", &format!("{approve}:nodeclient"), GROUP),
-            binding("nodes-approve", &format!("{approve}:selfnodeclient"), "system:nodes"),
-        ],
-    })
 }
 
 fn secret_token(id: &str, secret: &str) -> Value {

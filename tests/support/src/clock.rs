@@ -1,14 +1,15 @@
-//! The wall clock of one process, moved without touching the machine's.
+//! A wall clock for a single process, which can be changed without affecting the machine.
 
 use std::path::{Path, PathBuf};
 
 use crate::ScratchDirectory;
 use crate::process::ProcessCommand;
 
-/// An offset from the machine's wall clock, read by libfaketime at each look at the clock.
+/// An offset to the machine's wall clock, read by libfaketime whenever the process reads the clock.
 ///
-/// The monotonic clock stays true, as it does when an administrator sets the clock. A timer on the wall clock (timerfd
-/// with TFD_TIMER_CANCEL_ON_SET) is the kernel's and does not notice: only looking at the clock does.
+/// As when an administrator sets the clock, the monotonic clock does not change. A timer on the wall clock (timerfd
+/// with TFD_TIMER_CANCEL_ON_SET) is in the kernel and does not notice: a process notices only when it reads the
+/// clock.
 #[derive(Debug)]
 pub struct MovableClock {
     file: PathBuf,
@@ -16,23 +17,23 @@ pub struct MovableClock {
 }
 
 impl MovableClock {
-    /// A clock that shows the true time until it is moved. Its file is in `scratch`.
+    /// A clock without an offset. Its file is in `scratch`.
     #[must_use]
     pub fn new(scratch: &ScratchDirectory) -> Self {
         let file = scratch.write("clock", "+0\n");
         Self { file, library: library() }
     }
 
-    /// Shows the true time plus `seconds` (or minus) from now on, also to processes that already run.
+    /// Sets the offset to `seconds`, which may be negative, for running processes too.
     pub fn set_offset(&self, seconds: i64) {
-        // By rename: a reader must never see half a number.
+        // By rename: a reader must never see an incomplete number.
         let next = self.file.with_extension("next");
         std::fs::write(&next, format!("{seconds:+}\n"))
             .and_then(|()| std::fs::rename(&next, &self.file))
             .unwrap_or_else(|error| panic!("cannot write {}: {error}", self.file.display()));
     }
 
-    /// Gives this clock to the process that `command` will start.
+    /// Makes the process that `command` starts use this clock.
     #[must_use]
     pub fn apply_to(&self, command: ProcessCommand) -> ProcessCommand {
         command
@@ -43,7 +44,7 @@ impl MovableClock {
     }
 }
 
-/// The variant for processes with threads.
+/// The libfaketime for multi-threaded processes.
 fn library() -> PathBuf {
     let name = Path::new("faketime/libfaketimeMT.so.1");
     let architecture = std::env::consts::ARCH;
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_running_process_sees_the_clock_move_and_the_test_does_not() {
+    fn only_the_process_sees_the_clock_change() {
         let scratch = ScratchDirectory::new();
         let clock = MovableClock::new(&scratch);
         let script = "while :; do date +%Y; sleep 0.1; done";

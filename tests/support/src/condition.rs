@@ -1,11 +1,11 @@
-//! Waiting for a condition instead of for a time.
+//! Polls for a condition instead of sleeping for a fixed time.
 
 use std::time::{Duration, Instant};
 
-/// How often a condition is looked at.
+/// Polling interval.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// The first `Some` that `condition` gives, or `None` when the deadline passes first.
+/// Waits for `condition` to return `Some`; `None` if the deadline passes first.
 pub fn holds_within<T>(deadline: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
     loop {
@@ -19,7 +19,7 @@ pub fn holds_within<T>(deadline: Duration, mut condition: impl FnMut() -> Option
     }
 }
 
-/// The first `Some` that `condition` gives; panics, naming `what`, when the deadline passes first.
+/// Waits for `condition` to return `Some`; panics with `what` if the deadline passes first.
 #[track_caller]
 pub fn eventually<T>(what: &str, deadline: Duration, condition: impl FnMut() -> Option<T>) -> T {
     match holds_within(deadline, condition) {
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_condition_is_looked_at_until_it_holds() {
+    fn a_condition_is_polled_until_it_holds() {
         let mut looks = 0;
         let third = || {
             looks += 1;

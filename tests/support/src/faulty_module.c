@@ -1,27 +1,26 @@
 /*
- * A PKCS#11 2.40 module that passes everything on to the module PINTLE_TEST_REAL_MODULE, except where the file
- * PINTLE_TEST_FAULT says otherwise: "<place> <deed>", or "<place> <deed> <times>", which counts down. It stands for the
- * module that nobody has tested with.
+ * A PKCS#11 2.40 module that forwards every call to the module PINTLE_TEST_REAL_MODULE, and injects the fault that is in
+ * the file PINTLE_TEST_FAULT: "<place> <action>", or "<place> <action> <times>", which counts down.
  *
- * Deeds: segfault, exit, hang, or the return value to answer with, such as 0x30.
+ * Actions: segfault, exit, hang, or a return value such as 0x30.
  *
  * Places, in the order of their functions below:
  *   initialize        C_Initialize
  *   token-info        C_GetTokenInfo
- *   limits            C_GetTokenInfo, which then counts sessions and public memory, whatever the deed
+ *   limits            C_GetTokenInfo, which then counts sessions and public memory, whatever the action
  *   login             C_Login
  *   destroy           C_DestroyObject
- *   extractable       C_GetAttributeValue, which then says that the key is extractable, whatever the deed
+ *   extractable       C_GetAttributeValue, which then reports the key as extractable, whatever the action
  *   sign-init         C_SignInit
  *   pss               C_SignInit with one of the mechanisms of RSASSA-PSS
- *   sign              C_Sign, also where only the signature's size is asked for
- *   sign-in-use       C_Sign, but for the first signature after a generation: the backend tries each new key at once
- *   garbage           C_Sign, which then makes a wrong signature, whatever the deed
- *   before-generate   C_GenerateKeyPair, with no key made
- *   after-generate    C_GenerateKeyPair, with the key made and the answer lost
+ *   sign              C_Sign, including calls that only ask for the signature's size
+ *   sign-in-use       C_Sign, except for the first signature after a generation: the backend tests each new key at once
+ *   garbage           C_Sign, which then returns a wrong signature, whatever the action
+ *   before-generate   C_GenerateKeyPair, before the key is generated
+ *   after-generate    C_GenerateKeyPair, after the key has been generated, so that the result is lost
  *
- * Logins are counted in PINTLE_TEST_LOGINS, one octet each, and the process that has the module open is named in
- * PINTLE_TEST_PROCESS, if there are such variables.
+ * If these variables are set, each login appends one byte to the file PINTLE_TEST_LOGINS, and the id of the process
+ * that has opened the module is written to the file PINTLE_TEST_PROCESS.
  */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -50,11 +49,11 @@ enum { CKM_RSA_PKCS_PSS = 0x0D, CKM_SHA256_RSA_PKCS_PSS = 0x43, CKM_SHA512_RSA_P
 static CK_FUNCTION_LIST real, faulty;
 static int is_tried = 1;
 
-/* The real function at this position, which takes what is in the parentheses after it. */
+/* The real function at this position, cast to these parameter types. */
 #define REAL(position, ...) ((CK_ULONG(*)(__VA_ARGS__))real.functions[position])
 
-/* Whether the file says something of this place; then what, and it is due one time less. */
-static int is_due(const char *place, char deed[32])
+/* Whether the fault file names this place. If so, stores the action, and decrements its count. */
+static int is_due(const char *place, char action[32])
 {
     const char *path = getenv("PINTLE_TEST_FAULT");
     char where[32];
@@ -62,34 +61,34 @@ static int is_due(const char *place, char deed[32])
     FILE *file = path ? fopen(path, "r") : NULL;
     if (!file)
         return 0;
-    int fields = fscanf(file, "%31s %31s %u", where, deed, &times);
+    int fields = fscanf(file, "%31s %31s %u", where, action, &times);
     fclose(file);
     if (fields < 2 || strcmp(where, place) != 0 || (fields == 3 && times == 0))
         return 0;
     if (fields == 3 && (file = fopen(path, "w"))) {
-        fprintf(file, "%s %s %u\n", where, deed, times - 1);
+        fprintf(file, "%s %s %u\n", where, action, times - 1);
         fclose(file);
     }
     return 1;
 }
 
-/* Does what the file says of this place. Whether it says to answer, and what. */
+/* Injects the fault at this place, if any. Whether the call should return, and with which value. */
 static int fails(const char *place, CK_ULONG *answer)
 {
-    char deed[32];
-    if (!is_due(place, deed))
+    char action[32];
+    if (!is_due(place, action))
         return 0;
-    if (strcmp(deed, "segfault") == 0) {
-        /* Not raise(): Rust's handler goes on after a signal that comes from no instruction. */
+    if (strcmp(action, "segfault") == 0) {
+        /* Not raise(): Rust's handler ignores a signal that no instruction has caused. */
         int *volatile nowhere = (int *)8;
         fprintf(stderr, "faulty module: about to fail\n");
         *nowhere = 1;
     }
-    if (strcmp(deed, "exit") == 0)
+    if (strcmp(action, "exit") == 0)
         _exit(3);
-    while (strcmp(deed, "hang") == 0)
+    while (strcmp(action, "hang") == 0)
         pause();
-    *answer = strtoul(deed, NULL, 0);
+    *answer = strtoul(action, NULL, 0);
     return 1;
 }
 
@@ -103,13 +102,13 @@ static CK_ULONG initialize(void *arguments)
 
 static CK_ULONG get_token_info(CK_ULONG slot, void *info)
 {
-    char deed[32];
+    char action[32];
     CK_ULONG answer;
     if (fails("token-info", &answer))
         return answer;
     answer = REAL(GET_TOKEN_INFO, CK_ULONG, void *)(slot, info);
-    if (answer == 0 && is_due("limits", deed)) {
-        /* CK_TOKEN_INFO: after 96 octets of text, flags, sessions (most, open; most and open that write), lengths of
+    if (answer == 0 && is_due("limits", action)) {
+        /* CK_TOKEN_INFO: after 96 bytes of text, flags, sessions (most, open; most and open that write), lengths of
            PINs, public memory (total, free). */
         CK_ULONG *numbers = (CK_ULONG *)((char *)info + 96);
         numbers[1] = 16, numbers[2] = 3, numbers[3] = 4, numbers[4] = 2, numbers[7] = 1000, numbers[8] = 600;
@@ -141,11 +140,11 @@ static CK_ULONG destroy_object(CK_ULONG session, CK_ULONG object)
 
 static CK_ULONG get_attribute_value(CK_ULONG session, CK_ULONG object, CK_ATTRIBUTE *attributes, CK_ULONG count)
 {
-    char deed[32];
+    char action[32];
     CK_ULONG answer =
         REAL(GET_ATTRIBUTE_VALUE, CK_ULONG, CK_ULONG, CK_ATTRIBUTE *, CK_ULONG)(session, object, attributes, count);
     for (CK_ULONG i = 0; i < count; i++)
-        if (attributes[i].type == CKA_EXTRACTABLE && attributes[i].value && is_due("extractable", deed))
+        if (attributes[i].type == CKA_EXTRACTABLE && attributes[i].value && is_due("extractable", action))
             *(unsigned char *)attributes[i].value = 1;
     return answer;
 }
@@ -161,16 +160,16 @@ static CK_ULONG sign_init(CK_ULONG session, void *mechanism, CK_ULONG key)
 
 static CK_ULONG sign(CK_ULONG session, void *data, CK_ULONG length, unsigned char *signature, CK_ULONG *size)
 {
-    char deed[32];
+    char action[32];
     CK_ULONG answer;
-    /* Without a place for it, only the signature's size is asked for. */
+    /* Without an output buffer, the call only asks for the signature's size. */
     int is_in_use = signature && is_tried;
     if (signature)
         is_tried = 1;
     if (fails("sign", &answer) || (is_in_use && fails("sign-in-use", &answer)))
         return answer;
     answer = REAL(SIGN, CK_ULONG, void *, CK_ULONG, unsigned char *, CK_ULONG *)(session, data, length, signature, size);
-    if (answer == 0 && signature && is_due("garbage", deed))
+    if (answer == 0 && signature && is_due("garbage", action))
         signature[*size - 1] ^= 1;
     return answer;
 }

@@ -1,19 +1,19 @@
-//! A PKCS#11 module that fails on request, in front of a real one.
+//! A PKCS#11 module that wraps another one and injects faults.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Builds the module into `directory`, once for this process; `faulty_module.c` says what it can be told.
+/// Builds the module in `directory`, once per process. `faulty_module.c` documents the faults.
 ///
-/// Not a temporary directory: the backend does not trust a module that everybody could replace. Tests give
-/// `CARGO_TARGET_TMPDIR`.
+/// Not in a temporary directory, because the backend does not load a module that other users could replace. Tests
+/// pass `CARGO_TARGET_TMPDIR`.
 #[must_use]
 pub fn faulty_module(directory: &Path) -> PathBuf {
     static MODULE: OnceLock<PathBuf> = OnceLock::new();
     let build = || {
         let module = directory.join("libfaulty_module.so");
-        // Other test processes build it too, or have it open.
+        // Other test processes may build it at the same time, or have it open.
         let unfinished = module.with_extension(format!("{}.so", std::process::id()));
         let source = unfinished.with_extension("c");
         std::fs::write(&source, include_str!("faulty_module.c")).expect("the source is written");

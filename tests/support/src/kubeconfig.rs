@@ -17,7 +17,7 @@ impl From<CertificatePair> for Credential {
     }
 }
 
-/// Writes a kubeconfig with one cluster, whose certificate authority is named by file, and one user.
+/// Writes a kubeconfig with one cluster, which refers to its CA by file, and one user.
 pub(crate) fn write(path: &Path, server_url: &str, authority: &Path, credential: &Credential) -> PathBuf {
     let user = match credential {
         Credential::Pair(pair) => {

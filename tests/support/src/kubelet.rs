@@ -1,4 +1,4 @@
-//! An unmodified kubelet with a runtime that runs no containers.
+//! An unmodified kubelet with a fake container runtime.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,27 +6,28 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::condition::holds_within;
-use crate::control_plane::{ControlPlane, cluster_binary};
+use crate::control_plane::ControlPlane;
 use crate::process::{ProcessCommand, TestProcess};
+use crate::programs::cluster_binary;
 use crate::{ReservedPorts, ScratchDirectory};
 
-/// How a kubelet is started.
+/// The settings of a kubelet.
 #[derive(Clone, Debug)]
 pub struct KubeletOptions {
     /// `--hostname-override`: the node's name.
     pub node_name: String,
-    /// `--kubeconfig`. Need not exist when there is a bootstrap kubeconfig: the kubelet then writes it.
+    /// `--kubeconfig`. May be missing if there is a bootstrap kubeconfig; the kubelet then writes it.
     pub kubeconfig: PathBuf,
     /// `--bootstrap-kubeconfig`.
     pub bootstrap_kubeconfig: Option<PathBuf>,
-    /// `--cert-dir`; a directory of the kubelet's own when `None`.
+    /// `--cert-dir`; by default a directory of its own.
     pub cert_dir: Option<PathBuf>,
     /// `rotateCertificates`.
     pub rotate_certificates: bool,
 }
 
 impl KubeletOptions {
-    /// A kubelet that uses `kubeconfig` as it is and does not rotate.
+    /// A kubelet that uses `kubeconfig` unchanged and does not rotate.
     #[must_use]
     pub fn new(node_name: impl Into<String>, kubeconfig: impl Into<PathBuf>) -> Self {
         Self {
@@ -39,10 +40,10 @@ impl KubeletOptions {
     }
 }
 
-/// A running kubelet; stopped on drop. Needs root: it mounts, in a mount namespace of its own.
+/// A running kubelet; stopped on drop. Needs root for a mount namespace.
 #[derive(Debug)]
 pub struct Kubelet<'a> {
-    // Dropped in this order: the kubelet before its runtime, and both before their files.
+    // Dropped in this order: kubelet, runtime, files.
     process: TestProcess,
     _runtime: TestProcess,
     control_plane: &'a ControlPlane,
@@ -53,7 +54,7 @@ pub struct Kubelet<'a> {
 }
 
 impl<'a> Kubelet<'a> {
-    /// Starts a fake container runtime and a kubelet on it.
+    /// Starts a fake container runtime and a kubelet that uses it.
     #[must_use]
     pub fn start(control_plane: &'a ControlPlane, options: &KubeletOptions) -> Self {
         let scratch = ScratchDirectory::new();
@@ -70,7 +71,8 @@ impl<'a> Kubelet<'a> {
         });
         let configuration = configuration(control_plane, options, &scratch, &ports, &endpoint);
         let configuration = scratch.write("kubelet.json", configuration.to_string());
-        // Its socket for device plugins has its place there whatever --root-dir says, and two kubelets would fight for it.
+        // Its device plugin socket is in this directory regardless of --root-dir, and two kubelets would both claim
+        // it.
         let own_directory = r#"mkdir -p /var/lib/kubelet && mount -t tmpfs tmpfs /var/lib/kubelet && exec "$@""#;
         let mut command = ProcessCommand::new("/bin/sh", scratch.join("kubelet.log"))
             .private_mounts()
@@ -102,13 +104,13 @@ impl<'a> Kubelet<'a> {
         &mut self.process
     }
 
-    /// Kills the kubelet and starts it again.
+    /// Kills and restarts the kubelet.
     pub fn restart(&mut self) {
         self.process.kill();
         self.process = self.command.start();
     }
 
-    /// Waits until the cluster shows the node as Ready.
+    /// Waits until the node is Ready.
     #[track_caller]
     pub fn wait_ready(&mut self, deadline: Duration) {
         let ready = || {
@@ -120,8 +122,8 @@ impl<'a> Kubelet<'a> {
         }
     }
 
-    /// Whether the cluster shows the node as Ready now. It goes on doing so for a while after a kubelet fell silent:
-    /// look at [`Kubelet::lease_renew_time`] for that.
+    /// Whether the node is currently Ready. The cluster reports this for a while after a kubelet has stopped; check
+    /// [`Kubelet::lease_renew_time`] to see if it is running.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
@@ -130,8 +132,8 @@ impl<'a> Kubelet<'a> {
             .is_ok_and(|status| status == "True")
     }
 
-    /// `spec.renewTime` of the node's Lease (RFC 3339 with microseconds, so that text order is time order), or `None`
-    /// when there is no Lease yet. The kubelet renews it every 10 s.
+    /// `spec.renewTime` of the node's Lease (RFC 3339 with microseconds, so it sorts as text), or `None` if there is
+    /// no Lease yet. The kubelet renews it every 10 s.
     #[must_use]
     pub fn lease_renew_time(&self) -> Option<String> {
         let arguments = ["get", "lease", &self.node_name, "-n", "kube-node-lease", "-o", "jsonpath={.spec.renewTime}"];
@@ -145,8 +147,8 @@ impl<'a> Kubelet<'a> {
     }
 }
 
-/// A KubeletConfiguration (kubelet.config.k8s.io/v1beta1) for a machine that shall run no containers: nothing is asked
-/// of cgroups, swap or the container runtime, and no directory outside `scratch` is used.
+/// A KubeletConfiguration (kubelet.config.k8s.io/v1beta1) that needs neither cgroups, swap nor a container runtime,
+/// and uses no directory outside `scratch`.
 fn configuration(
     control_plane: &ControlPlane,
     options: &KubeletOptions,
@@ -180,7 +182,7 @@ fn configuration(
         "resolvConf": "",
         "podLogsDir": path(&scratch.join("pod-logs")),
         "volumePluginDir": path(&scratch.join("volume-plugins")),
-        // Faster than the default 10 s, so that a test sees the node Ready soon after its kubelet is.
+        // Instead of the default 10 s, so that a test soon sees a Ready node.
         "nodeStatusUpdateFrequency": "2s",
     })
 }

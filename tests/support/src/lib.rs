@@ -1,4 +1,4 @@
-//! The test bed of pintle: a real control plane, a real kubelet, and the agent under test, as values that clean up after
+//! The test bed: a real control plane, a real kubelet, and the agent under test, as values that clean up after
 //! themselves.
 //!
 //! ```no_run
@@ -11,14 +11,14 @@
 //! ```
 //!
 //! # Guarantees
-//! - Nothing outlives the test: each process gets SIGKILL from the kernel when the test process ends, however it ends,
-//!   and each scratch directory is removed by then or shortly after.
-//! - Test processes running side by side do not meet: every port and directory is reserved first.
+//! - Nothing outlives the test. The kernel kills every process when the test process exits, for whatever reason, and
+//!   every scratch directory is removed by then or shortly after.
+//! - Tests that run in parallel do not interfere: every port and directory is reserved first.
 //!
 //! # Errors
-//! Everything here panics with one line that says what it waited for and the end of the log concerned: a test bed that
-//! does not work is a failed test. `./tests/run` sets the environment variable `PINTLE_TEST_CLUSTER`, which names the
-//! multi-call binary built from `tests/cluster`, and `PINTLE_TEST_CLUSTER_1_21` for that of an old release.
+//! Functions panic with a message that says what they waited for, and with the end of the relevant log: if the test
+//! bed does not work, the test fails. `./tests/run` sets the environment variable `PINTLE_TEST_CLUSTER` to the path
+//! of the multi-call binary built from `tests/cluster`, and `PINTLE_TEST_CLUSTER_1_21` to that of an old release.
 
 mod agent;
 mod audit;
@@ -33,6 +33,8 @@ mod kubeconfig;
 mod kubelet;
 mod load;
 mod node;
+mod options;
+mod permissions;
 mod ports;
 mod private_key_search;
 mod process;
@@ -48,15 +50,17 @@ pub use authority::{Authority, CertificatePair};
 pub use bootstrap::BootstrapCredential;
 pub use clock::MovableClock;
 pub use condition::{eventually, holds_within};
-pub use control_plane::{ControlPlane, Identity, Options, Release, StaticToken, cluster_binary, kubectl};
+pub use control_plane::{ControlPlane, Identity};
 pub use faulty_module::faulty_module;
 pub use forward::forward;
 pub use kubelet::{Kubelet, KubeletOptions};
 pub use load::{Load, LoadCount, LoadReport};
 pub use node::{Answer, Node, Pair, serial_text};
+pub use options::{Options, Release, StaticToken};
 pub use ports::ReservedPorts;
 pub use private_key_search::{Finding, private_key_structures, private_keys_in_files, private_keys_in_memory};
 pub use process::{ProcessCommand, Service, TestProcess};
+pub use programs::{cluster_binary, kubectl};
 pub use request::SubmittedRequest;
 pub use scratch::ScratchDirectory;
 pub use swtpm::{ResourceManager, Swtpm};

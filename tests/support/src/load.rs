@@ -1,4 +1,4 @@
-//! Load by Kubernetes' own clients, counted by themselves: the program `load` of the multi-call binary.
+//! Load from Kubernetes' own clients, which count its results: the program `load` of the multi-call binary.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,58 +11,58 @@ use crate::condition::holds_within;
 use crate::process::last_lines;
 use crate::{ProcessCommand, ScratchDirectory, TestProcess, cluster_binary};
 
-/// Longer than any test, so that a load without anybody to stop it ends.
-const LONGEST: &str = "5m";
-/// A request that is under way at the end may take 30 s.
+/// Longer than any test, so that a load that is never stopped ends by itself.
+const MAXIMUM_DURATION: &str = "5m";
+/// A request in flight at the end may take 30 s.
 const END_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Clients that ask as long as this is there.
+/// Clients that send requests until stopped or dropped.
 #[derive(Debug)]
 pub struct Load {
     process: TestProcess,
 }
 
-/// What became of the requests of a load.
+/// The results of a load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadReport {
-    /// How many were begun.
+    /// Requests sent.
     pub requests: u64,
-    /// How many of them were answered, wholly and with success.
+    /// Requests with a complete and successful response.
     pub answered: u64,
-    /// How many were not.
+    /// Requests without one.
     pub failed: u64,
-    /// How many connections were made for them.
+    /// Connections opened for them.
     pub connections: u64,
-    /// One count for each client, protocol, kind of connection and method.
+    /// One count per client, protocol, kind of connection and method.
     pub by: Vec<LoadCount>,
-    /// All of it as it was printed: the failures by kind, and some of them in full.
+    /// The complete output, with failures by kind and examples.
     pub text: String,
 }
 
-/// What became of the requests of one kind.
+/// The results of the requests of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadCount {
     /// `CLIENT PROTOCOL CONNECTIONS METHOD`, such as `net/http HTTP/2.0 fresh POST`.
     pub kind: String,
-    /// How many were answered.
+    /// Requests with a complete and successful response.
     pub answered: u64,
-    /// How many were not.
+    /// Requests without one.
     pub failed: u64,
 }
 
 impl Load {
-    /// Starts a load for whom this kubeconfig names, with these flags of `cluster load`.
+    /// Starts a load with this kubeconfig and these flags of `cluster load`.
     #[must_use]
     pub fn start(kubeconfig: &Path, scratch: &ScratchDirectory, flags: &[&str]) -> Self {
         let command = ProcessCommand::new(cluster_binary(), scratch.join("load.log"))
             .argument("load")
             .flag("kubeconfig", kubeconfig)
-            .flag("duration", LONGEST)
+            .flag("duration", MAXIMUM_DURATION)
             .arguments(flags);
         Self { process: command.start() }
     }
 
-    /// Waits until each of its clients has had an answer.
+    /// Waits until every client has received a response.
     #[track_caller]
     pub fn wait_until_running(&mut self, deadline: Duration) {
         let runs = holds_within(deadline, || {
@@ -72,7 +72,7 @@ impl Load {
         assert!(runs.is_some(), "not within {deadline:?}: every client is answered\n{}", self.last_lines());
     }
 
-    /// Ends it, and returns its counts. What is under way is waited for.
+    /// Stops the load, waits for requests in flight, and returns the results.
     #[must_use]
     #[track_caller]
     pub fn stop(mut self) -> LoadReport {

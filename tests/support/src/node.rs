@@ -1,4 +1,4 @@
-//! A node: the directories that the agent under test works in, and what stands in them.
+//! A node: the directories that the agent under test uses, and their contents.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::{AgentCommand, MovableClock, ScratchDirectory};
 
-/// A node that belongs to one test, with an agent that has nothing yet.
+/// A node for one test, on which no agent has run yet.
 #[derive(Debug)]
 pub struct Node {
     binary: PathBuf,
@@ -18,7 +18,7 @@ pub struct Node {
     scratch: ScratchDirectory,
 }
 
-/// A credential pair as it stands in a file.
+/// A credential pair as read from its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
     /// The leaf's serial number, upper-case hexadecimal.
@@ -31,14 +31,14 @@ pub struct Pair {
     pub not_after: SystemTime,
     /// The leaf's SubjectPublicKeyInfo, DER.
     pub public_key: Vec<u8>,
-    /// SHA-256 of the leaf's DER in lower-case hexadecimal, as an API server's credential id has it.
+    /// SHA-256 of the leaf's DER in lower-case hexadecimal, as in an API server's credential ID.
     pub sha256: String,
 }
 
-/// How a command of the agent ended.
+/// The result of a command.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// Its exit code; `None` after a signal.
+    /// `None` if it was killed by a signal.
     pub code: Option<i32>,
     /// Its standard output.
     pub output: String,
@@ -47,28 +47,28 @@ pub struct Answer {
 }
 
 impl Node {
-    /// A node of this name for the agent `binary` (a test passes `env!("CARGO_BIN_EXE_pintle")`).
+    /// A node for the agent `binary` (tests pass `env!("CARGO_BIN_EXE_pintle")`).
     #[must_use]
     pub fn new(binary: impl Into<PathBuf>, name: &str) -> Self {
         let scratch = ScratchDirectory::new();
-        // The agent must not read the configuration of the machine that the test runs on.
+        // The agent must not read the machine's configuration.
         let _ = scratch.write("config.toml", "");
         Self { binary: binary.into(), name: name.to_owned(), clock: None, scratch }
     }
 
-    /// Gives the node a wall clock that the test can move.
+    /// Gives the node a wall clock that the test can change.
     #[must_use]
     pub fn with_clock(mut self) -> Self {
         self.clock = Some(MovableClock::new(&self.scratch));
         self
     }
 
-    /// The clock of [`Node::with_clock`], moved by so many seconds against the true time.
+    /// Sets the offset of the clock of [`Node::with_clock`], in seconds.
     pub fn set_clock(&self, seconds: i64) {
         self.clock.as_ref().expect("a node with a clock").set_offset(seconds);
     }
 
-    /// The same machine under another host name.
+    /// The same machine with another host name.
     #[must_use]
     pub fn renamed(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
@@ -81,13 +81,13 @@ impl Node {
         &self.name
     }
 
-    /// The directory of everything that belongs to the node.
+    /// The directory that contains all of the node's files.
     #[must_use]
     pub fn scratch(&self) -> &ScratchDirectory {
         &self.scratch
     }
 
-    /// `--bootstrap-kubeconfig`; there is none until [`Node::give_bootstrap`].
+    /// `--bootstrap-kubeconfig`; missing until [`Node::give_bootstrap`].
     #[must_use]
     pub fn bootstrap_kubeconfig(&self) -> PathBuf {
         self.scratch.join("bootstrap-kubeconfig")
@@ -95,7 +95,7 @@ impl Node {
 
     /// Writes the bootstrap kubeconfig.
     pub fn give_bootstrap(&self, kubeconfig: impl AsRef<[u8]>) {
-        // By rename, as whoever provisions a machine should.
+        // By rename, as a provisioning system should.
         let next = self.scratch.write("bootstrap-kubeconfig.next", kubeconfig);
         std::fs::rename(next, self.bootstrap_kubeconfig()).expect("the scratch directory is writable");
     }
@@ -118,19 +118,19 @@ impl Node {
         self.scratch.join("state")
     }
 
-    /// The link to the current pair.
+    /// The symbolic link to the current pair.
     #[must_use]
     pub fn current_path(&self) -> PathBuf {
         self.cert_dir().join("kubelet-client-current.pem")
     }
 
-    /// The pair that the link names; `None` while there is none, or none that can be read.
+    /// The current pair; `None` if there is none or it cannot be parsed.
     #[must_use]
     pub fn current(&self) -> Option<Pair> {
         Pair::read(&self.current_path())
     }
 
-    /// The pair files, without the link, in order of name.
+    /// The pair files without the link, sorted by name.
     #[must_use]
     pub fn pairs(&self) -> Vec<PathBuf> {
         let is_pair = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "pem");
@@ -159,13 +159,13 @@ impl Node {
         }
     }
 
-    /// Runs `pintle run --once` to its end, and returns its exit code and log.
+    /// Runs `pintle run --once`, and returns its exit code and log.
     pub fn enrol(&self, deadline: Duration) -> (Option<i32>, String) {
         let (status, output) = self.agent().argument("--once").run(deadline);
         (status.code(), output)
     }
 
-    /// Runs another command of the agent, such as `["status", "-o", "json"]`, on this node by the true clock.
+    /// Runs a pintle command, such as `["status", "-o", "json"]`, on this node, with the real clock.
     pub fn run(&self, arguments: &[&str]) -> Answer {
         let mut command = Command::new(&self.binary);
         command.args(arguments).args(self.flags()).stdin(Stdio::null());
@@ -174,7 +174,7 @@ impl Node {
         Answer { code: output.status.code(), output: text(&output.stdout), error: text(&output.stderr) }
     }
 
-    /// `pintle status -o json`: its first identity, or `null` where there is no status.
+    /// The first identity of `pintle status -o json`, or `null` if there is no status.
     #[must_use]
     pub fn status(&self) -> Value {
         let answer = self.run(&["status", "-o", "json"]);
@@ -182,7 +182,7 @@ impl Node {
             .map_or(Value::Null, |mut status: Value| status["identities"].get_mut(0).map_or(Value::Null, Value::take))
     }
 
-    /// The flags with which every command finds this node.
+    /// The flags that make a command use this node's directories.
     #[must_use]
     pub fn flags(&self) -> Vec<String> {
         let flag = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
@@ -198,7 +198,7 @@ impl Node {
 }
 
 impl Pair {
-    /// The pair in a file; `None` if it holds no certificate, or no private key after it.
+    /// Parses a pair file; `None` if it contains no certificate or no private key.
     #[must_use]
     pub fn read(path: &Path) -> Option<Self> {
         let blocks = pem::parse_many(std::fs::read(path).ok()?).ok()?;
@@ -206,7 +206,7 @@ impl Pair {
         blocks.iter().find(|block| block.tag().ends_with("PRIVATE KEY"))?;
         let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
         let time = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or_default());
-        let hexadecimal = |octets: &[u8]| octets.iter().map(|octet| format!("{octet:02x}")).collect::<String>();
+        let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let common_name = certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
         Some(Self {
             serial: serial_text(certificate.raw_serial()),
@@ -219,14 +219,15 @@ impl Pair {
     }
 }
 
-/// A serial number's DER octets (a sign octet in front of a large one) in upper-case hexadecimal, as openssl prints it.
+/// Formats a serial number's DER bytes (with a leading zero byte if it is large) in upper-case hexadecimal, like
+/// openssl.
 #[must_use]
-pub fn serial_text(octets: &[u8]) -> String {
-    let octets = octets.strip_prefix(&[0]).unwrap_or(octets);
-    octets.iter().map(|octet| format!("{octet:02X}")).collect()
+pub fn serial_text(bytes: &[u8]) -> String {
+    let bytes = bytes.strip_prefix(&[0]).unwrap_or(bytes);
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-/// The regular files in a directory, in order of name; none if there is no directory.
+/// The regular files in a directory, sorted by name; empty if there is no such directory.
 fn files(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
         .into_iter()

@@ -1,4 +1,4 @@
-//! Ports of 127.0.0.1 that stay ours, also while nothing listens on them.
+//! Reserves ports on 127.0.0.1, even while nothing listens on them.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Range;
@@ -6,13 +6,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Below the kernel's range for outgoing connections (32768 and up), so that no connection takes a port between the
-/// moment it was found free and the moment, or the restart, at which its server binds it.
+/// Below the kernel's range of ephemeral ports (32768 and up), so that no outgoing connection takes a port before its
+/// server binds it, or while it restarts.
 const RANGE: Range<u16> = 12_000..32_000;
 
-/// Neighbouring ports of 127.0.0.1, reserved against every other test process until dropped.
+/// Consecutive ports on 127.0.0.1 that no other test process can reserve until they are dropped.
 ///
-/// The reservation is an abstract unix socket for each port: the kernel frees it with the process, and no file stays.
+/// The reservation of a port is an abstract unix socket, which the kernel closes with the process and which leaves no
+/// file.
 #[derive(Debug)]
 pub struct ReservedPorts {
     first: u16,
@@ -20,10 +21,10 @@ pub struct ReservedPorts {
 }
 
 impl ReservedPorts {
-    /// Reserves `count` neighbouring ports (swtpm, for one, needs its control channel right after its data port).
+    /// Reserves `count` consecutive ports (swtpm needs its control channel right after its data port).
     #[must_use]
     pub fn neighbouring(count: u16) -> Self {
-        // Processes begin at different places; within one, the search goes on where the last one ended.
+        // Processes start at different ports, and continue after the port that they reserved last.
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let span = RANGE.end - RANGE.start - count;
         let origin = (std::process::id().wrapping_mul(7919) % u32::from(span)) as u16;
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reserved_port_is_not_given_out_twice_and_can_be_bound() {
+    fn a_reserved_port_is_not_reserved_twice_and_can_be_bound() {
         let pair = ReservedPorts::neighbouring(2);
         assert_eq!(pair.port(0) + 1, pair.port(1));
         assert!(reserve(pair.port(0)).is_none());

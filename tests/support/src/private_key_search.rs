@@ -1,6 +1,6 @@
-//! Looking for private keys where none may be: in files, and in the memory of a process.
+//! Searches files and process memory for private keys.
 //!
-//! Every test that finds nothing must have, as its positive control, one in which the same search finds the key.
+//! Every test that expects no key needs a positive control: a test in which the same search finds one.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -10,16 +10,16 @@ use std::path::Path;
 
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
 
-/// What was found, and where.
+/// A description of a key and its location.
 pub type Finding = String;
 
-/// Structures that hold a private key: PEM of any label but `TSS2 PRIVATE KEY` (which only its own TPM can open), SEC 1
-/// `ECPrivateKey` (RFC 5915, also inside PKCS#8), and PKCS#1 `RSAPrivateKey` (RFC 8017).
+/// Finds structures that contain a private key: PEM of any label except `TSS2 PRIVATE KEY` (which only its own TPM
+/// can load), SEC 1 `ECPrivateKey` (RFC 5915, also inside PKCS#8), and PKCS#1 `RSAPrivateKey` (RFC 8017).
 #[must_use]
-pub fn private_key_structures(octets: &[u8], place: &str) -> Vec<Finding> {
+pub fn private_key_structures(bytes: &[u8], place: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (offset, window) in octets.windows(11).enumerate() {
-        let rest = &octets[offset..];
+    for (offset, window) in bytes.windows(11).enumerate() {
+        let rest = &bytes[offset..];
         let what = match window[0] {
             b'-' if window == b"-----BEGIN " => pem_label(rest),
             0x02 if window.starts_with(&[2, 1, 1, 4, 32]) => ec(rest, 32),
@@ -35,29 +35,29 @@ pub fn private_key_structures(octets: &[u8], place: &str) -> Vec<Finding> {
     findings
 }
 
-/// The label, if a private key's content follows it: a program also has such labels as text.
-fn pem_label(octets: &[u8]) -> Option<String> {
-    let line = &octets[..octets.len().min(64)];
-    let line = &line[..line.iter().position(|octet| *octet == b'\n')?];
+/// The label, if the content of a private key follows it: programs also contain such labels as text.
+fn pem_label(bytes: &[u8]) -> Option<String> {
+    let line = &bytes[..bytes.len().min(64)];
+    let line = &line[..line.iter().position(|byte| *byte == b'\n')?];
     let label = std::str::from_utf8(line).ok()?.strip_prefix("-----BEGIN ")?.trim_end().strip_suffix("-----")?;
-    let content = octets.get(line.len() + 1..line.len() + 33)?;
-    let base64 = content.iter().all(|octet| octet.is_ascii_alphanumeric() || b"+/=\r\n".contains(octet));
+    let content = bytes.get(line.len() + 1..line.len() + 33)?;
+    let base64 = content.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=\r\n".contains(byte));
     (label.ends_with("PRIVATE KEY") && label != "TSS2 PRIVATE KEY" && base64).then(|| format!("PEM {label:?}"))
 }
 
-fn ec(octets: &[u8], length: usize) -> Option<String> {
-    let private_key = octets.get(5..5 + length)?;
-    is_random(private_key).then(|| "ECPrivateKey".to_owned())
+fn ec(bytes: &[u8], length: usize) -> Option<String> {
+    let private_key = bytes.get(5..5 + length)?;
+    is_high_entropy(private_key).then(|| "ECPrivateKey".to_owned())
 }
 
-/// Whether octets may be a key, and not text, zeros, pointers or a counter.
-fn is_random(octets: &[u8]) -> bool {
-    octets.iter().collect::<BTreeSet<_>>().len() >= octets.len() / 2
-        && octets.iter().any(|octet| !octet.is_ascii())
-        && octets.chunks_exact(8).all(|limb| limb[6..] != [0, 0] && limb[6..] != [0xff, 0xff] && limb[..2] != [0, 0])
+/// Whether bytes may be a key, as opposed to text, zeros, pointers or a counter.
+fn is_high_entropy(bytes: &[u8]) -> bool {
+    bytes.iter().collect::<BTreeSet<_>>().len() >= bytes.len() / 2
+        && bytes.iter().any(|byte| !byte.is_ascii())
+        && bytes.chunks_exact(8).all(|limb| limb[6..] != [0, 0] && limb[6..] != [0xff, 0xff] && limb[..2] != [0, 0])
 }
 
-/// Searches every file below a directory.
+/// Searches all files below a directory.
 #[must_use]
 pub fn private_keys_in_files(directory: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -75,12 +75,11 @@ pub fn private_keys_in_files(directory: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Searches everything that a process can write to: structures, and the bare scalar of the P-256 key whose public half
-/// (a DER SubjectPublicKeyInfo) is given, as AWS-LC keeps it: 32 octets, the least significant first, at a multiple of
-/// eight.
+/// Searches the writable memory of a process for structures, and for the bare scalar of a P-256 key as AWS-LC stores
+/// it: 32 bytes, little-endian, 8-byte aligned. `public_key` is its public half, a DER SubjectPublicKeyInfo.
 ///
 /// # Errors
-/// If the memory cannot be read; it takes root, because the agent is not dumpable.
+/// If the memory cannot be read. Only root can, because the agent is not dumpable.
 pub fn private_keys_in_memory(process: u32, public_key: &[u8]) -> io::Result<Vec<Finding>> {
     let point = &public_key[public_key.len() - 65..];
     let memory = File::open(format!("/proc/{process}/mem"))?;
@@ -94,25 +93,25 @@ pub fn private_keys_in_memory(process: u32, public_key: &[u8]) -> io::Result<Vec
             continue;
         }
         let ends: Vec<u64> = range.split('-').filter_map(|end| u64::from_str_radix(end, 16).ok()).collect();
-        let mut octets = vec![0; usize::try_from(ends[1] - ends[0]).expect("a mapping fits")];
-        // What was unmapped meanwhile, or belongs to a device, is nobody's memory.
-        if memory.read_exact_at(&mut octets, ends[0]).is_err() {
+        let mut bytes = vec![0; usize::try_from(ends[1] - ends[0]).expect("a mapping fits")];
+        // A mapping that has been unmapped since, or that belongs to a device, is skipped.
+        if memory.read_exact_at(&mut bytes, ends[0]).is_err() {
             continue;
         }
-        searched += octets.len();
+        searched += bytes.len();
         let place = format!("memory of process {process}, {line}");
-        findings.extend(private_key_structures(&octets, &place));
-        for (index, window) in octets.windows(32).step_by(8).enumerate() {
-            if is_random(window) && is_private_half(window, point) {
+        findings.extend(private_key_structures(&bytes, &place));
+        for (index, window) in bytes.windows(32).step_by(8).enumerate() {
+            if is_high_entropy(window) && is_private_half(window, point) {
                 findings.push(format!("private scalar at {:#x} of {place}", index * 8));
             }
         }
     }
-    assert!(searched > 1 << 20, "only {searched} octets of memory were searched");
+    assert!(searched > 1 << 20, "only {searched} bytes of memory were searched");
     Ok(findings)
 }
 
-/// Whether this is the scalar, least significant octet first, of this point.
+/// Whether this is the scalar (little-endian) for this point.
 fn is_private_half(scalar: &[u8], point: &[u8]) -> bool {
     let scalar: Vec<u8> = scalar.iter().rev().copied().collect();
     PrivateKey::from_private_key(&ECDH_P256, &scalar)
@@ -127,7 +126,7 @@ mod tests {
     use crate::authority::new_key;
 
     #[test]
-    fn a_key_is_found_in_each_form_and_in_this_process_and_others_are_not() {
+    fn keys_are_found_in_every_form_and_in_memory_and_other_data_is_not() {
         let key = new_key();
         let pem = key.serialize_pem();
         assert_eq!(private_key_structures(pem.as_bytes(), "here").len(), 1, "{pem}");
@@ -142,8 +141,8 @@ mod tests {
             findings.iter().filter(|finding| finding.starts_with("private scalar")).count()
         };
         assert!(scalars(&public(&key)) > 0);
-        // Made after the first search: a search reads this process's memory into buffers in the same memory, so copies
-        // of every key that lived meanwhile may outlast it.
+        // Generated after the first search: a search reads memory into buffers, which may still contain copies of all
+        // earlier keys.
         let other = new_key();
         let lost = public(&other);
         drop(other);

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::condition::holds_within;
 
-/// How a process is started: program, arguments, environment, and the file that takes what it prints.
+/// A command: program, arguments, environment, and the file for its output.
 #[derive(Clone, Debug)]
 pub struct ProcessCommand {
     program: PathBuf,
@@ -25,7 +25,7 @@ pub struct ProcessCommand {
 }
 
 impl ProcessCommand {
-    /// `program`, whose standard output and standard error are both appended to the file `output`.
+    /// Runs `program` with standard output and standard error appended to the file `output`.
     #[must_use]
     pub fn new(program: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self {
@@ -59,14 +59,14 @@ impl ProcessCommand {
         self.argument(argument)
     }
 
-    /// Sets an environment variable, over the one of the test process.
+    /// Sets an environment variable, overriding the test process's.
     #[must_use]
     pub fn environment(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.insert(name.into(), value.into());
         self
     }
 
-    /// Runs the process in a mount namespace of its own, so that whatever it mounts is unmounted with it. Needs root.
+    /// Runs the process in its own mount namespace, so that its mounts end with it. Needs root.
     #[must_use]
     pub fn private_mounts(mut self) -> Self {
         self.private_mounts = true;
@@ -76,7 +76,7 @@ impl ProcessCommand {
     /// Starts the process.
     #[must_use]
     pub fn start(&self) -> TestProcess {
-        // The log is named after what runs; the program may be a multi-call binary.
+        // Named after the log, since the program may be a multi-call binary.
         let name = self.output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let output_start = std::fs::metadata(&self.output).map_or(0, |metadata| metadata.len()) as usize;
         let child = spawn(self.command()).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
@@ -90,7 +90,7 @@ impl ProcessCommand {
             .open(&self.output)
             .unwrap_or_else(|error| panic!("cannot write {}: {error}", self.output.display()));
         let error_output = output.try_clone().expect("a descriptor can be duplicated");
-        // Both programs exec the next one, so that the pid stays the same and the death signal is kept.
+        // Both programs exec the next one, so the pid and the parent death signal are kept.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
         if self.private_mounts {
@@ -108,13 +108,13 @@ impl ProcessCommand {
     }
 }
 
-/// Spawns on one thread that lives as long as the test process. The kernel sends the death signal when the *thread* that
-/// made the child ends, and libtest runs each test on a thread of its own.
+/// Spawns on a thread that lives as long as the test process. The kernel sends the parent death signal when the
+/// *thread* that forked exits, and libtest runs every test on its own thread.
 fn spawn(command: Command) -> std::io::Result<Child> {
-    type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
-    static SPAWNER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
+    type SpawnRequest = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static SPAWNER: OnceLock<Mutex<mpsc::Sender<SpawnRequest>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
-        let (sender, orders) = mpsc::channel::<Order>();
+        let (sender, orders) = mpsc::channel::<SpawnRequest>();
         thread::Builder::new()
             .name("spawner".into())
             .spawn(move || {
@@ -126,12 +126,12 @@ fn spawn(command: Command) -> std::io::Result<Child> {
         Mutex::new(sender)
     });
     let (answer, child) = mpsc::channel();
-    let order = (command, answer);
-    lock(spawner).send(order).expect("the spawner lives as long as the test process");
-    child.recv().expect("the spawner answers every order")
+    let request = (command, answer);
+    lock(spawner).send(request).expect("the spawner lives as long as the test process");
+    child.recv().expect("the spawner answers every request")
 }
 
-/// A running process in a process group of its own; killed with its group on drop.
+/// A running process in its own process group; the group is killed on drop.
 #[derive(Debug)]
 pub struct TestProcess {
     name: String,
@@ -148,20 +148,20 @@ impl TestProcess {
         self.child.id()
     }
 
-    /// The file that takes what it prints.
+    /// The file for its output.
     #[must_use]
     pub fn output_path(&self) -> &Path {
         &self.output
     }
 
-    /// What it has printed so far, without what earlier processes printed to the same file.
+    /// Its output so far, without that of earlier processes in the same file.
     #[must_use]
     pub fn output(&self) -> String {
         let bytes = std::fs::read(&self.output).unwrap_or_default();
         String::from_utf8_lossy(bytes.get(self.output_start..).unwrap_or_default()).into_owned()
     }
 
-    /// How it ended, or `None` while it runs.
+    /// Its exit status, or `None` while it runs.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("a child can be waited for");
@@ -174,7 +174,7 @@ impl TestProcess {
         self.exit_status().is_none()
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until it exits by itself.
     #[track_caller]
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
         match holds_within(deadline, || self.exit_status()) {
@@ -183,17 +183,17 @@ impl TestProcess {
         }
     }
 
-    /// Sends SIGTERM and waits; sends SIGKILL to the group when `grace` passes first.
+    /// Sends SIGTERM and waits; sends SIGKILL to the group after `grace`.
     pub fn terminate(&mut self, grace: Duration) -> ExitStatus {
         self.signal(Signal::TERM);
-        self.signal(Signal::CONT); // a stopped process takes SIGTERM only when it goes on
+        self.signal(Signal::CONT); // a stopped process handles SIGTERM only after it continues
         match holds_within(grace, || self.exit_status()) {
             Some(status) => status,
             None => self.kill(),
         }
     }
 
-    /// Sends SIGKILL to its whole group, as a power cut would, and waits.
+    /// Sends SIGKILL to its whole group, and waits.
     pub fn kill(&mut self) -> ExitStatus {
         if let Some(status) = self.exit_status() {
             return status;
@@ -204,31 +204,31 @@ impl TestProcess {
         status
     }
 
-    /// Stops it with SIGSTOP: its connections stay open and nothing answers.
+    /// Stops it with SIGSTOP: its connections stay open, but it does not respond.
     pub fn pause(&mut self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it go on after [`TestProcess::pause`].
+    /// Continues it after [`TestProcess::pause`].
     pub fn resume(&mut self) {
         self.signal(Signal::CONT);
     }
 
-    /// Sends a signal to the process alone; does nothing when it has ended.
+    /// Sends a signal to the process, unless it has exited.
     pub fn signal(&mut self, signal: Signal) {
-        // Asked first, so that a process id that was given to somebody else is never signalled.
+        // Checked first, so that a reused process id is never signalled.
         if self.is_running() {
             let _ = kill_process(self.pid(), signal);
         }
     }
 
-    /// Panics with the end of its output when it has ended.
+    /// Panics with the end of its output if it has exited.
     #[track_caller]
     pub fn assert_running(&mut self) {
         if let Some(status) = self.exit_status() {
             let ended = match (status.code(), status.signal()) {
-                (Some(code), _) => format!("ended with exit code {code}"),
-                (None, signal) => format!("was ended by signal {}", signal.unwrap_or_default()),
+                (Some(code), _) => format!("exited with code {code}"),
+                (None, signal) => format!("was killed by signal {}", signal.unwrap_or_default()),
             };
             panic!("{} {ended}\n{}", self.name, last_lines(&self.output));
         }
@@ -241,13 +241,13 @@ impl TestProcess {
 
 impl Drop for TestProcess {
     fn drop(&mut self) {
-        // The group also when the process has ended: what it started may still run.
+        // Kills the group even if the process has exited: its children may still run.
         let _ = kill_process_group(self.pid(), Signal::KILL);
         self.kill();
     }
 }
 
-/// A process that can be stopped and started again on the same ports and files.
+/// A process that can be stopped and restarted with the same ports and files.
 #[derive(Debug)]
 pub struct Service {
     command: ProcessCommand,
@@ -261,7 +261,7 @@ impl Service {
         service
     }
 
-    /// Starts it when it does not run. The caller waits for whatever makes it ready.
+    /// Starts it unless it is running. The caller has to wait until it is ready.
     pub fn start(&self) {
         let mut process = lock(&self.process);
         if process.as_mut().is_none_or(|process| !process.is_running()) {
@@ -269,7 +269,7 @@ impl Service {
         }
     }
 
-    /// Stops it: SIGTERM, and SIGKILL when `grace` passes first.
+    /// Sends SIGTERM, and SIGKILL after `grace`.
     pub fn stop(&self, grace: Duration) {
         if let Some(mut process) = lock(&self.process).take() {
             process.terminate(grace);
@@ -281,39 +281,39 @@ impl Service {
         drop(lock(&self.process).take());
     }
 
-    /// Stops it with SIGSTOP: its connections stay open and nothing answers.
+    /// Stops it with SIGSTOP: its connections stay open, but it does not respond.
     pub fn pause(&self) {
         if let Some(process) = lock(&self.process).as_mut() {
             process.pause();
         }
     }
 
-    /// Lets it go on after [`Service::pause`].
+    /// Continues it after [`Service::pause`].
     pub fn resume(&self) {
         if let Some(process) = lock(&self.process).as_mut() {
             process.resume();
         }
     }
 
-    /// Its process id while it runs.
+    /// Its process id, if it runs.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         lock(&self.process).as_mut().and_then(|process| process.is_running().then(|| process.id()))
     }
 
-    /// What it has printed since the test began.
+    /// Its output since the beginning of the test.
     #[must_use]
     pub fn output(&self) -> String {
         read_lossy(&self.command.output)
     }
 
-    /// Whether it has printed `text` since it was last started.
+    /// Whether its output since it was last started contains `text`.
     #[must_use]
     pub fn has_printed(&self, text: &str) -> bool {
         lock(&self.process).as_ref().is_some_and(|process| process.output().contains(text))
     }
 
-    /// Panics with the end of its output when it does not run.
+    /// Panics with the end of its output if it is not running.
     #[track_caller]
     pub fn assert_running(&self) {
         match lock(&self.process).as_mut() {
@@ -327,7 +327,7 @@ impl Service {
     }
 }
 
-/// A test that panicked while holding a lock must not hide its panic behind a poisoned one.
+/// Ignores poisoning, so that a test's first panic is the one that is reported.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -336,7 +336,7 @@ pub(crate) fn read_lossy(path: &Path) -> String {
     std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-/// The end of a log, for the message of a panic.
+/// The end of a log, for panic messages.
 pub(crate) fn last_lines(path: &Path) -> String {
     let output = read_lossy(path);
     let lines: Vec<&str> = output.lines().collect();
@@ -354,12 +354,12 @@ mod tests {
     }
 
     fn is_alive(id: u32) -> bool {
-        // A zombie still has its directory in /proc; its command line is empty.
+        // A zombie still has a directory in /proc, but an empty command line.
         std::fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| !line.is_empty())
     }
 
     #[test]
-    fn a_process_outlives_the_thread_that_started_it_and_not_its_value() {
+    fn a_process_outlives_its_threads_but_not_its_handle() {
         let scratch = ScratchDirectory::new();
         let mut process = thread::scope(|scope| {
             let started = scope.spawn(|| shell(&scratch, "sleep 1000 & echo $!; wait"));

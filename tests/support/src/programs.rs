@@ -1,11 +1,43 @@
-//! The command lines of the control plane's programs.
+//! The control plane's programs, which are one binary, and their command lines.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::authority::{CertificatePair, new_key};
-use crate::control_plane::{Options, Release, binary_of, cluster_binary};
+use crate::options::{Options, Release};
 use crate::process::ProcessCommand;
-use crate::{ReservedPorts, ScratchDirectory, audit, bootstrap};
+use crate::{ReservedPorts, ScratchDirectory, audit, permissions};
+
+/// The multi-call binary built from `tests/cluster`: the environment variable `PINTLE_TEST_CLUSTER`.
+#[must_use]
+pub fn cluster_binary() -> PathBuf {
+    binary_named_by("PINTLE_TEST_CLUSTER")
+}
+
+/// kube-apiserver and kube-controller-manager of a release in one binary.
+fn binary_of(release: Release) -> PathBuf {
+    match release {
+        Release::Newest => cluster_binary(),
+        Release::V1_21 => binary_named_by("PINTLE_TEST_CLUSTER_1_21"),
+    }
+}
+
+fn binary_named_by(variable: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(path) => path.into(),
+        None => panic!(
+            "{variable} is not set\nhint: run ./tests/run, or eval \"$(./tests/run --environment)\" before cargo test"
+        ),
+    }
+}
+
+/// kubectl, the one of the test bed, without the configuration of whoever runs the tests.
+#[must_use]
+pub fn kubectl() -> Command {
+    let mut command = Command::new(cluster_binary());
+    command.arg("kubectl").env_remove("KUBECONFIG").stdin(Stdio::null());
+    command
+}
 
 pub(crate) fn etcd(scratch: &ScratchDirectory, ports: &ReservedPorts) -> ProcessCommand {
     let client_url = format!("http://127.0.0.1:{}", ports.port(0));
@@ -32,7 +64,7 @@ pub(crate) fn api_server(
     let service_account_key = new_key();
     let service_account_public_key = scratch.write("service-account.pub", service_account_key.public_key_pem());
     let service_account_key = scratch.write("service-account.key", service_account_key.serialize_pem());
-    let tokens = scratch.write("tokens.csv", bootstrap::token_file(&options.static_tokens));
+    let tokens = scratch.write("tokens.csv", permissions::token_file(&options.static_tokens));
     let mut command = ProcessCommand::new(binary_of(options.release), scratch.join("kube-apiserver.log"))
         .argument("kube-apiserver")
         .flag("etcd-servers", format!("http://127.0.0.1:{}", ports.port(0)))

@@ -1,4 +1,4 @@
-//! CertificateSigningRequest objects as the cluster holds them.
+//! CertificateSigningRequests in the cluster.
 
 use serde_json::Value;
 
@@ -11,22 +11,22 @@ pub struct SubmittedRequest {
     pub uid: String,
     /// `spec.signerName`.
     pub signer_name: String,
-    /// `spec.username`: who the API server saw.
+    /// `spec.username`: the user that created it.
     pub username: String,
     /// `spec.usages`.
     pub usages: Vec<String>,
-    /// `spec.request` as it is in JSON: base64 of the PEM.
+    /// `spec.request` as in JSON: base64 of the PEM.
     pub request: String,
     /// The types of `status.conditions`: `Approved`, `Denied`, `Failed`.
     pub conditions: Vec<String>,
-    /// `status.certificate` as it is in JSON, base64 of the PEM, once issued.
+    /// `status.certificate` as in JSON, base64 of the PEM, once issued.
     pub certificate: Option<String>,
     /// The whole object.
     pub object: Value,
 }
 
 impl SubmittedRequest {
-    /// Whether the cluster may still do something about it: neither issued, denied nor failed.
+    /// Whether it is still being processed: neither issued, denied nor failed.
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.certificate.is_none() && !self.has_condition("Denied") && !self.has_condition("Failed")
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_live_until_it_is_issued_or_refused() {
+    fn a_request_is_live_until_it_is_issued_or_denied() {
         let pending = json!({"metadata": {"name": "a"}, "spec": {"usages": ["client auth"]}});
         let pending = SubmittedRequest::from_object(pending);
         assert!(pending.is_live());

@@ -1,24 +1,24 @@
-//! A directory that is gone after the test, even when the test process is killed.
+//! A directory that is removed after the test, even if the test process is killed.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// A temporary directory with a sweeper beside it.
+/// A temporary directory with a cleanup process.
 ///
-/// The sweeper is a child that removes the directory as soon as its standard input closes: on drop, or when the kernel
-/// closes it because the test process ended without dropping anything (a value in a `static`, a signal).
+/// The cleanup process is a child that removes the directory when its standard input closes: on drop, or when the
+/// test process exits without dropping the value (a `static`, a signal).
 #[derive(Debug)]
 pub struct ScratchDirectory {
     path: PathBuf,
-    sweeper: Child,
+    cleanup: Child,
 }
 
-/// Tries for a while: processes that die with the test may still be writing.
-const SWEEP: &str = r#"read -r _; for i in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$0" && exit; sleep 0.2; done"#;
+/// Retries for a while: processes that are being killed with the test may still write.
+const CLEANUP: &str = r#"read -r _; for i in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$0" && exit; sleep 0.2; done"#;
 
 impl ScratchDirectory {
-    /// Makes a new directory, mode 0700, below the system's temporary directory.
+    /// Creates a directory with mode 0700 in the system's temporary directory.
     #[must_use]
     pub fn new() -> Self {
         let path = tempfile::Builder::new()
@@ -26,17 +26,17 @@ impl ScratchDirectory {
             .tempdir()
             .expect("the temporary directory is writable")
             .keep();
-        let sweeper = Command::new("/bin/sh")
-            .args(["-c", SWEEP])
+        let cleanup = Command::new("/bin/sh")
+            .args(["-c", CLEANUP])
             .arg(&path)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .current_dir("/")
-            .process_group(0) // an interrupt from the terminal must not stop the sweeping
+            .process_group(0) // Ctrl-C must not stop the cleanup
             .spawn()
             .expect("/bin/sh starts");
-        Self { path, sweeper }
+        Self { path, cleanup }
     }
 
     /// The directory.
@@ -68,12 +68,12 @@ impl Default for ScratchDirectory {
 
 impl Drop for ScratchDirectory {
     fn drop(&mut self) {
-        drop(self.sweeper.stdin.take());
-        let _ = self.sweeper.wait();
+        drop(self.cleanup.stdin.take());
+        let _ = self.cleanup.wait();
     }
 }
 
-/// Writes `path` with mode 0600, over what is there.
+/// Writes `path` with mode 0600, replacing an existing file.
 pub(crate) fn write_private(path: &Path, contents: &[u8]) {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use crate::{ProcessCommand, eventually};
 
-    /// Set in the process that is to be killed.
+    /// Set in the process that will be killed.
     const VICTIM: &str = "PINTLE_TEST_VICTIM";
 
     #[test]
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_gone_after_the_drop() {
+    fn the_directory_is_removed_on_drop() {
         let scratch = ScratchDirectory::new();
         let file = scratch.write("file", "contents");
         assert!(file.exists());

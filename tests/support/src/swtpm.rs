@@ -1,4 +1,4 @@
-//! A TPM 2.0 in software (Debian package swtpm) on loopback ports of its own.
+//! A software TPM 2.0 (Debian package swtpm) on its own loopback ports.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::condition::{eventually, holds_within};
 use crate::ports::ReservedPorts;
 use crate::process::{ProcessCommand, TestProcess};
 
-/// A TPM with its state in one directory; stopped on drop.
+/// A TPM whose state is in one directory; stopped on drop.
 #[derive(Debug)]
 pub struct Swtpm {
     directory: PathBuf,
@@ -27,7 +27,7 @@ impl Swtpm {
         swtpm
     }
 
-    /// Starts it with the state that it has, as a machine that boots does.
+    /// Starts it with its existing state, like a machine that boots.
     pub fn start(&mut self) {
         let address = |index| format!("type=tcp,port={},bindaddr=127.0.0.1", self.ports.port(index));
         let command = ProcessCommand::new("swtpm", self.directory.join("swtpm.log"))
@@ -42,18 +42,18 @@ impl Swtpm {
         self.process = Some(process);
     }
 
-    /// Stops it in the middle of whatever it does.
+    /// Kills it, whatever it is doing.
     pub fn stop(&mut self) {
         self.process = None;
     }
 
-    /// How libtss2 reaches it.
+    /// The TCTI string with which libtss2 connects to it.
     #[must_use]
     pub fn tcti(&self) -> String {
         format!("swtpm:host=127.0.0.1,port={}", self.ports.port(0))
     }
 
-    /// The ports of loopback that it listens on, to which [`Swtpm::tcti`] leads.
+    /// The loopback ports that it listens on, as used in [`Swtpm::tcti`].
     #[must_use]
     pub fn ports(&self) -> [u16; 2] {
         [self.ports.port(0), self.ports.port(1)]
@@ -65,7 +65,7 @@ impl Swtpm {
         format!("type = \"tpm\"\ntcti = \"{}\"\nlibrary = \"{}\"\n", self.tcti(), plugin.display())
     }
 
-    /// The path of a file in the TPM's directory, where [`Swtpm::run`] works.
+    /// The path of a file in the TPM's directory, the working directory of [`Swtpm::run`].
     #[must_use]
     pub fn join(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -83,8 +83,8 @@ impl Swtpm {
         command
     }
 
-    /// Runs such a command and answers what it prints. Tried several times: without a resource manager two users of a
-    /// TPM run out of its three slots now and then.
+    /// Runs such a command and returns its output. Retries several times: without a resource manager, two users of
+    /// the TPM occasionally run out of its three slots.
     #[track_caller]
     pub fn run(&self, program: &str, arguments: &[&str]) -> Vec<u8> {
         let mut last = String::new();
@@ -97,21 +97,21 @@ impl Swtpm {
     }
 }
 
-/// A resource manager in front of a TPM, as the kernel is for `/dev/tpmrm0`: several programs share the TPM's three slots
-/// (Debian packages tpm2-abrmd, libtss2-tcti-tabrmd0 and dbus). Stopped on drop.
+/// A resource manager for a TPM, like the kernel's for `/dev/tpmrm0`, with which several programs share the TPM's
+/// three slots (Debian packages tpm2-abrmd, libtss2-tcti-tabrmd0 and dbus). Stopped on drop.
 #[derive(Debug)]
 pub struct ResourceManager {
-    // In this order: the one that needs the bus goes first.
+    // In this order: the resource manager before the bus that it needs.
     _manager: TestProcess,
     _bus: TestProcess,
     address: String,
 }
 
 impl ResourceManager {
-    /// How libtss2 reaches it; the bus is named by `DBUS_SESSION_BUS_ADDRESS`.
+    /// The TCTI string; the bus is given by `DBUS_SESSION_BUS_ADDRESS`.
     pub const TCTI: &str = "tabrmd:bus_name=com.intel.tss2.Tabrmd,bus_type=session";
 
-    /// Starts one with a message bus of its own. Nobody else may use the TPM meanwhile.
+    /// Starts a resource manager with its own message bus. Nothing else may use the TPM directly while it runs.
     #[must_use]
     pub fn new(swtpm: &Swtpm) -> Self {
         let (socket, log) = (swtpm.join("bus"), swtpm.join("tpm2-abrmd.log"));
@@ -135,7 +135,7 @@ impl ResourceManager {
         manager
     }
 
-    /// Has a command of tpm2-tools or OpenSSL use the TPM by way of this manager.
+    /// Makes a command of tpm2-tools or OpenSSL use the TPM through this manager.
     pub fn apply_to<'command>(&self, command: &'command mut Command) -> &'command mut Command {
         command
             .env("TPM2TOOLS_TCTI", Self::TCTI)

@@ -1,4 +1,4 @@
-//! Throwaway PKCS#11 tokens: SoftHSM 2, and kryoptic, which speaks PKCS#11 3.2 and shares no code with it.
+//! Temporary PKCS#11 tokens: SoftHSM 2, and kryoptic, an independent implementation of PKCS#11 3.2.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use crate::condition::holds_within;
 
-/// The slot that kryoptic's configuration gives the token; SoftHSM chooses one by itself.
+/// The slot assigned to the token in kryoptic's configuration; SoftHSM assigns one itself.
 const KRYOPTIC_SLOT: &str = "42";
 const SECURITY_OFFICER_PIN: &str = "27182818";
 
-/// Which module a token is reached by.
+/// The module that provides a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenModule {
     /// SoftHSM 2 (Debian package softhsm2): PKCS#11 2.40.
@@ -22,7 +22,7 @@ pub enum TokenModule {
 }
 
 impl TokenModule {
-    /// The shared object.
+    /// The path of the shared object.
     #[must_use]
     pub fn path(self) -> PathBuf {
         match self {
@@ -38,25 +38,25 @@ impl TokenModule {
     }
 }
 
-/// A private key as pkcs11-tool shows it.
+/// A private key as listed by pkcs11-tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenKey {
     /// CKA_LABEL.
     pub label: String,
     /// CKA_ID, hexadecimal.
     pub id: String,
-    /// What may be done to it: `sensitive`, `always sensitive`, `never extractable`, `local`.
+    /// Its access attributes: `sensitive`, `always sensitive`, `never extractable`, `local`.
     pub access: Vec<String>,
-    /// What it may do, such as `sign`.
+    /// Its permitted uses, such as `sign`.
     pub usage: Vec<String>,
 }
 
-/// An initialised token with its files in one directory.
+/// An initialised token whose files are in one directory.
 #[derive(Debug)]
 pub struct Token {
     module: TokenModule,
     directory: PathBuf,
-    /// Somebody else's module between the agent and the real one.
+    /// A module between the agent and the real one.
     between: Option<PathBuf>,
 }
 
@@ -66,7 +66,7 @@ impl Token {
     /// The user's PIN.
     pub const PIN: &str = "31415926";
 
-    /// Makes a token in `directory`, which is created.
+    /// Creates a token in `directory`, which is created.
     #[must_use]
     pub fn new(module: TokenModule, directory: PathBuf) -> Self {
         let token = Self { module, directory, between: None };
@@ -99,14 +99,14 @@ impl Token {
         token
     }
 
-    /// The same token, reached through the module `between`, which finds the real one by `PINTLE_TEST_REAL_MODULE` or,
-    /// if it is OpenSC's pkcs11-spy, by `PKCS11SPY`.
+    /// The same token behind the module `between`, which finds the real one through `PINTLE_TEST_REAL_MODULE` or, if
+    /// it is OpenSC's pkcs11-spy, `PKCS11SPY`.
     #[must_use]
     pub fn behind(self, between: PathBuf) -> Self {
         Self { between: Some(between), ..self }
     }
 
-    /// What the module and what stands before it find in the environment.
+    /// The environment variables for the modules.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
         vec![
@@ -131,7 +131,7 @@ impl Token {
         )
     }
 
-    /// Where the module keeps its tokens.
+    /// The directory where the module stores its tokens.
     fn tokens(&self) -> PathBuf {
         self.directory.join("tokens")
     }
@@ -146,12 +146,12 @@ impl Token {
         self.directory.join("fault")
     }
 
-    /// Takes the token's storage away.
+    /// Moves the token's storage away.
     pub fn remove(&self) {
         fs::rename(self.tokens(), self.directory.join("elsewhere")).expect("the token is moved away");
     }
 
-    /// Puts it back.
+    /// Moves the token's storage back.
     pub fn put_back(&self) {
         fs::rename(self.directory.join("elsewhere"), self.tokens()).expect("the token is moved back");
     }
@@ -165,32 +165,32 @@ impl Token {
         fs::rename(new, self.pin_file()).expect("the PIN's file is replaced");
     }
 
-    /// Has a faulty module between misbehave in this way until [`Token::mend`].
+    /// Makes the faulty module inject this fault until [`Token::mend`].
     pub fn fault(&self, fault: &str) {
         fs::write(self.fault_file(), fault).expect("the fault is written");
     }
 
-    /// Ends the fault.
+    /// Removes the fault.
     pub fn mend(&self) {
         fs::remove_file(self.fault_file()).expect("there was a fault");
     }
 
-    /// How often C_Login was called, as pkcs11-spy wrote it down.
+    /// How often C_Login was called, according to pkcs11-spy.
     #[must_use]
     pub fn logins(&self) -> usize {
         let log = fs::read(self.directory.join("spy.log")).unwrap_or_default();
         String::from_utf8_lossy(&log).lines().filter(|line| line.ends_with(": C_Login")).count()
     }
 
-    /// Another program at work on the token.
+    /// Runs pkcs11-tool on the token.
     ///
     /// # Errors
-    /// What the program says when it fails.
+    /// Its output, if it fails.
     pub fn pkcs11_tool(&self, arguments: &[&str]) -> Result<Vec<u8>, String> {
         self.run(Command::new("pkcs11-tool").arg("--module").arg(self.module.path()).args(arguments))
     }
 
-    /// Another program at work on the token, logged in with this PIN.
+    /// Runs pkcs11-tool on the token, logged in with this PIN.
     ///
     /// # Errors
     /// As [`pkcs11_tool`](Self::pkcs11_tool).
@@ -198,8 +198,8 @@ impl Token {
         self.pkcs11_tool(&[&["--token-label", Self::LABEL, "--login", "--pin", pin], arguments].concat())
     }
 
-    /// As [`pkcs11_tool_with_pin`](Self::pkcs11_tool_with_pin) with the PIN that the token was made with. Tried several
-    /// times: kryoptic does not wait while another process writes.
+    /// As [`pkcs11_tool_with_pin`](Self::pkcs11_tool_with_pin) with the token's initial PIN. Retries several times:
+    /// kryoptic fails while another process writes.
     #[track_caller]
     #[must_use]
     pub fn tool(&self, arguments: &[&str]) -> Vec<u8> {
@@ -210,7 +210,7 @@ impl Token {
         found.unwrap_or_else(|| panic!("{last}"))
     }
 
-    /// The private keys in the token that pintle made, as another program sees them.
+    /// The private keys in the token that pintle created, as listed by pkcs11-tool.
     #[track_caller]
     #[must_use]
     pub fn keys(&self) -> Vec<TokenKey> {
@@ -227,8 +227,8 @@ impl Token {
     }
 }
 
-/// SoftHSM may also hold objects without any name: it leaves such a one when a process is killed before it has written
-/// the template's attributes. They are no keys.
+/// SoftHSM may also contain objects without a name, left by a process that was killed before it had written the
+/// template's attributes. They are not keys.
 fn keys_listed(text: &str) -> Vec<TokenKey> {
     let words = |text: &str| text.split(',').map(|word| word.trim().to_owned()).collect::<Vec<_>>();
     let mut keys: Vec<TokenKey> = Vec::new();
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_read_and_nameless_objects_are_not() {
+    fn keys_are_listed_without_nameless_objects() {
         let text = "Private Key Object; EC\n  label:      pintle node_client_1\n  ID:         6e6f\n  Usage:      sign\n  \
                     Access:     sensitive, always sensitive, never extractable, local\nPrivate Key Object; EC\n  \
                     Usage:      none\n";

@@ -57,6 +57,29 @@ fn id_that_somebody_elses_key_has_taken_is_let_go_and_nothing_destroyed() {
     }
 }
 
+/// The pair was perhaps written before a crash: it names a key that is not the certificate's, so nobody can use it.
+#[test]
+fn pair_whose_id_somebody_elses_key_has_taken_gives_way_to_the_held_one() {
+    let conflict = Event::PublishFailed(PublishError::Backend(error(BackendErrorKind::Conflict)));
+    let (state, action) = now(in_phase(phases()[PUBLISHING].clone()), conflict);
+    let until = back_off(&action);
+    let (state, action) = at(state, Event::Woke, until);
+    assert_eq!(action, Action::Publish { credential: credential(1) });
+    let (state, _) = at(state, Event::Published, until);
+    assert_eq!((state.held.as_ref(), state.keys()), (Some(&credential(1)), vec![&key(1)]), "the other is not ours");
+}
+
+/// Its key's name is another key's: what was in use before is taken back, and neither destroys what is not ours.
+#[test]
+fn published_unproven_whose_id_somebody_elses_key_has_taken_gives_way_too() {
+    let (state, action) = now(unproven(), Event::ProofKeyFailed(error(BackendErrorKind::Conflict)));
+    let Phase::Restoring { dropped, .. } = state.phase.clone() else { panic!("{action:?}") };
+    let restored = state.held.clone().expect("the one before");
+    assert_eq!(action, Action::Publish { credential: restored.clone() });
+    let (state, _) = now(state, Event::Published);
+    assert!(!state.keys().contains(&dropped.key()) && state.keys().contains(&restored.key()), "{state:?}");
+}
+
 #[test]
 fn device_that_does_not_answer_or_is_locked_is_waited_for() {
     for kind in [BackendErrorKind::Unavailable, BackendErrorKind::Locked, BackendErrorKind::Unsupported] {
@@ -150,6 +173,24 @@ fn candidate_elsewhere_than_configured_is_finished_unless_it_fails() {
     let (_, action) = step(state, retired(&[1]), NOW, &elsewhere());
     let next = KeyName { backend: "token".to_owned(), id: key(3).id };
     assert_eq!(action, Action::Generate { key: next, algorithm: policy().algorithm }, "and then it moves");
+}
+
+/// Case C34: the key in use is in the dead device too.
+#[test]
+fn held_key_in_a_device_that_was_given_up_is_not_waited_for_where_there_is_a_bootstrap_credential() {
+    let requesting = Candidate { key: KeyName { backend: "token".to_owned(), ..key(2) }, ..candidate(2, 1) };
+    let state = in_phase(Phase::Requesting { next: requesting.clone() });
+    let no_key = || ApiFailure::NoCredential("the device does not answer".to_owned());
+    let (state, action) = step(state, held_failed(no_key()), NOW, &elsewhere());
+    assert_eq!(action, Action::Submit { next: requesting.clone(), authority: Authority::Bootstrap });
+    // Without one, both are tried in turn.
+    let (state, action) = step(state, bootstrap_failed(no_key()), NOW, &elsewhere());
+    let (state, action) = step(state, Event::Woke, back_off(&action), &elsewhere());
+    assert_eq!(action, Action::Submit { next: requesting, authority: Authority::Held });
+    assert!(state.retiring.is_empty(), "the device may be back");
+
+    let (_, action) = now(awaiting(), held_failed(no_key()));
+    back_off(&action);
 }
 
 #[test]

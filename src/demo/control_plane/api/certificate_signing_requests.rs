@@ -16,10 +16,10 @@ use super::super::watching::{WatchRequest, watch};
 use super::negotiation::{Representation, representation};
 use super::{Body, Call, JSON, json, streaming};
 
-/// How often a patch is applied again to an object that changed meanwhile, as in kube-apiserver.
+/// How often a patch is retried after a conflicting update, as in kube-apiserver.
 const PATCH_ATTEMPTS: usize = 5;
 
-/// Answers a request below the resource's path: nothing, NAME, or NAME/SUBRESOURCE.
+/// Handles a request below the resource's path. `object` is empty, NAME, or NAME/SUBRESOURCE.
 pub(super) async fn answer(call: Call, object: &[&str]) -> Result<Response<Body>, Failure> {
     let method = call.method.clone();
     match (method, object) {
@@ -98,7 +98,7 @@ async fn replace(mut call: Call, name: &str, subresource: &str) -> Result<Respon
 async fn patch(mut call: Call, name: &str, subresource: &str) -> Result<Response<Body>, Failure> {
     authorize(&call.user, "patch", name, subresource)?;
     let representation = representation(&call.accept)?;
-    // status.conditions has no patchStrategy, so a strategic merge patch of these subresources is a merge patch.
+    // status.conditions has no patchStrategy, so for these subresources a strategic merge patch is a merge patch.
     const ACCEPTED: [&str; 2] = ["application/merge-patch+json", "application/strategic-merge-patch+json"];
     let patch = call.read(&ACCEPTED).await?;
     let mut attempt = 1;
@@ -106,7 +106,7 @@ async fn patch(mut call: Call, name: &str, subresource: &str) -> Result<Response
         let mut document = json!(*call.cluster.registry.get(name)?);
         merge(&mut document, &patch);
         match update(&call, name, subresource, &decode(document)?) {
-            // Somebody was faster; a patch that names no resourceVersion does not mind.
+            // A concurrent update was faster. A patch without a resourceVersion applies to any version.
             Err(failure) if failure.code == 409 && attempt < PATCH_ATTEMPTS => attempt += 1,
             updated => return one(StatusCode::OK, &call, &updated?, representation),
         }
@@ -164,7 +164,7 @@ fn decode(document: Value) -> Result<CertificateSigningRequest, Failure> {
     })
 }
 
-/// RFC 7396 §2.
+/// Applies a merge patch (RFC 7396, section 2).
 fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();

@@ -1,4 +1,4 @@
-//! What the API offers, as kubectl asks for it before it does anything.
+//! Version and discovery documents, which kubectl requests first.
 
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ pub(super) fn version() -> Value {
     })
 }
 
-/// The discovery document of a path, if the path is one.
+/// The discovery document for a path, if there is one.
 pub(super) fn document(segments: &[&str]) -> Option<Value> {
     Some(match segments {
         ["api"] => json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [] }),

@@ -1,4 +1,4 @@
-//! From an HTTP request to its answer: faults, authentication, then the resource that the path names.
+//! Handles HTTP requests: faults, authentication, then the resource that the path names.
 
 mod certificate_signing_requests;
 mod discovery;
@@ -24,16 +24,16 @@ use super::cluster::Cluster;
 use super::connection::Connection;
 use super::status::Failure;
 
-/// The largest body that is read, as kube-apiserver's limit.
-const LARGEST_BODY: usize = 3 * 1024 * 1024;
+/// Limit on a request body, in bytes; kube-apiserver's.
+const MAXIMUM_BODY: usize = 3 * 1024 * 1024;
 
 const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
-/// The body of an answer: a document or a watch.
+/// The body of a response: a document or a watch.
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// One request, parsed as far as every resource needs it.
+/// A request, parsed as far as all resources need it.
 struct Call {
     cluster: Arc<Cluster>,
     user: User,
@@ -45,7 +45,7 @@ struct Call {
     body: Incoming,
 }
 
-/// Answers a request; an error is an answer too.
+/// Handles a request. Errors become responses too.
 pub(super) async fn answer(
     cluster: Arc<Cluster>,
     connection: &Connection,
@@ -68,7 +68,7 @@ async fn dispatch(
 ) -> Result<Response<Body>, Failure> {
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-    meet_faults(&cluster, &segments).await?;
+    apply_faults(&cluster, &segments).await?;
 
     let header = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let verifier = cluster.client_verifier();
@@ -80,14 +80,14 @@ async fn dispatch(
         SystemTime::now(),
     )?;
     let Some(user) = authenticated else {
-        // What the role system:public-info-viewer shows to everybody; anonymous requests get 401 for all else.
+        // What the role system:public-info-viewer allows for everyone; any other anonymous request gets 401.
         return match segments.as_slice() {
             ["version" | "livez" | "readyz" | "healthz"] if request.method() == Method::GET => public(&segments),
             _ => Err(Failure::unauthorized()),
         };
     };
     *known_user = Some(user.name.clone());
-    if connection.introduce() {
+    if connection.first_authentication() {
         cluster.report(Observation::Authenticated {
             user: user.name.clone(),
             serial: user.serial.clone(),
@@ -125,8 +125,8 @@ async fn dispatch(
     }
 }
 
-/// The faults that come before any resource is looked at.
-async fn meet_faults(cluster: &Cluster, segments: &[&str]) -> Result<(), Failure> {
+/// Applies the faults that do not depend on the resource.
+async fn apply_faults(cluster: &Cluster, segments: &[&str]) -> Result<(), Failure> {
     let mut faults = cluster.faults.subscribe();
     let _ = faults.wait_for(|faults| !faults.hang).await;
     if !segments.starts_with(&["apis", "certificates.k8s.io", "v1", "certificatesigningrequests"]) {
@@ -138,7 +138,7 @@ async fn meet_faults(cluster: &Cluster, segments: &[&str]) -> Result<(), Failure
         some
     };
     if cluster.take_fault(|faults| take_one(&mut faults.internal_errors)) {
-        return Err(Failure::internal_error("the server was told to fail"));
+        return Err(Failure::internal_error("fault injection: internal_errors"));
     }
     if cluster.take_fault(|faults| take_one(&mut faults.too_many_requests)) {
         return Err(Failure::too_many_requests(cluster.faults.borrow().retry_after));
@@ -157,10 +157,10 @@ impl Call {
     /// The body as JSON; an empty body is null.
     ///
     /// # Errors
-    /// 413 when it is too large, 415 when its media type is not one of `accepted` or protobuf (nothing said is JSON),
-    /// 400 when it is malformed.
+    /// 413 if it is too large, 415 if its media type is neither protobuf nor one of `accepted` (a missing one counts
+    /// as JSON), and 400 if it is malformed.
     async fn read(&mut self, accepted: &[&str]) -> Result<Value, Failure> {
-        let collected = Limited::new(&mut self.body, LARGEST_BODY).collect().await;
+        let collected = Limited::new(&mut self.body, MAXIMUM_BODY).collect().await;
         let bytes = collected.map_err(|_| Failure::request_entity_too_large())?.to_bytes();
         if bytes.is_empty() {
             return Ok(Value::Null);
@@ -176,12 +176,11 @@ impl Call {
     }
 }
 
-/// A JSON answer.
 fn json(code: StatusCode, document: &Value) -> Result<Response<Body>, Failure> {
     respond(code, JSON, whole(document.to_string()))
 }
 
-/// An answer that goes on.
+/// A streaming response.
 fn streaming(
     frames: impl futures::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static,
 ) -> Result<Response<Body>, Failure> {

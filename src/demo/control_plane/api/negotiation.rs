@@ -10,7 +10,7 @@ use super::super::watching::Selector;
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// `application/x-www-form-urlencoded`; malformed escapes stay as they are.
+    /// Parses `application/x-www-form-urlencoded`. Malformed escapes are kept as they are.
     pub(super) fn parse(query: &str) -> Self {
         let decode = |text: &str| {
             let spaced = text.replace('+', " ");
@@ -25,29 +25,31 @@ impl Query {
         )
     }
 
-    /// The value of a key; an empty one is as good as none.
+    /// The value of a key; an empty one counts as missing.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
         let found = self.0.iter().find(|(name, _)| name == key);
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
-    /// Kubernetes' booleans: true and 1.
+    /// A boolean as Kubernetes parses it: `true` and `1`.
     pub(super) fn is_true(&self, key: &str) -> bool {
         matches!(self.get(key), Some("true" | "1"))
     }
 
+    /// The value as a number.
+    ///
     /// # Errors
-    /// 400 when the value is no number.
+    /// 400 if it is not a number.
     pub(super) fn number(&self, key: &str) -> Result<Option<u64>, Failure> {
         let parse =
             |text: &str| text.parse().map_err(|_| Failure::bad_request(format!("{key}: invalid value {text:?}")));
         self.get(key).map(parse).transpose()
     }
 
-    /// fieldSelector; labelSelector is refused because no answer here depends on labels.
+    /// The fieldSelector. A labelSelector is rejected as unsupported.
     ///
     /// # Errors
-    /// 400 for a selector that would not be honoured.
+    /// 400 for a selector that is not supported.
     pub(super) fn selector(&self) -> Result<Selector, Failure> {
         if self.get("labelSelector").is_some() {
             return Err(Failure::bad_request("labelSelector is not supported by this control plane"));
@@ -90,7 +92,7 @@ fn percent_decode(text: &str) -> Cow<'_, str> {
     Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
 }
 
-/// How the answer is to be written.
+/// The format of the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Representation {
     /// The object or list itself.
@@ -99,10 +101,10 @@ pub(super) enum Representation {
     Table,
 }
 
-/// The first media type of `Accept` that can be served.
+/// The first supported media type of `Accept`.
 ///
 /// # Errors
-/// 406 when there is none (a client that takes only protobuf).
+/// 406 if there is none (a client that accepts only protobuf).
 pub(super) fn representation(accept: &str) -> Result<Representation, Failure> {
     if accept.trim().is_empty() {
         return Ok(Representation::Object);
@@ -127,7 +129,7 @@ pub(super) fn representation(accept: &str) -> Result<Representation, Failure> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+#[allow(clippy::unwrap_used, reason = "a test fails when something unexpected happens")]
 mod tests {
     use super::*;
 
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_media_type_that_can_be_served_is_served() {
+    fn the_first_supported_media_type_is_chosen() {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(representation(kubectl).unwrap(), Representation::Table);
         let discovery = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";

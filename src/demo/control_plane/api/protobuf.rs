@@ -1,22 +1,22 @@
 //! Request bodies in `application/vnd.kubernetes.protobuf`, which kubectl and the kubelet send for built-in types
-//! whatever the server offers. Answers are always JSON, which the same clients accept.
+//! whatever the server supports. Responses are always JSON, which these clients accept.
 //!
-//! Field numbers are those of the generated.proto files of k8s.io/api and k8s.io/apimachinery 0.36; a field that is
-//! not in these tables has no influence here and is skipped, as protobuf has it.
+//! Field numbers are those of the generated.proto files of k8s.io/api and k8s.io/apimachinery 0.36. Fields that are
+//! not in these tables are ignored.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-/// The four octets before `runtime.Unknown`.
+/// The magic number before `runtime.Unknown`.
 const MAGIC: &[u8] = b"k8s\0";
 
-/// What a field holds, and so how JSON writes it.
+/// The type of a field, which decides its JSON representation.
 #[derive(Clone, Copy)]
 enum Kind {
     Text,
-    Octets,
+    Bytes,
     Integer,
     Time,
     Message(Schema),
@@ -26,10 +26,10 @@ enum Kind {
     TextMap,
 }
 
-/// Field number, JSON name, kind.
+/// Field number, JSON name and type of each field.
 type Schema = &'static [(u64, &'static str, Kind)];
 
-const UNKNOWN: Schema = &[(1, "typeMeta", Kind::Message(TYPE_META)), (2, "raw", Kind::Octets)];
+const UNKNOWN: Schema = &[(1, "typeMeta", Kind::Message(TYPE_META)), (2, "raw", Kind::Bytes)];
 const TYPE_META: Schema = &[(1, "apiVersion", Kind::Text), (2, "kind", Kind::Text)];
 const OBJECT_META: Schema = &[
     (1, "name", Kind::Text),
@@ -46,12 +46,12 @@ const CERTIFICATE_SIGNING_REQUEST: Schema = &[
     (3, "status", Kind::Message(STATUS)),
 ];
 const SPEC: Schema = &[
-    (1, "request", Kind::Octets),
+    (1, "request", Kind::Bytes),
     (5, "usages", Kind::TextList),
     (7, "signerName", Kind::Text),
     (8, "expirationSeconds", Kind::Integer),
 ];
-const STATUS: Schema = &[(1, "conditions", Kind::MessageList(CONDITION)), (2, "certificate", Kind::Octets)];
+const STATUS: Schema = &[(1, "conditions", Kind::MessageList(CONDITION)), (2, "certificate", Kind::Bytes)];
 const CONDITION: Schema = &[
     (1, "type", Kind::Text),
     (2, "reason", Kind::Text),
@@ -74,7 +74,7 @@ const RESOURCE_ATTRIBUTES: Schema = &[
 const DELETE_OPTIONS: Schema = &[(2, "preconditions", Kind::Message(PRECONDITIONS))];
 const PRECONDITIONS: Schema = &[(1, "uid", Kind::Text), (2, "resourceVersion", Kind::Text)];
 
-/// The same object as JSON; None when it is malformed or of a kind that no resource here takes.
+/// Converts an object to JSON; `None` if it is malformed or of an unsupported kind.
 pub(super) fn to_json(body: &[u8]) -> Option<Value> {
     let envelope = message(body.strip_prefix(MAGIC)?, UNKNOWN)?;
     let type_meta = &envelope["typeMeta"];
@@ -104,30 +104,30 @@ fn message(mut input: &[u8], schema: Schema) -> Option<Value> {
             }
         };
         match (kind, field) {
-            (Kind::Text, Field::Octets(octets)) => {
-                document.insert(name, text(octets)?);
+            (Kind::Text, Field::Bytes(bytes)) => {
+                document.insert(name, text(bytes)?);
             }
-            (Kind::Octets, Field::Octets(octets)) => {
-                document.insert(name, json!(STANDARD.encode(octets)));
+            (Kind::Bytes, Field::Bytes(bytes)) => {
+                document.insert(name, json!(STANDARD.encode(bytes)));
             }
             (Kind::Integer, Field::Integer(number)) => {
-                // Two's complement: a negative number is a varint of ten octets.
+                // Two's complement: a negative number is a varint of ten bytes.
                 document.insert(name, json!(number.cast_signed()));
             }
-            (Kind::Time, Field::Octets(octets)) => {
-                let seconds = message(octets, &[(1, "seconds", Kind::Integer)])?["seconds"].as_i64();
-                // Go writes the zero time as an empty message.
+            (Kind::Time, Field::Bytes(bytes)) => {
+                let seconds = message(bytes, &[(1, "seconds", Kind::Integer)])?["seconds"].as_i64();
+                // Go encodes the zero time as an empty message.
                 if let Some(seconds) = seconds {
                     document.insert(name, json!(Timestamp::from_second(seconds).ok()?.to_string()));
                 }
             }
-            (Kind::Message(schema), Field::Octets(octets)) => {
-                document.insert(name, message(octets, schema)?);
+            (Kind::Message(schema), Field::Bytes(bytes)) => {
+                document.insert(name, message(bytes, schema)?);
             }
-            (Kind::TextList, Field::Octets(octets)) => append(&mut document, text(octets)?),
-            (Kind::MessageList(schema), Field::Octets(octets)) => append(&mut document, message(octets, schema)?),
-            (Kind::TextMap, Field::Octets(octets)) => {
-                let entry = message(octets, TEXT_MAP_ENTRY)?;
+            (Kind::TextList, Field::Bytes(bytes)) => append(&mut document, text(bytes)?),
+            (Kind::MessageList(schema), Field::Bytes(bytes)) => append(&mut document, message(bytes, schema)?),
+            (Kind::TextMap, Field::Bytes(bytes)) => {
+                let entry = message(bytes, TEXT_MAP_ENTRY)?;
                 if let Value::Object(map) = document.entry(name).or_insert_with(|| json!({})) {
                     map.insert(entry["key"].as_str().unwrap_or_default().to_owned(), entry["value"].clone());
                 }
@@ -138,17 +138,17 @@ fn message(mut input: &[u8], schema: Schema) -> Option<Value> {
     Some(Value::Object(document))
 }
 
-fn text(octets: &[u8]) -> Option<Value> {
-    std::str::from_utf8(octets).ok().map(|text| json!(text))
+fn text(bytes: &[u8]) -> Option<Value> {
+    std::str::from_utf8(bytes).ok().map(|text| json!(text))
 }
 
 enum Field<'a> {
     Integer(u64),
-    /// Length-delimited, or of a fixed length (which no known field is).
-    Octets(&'a [u8]),
+    /// Length-delimited, or of a fixed length (which no known field has).
+    Bytes(&'a [u8]),
 }
 
-/// The next field's number and value.
+/// Parses the next field's number and value.
 fn field<'a>(input: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
     let key = varint(input)?;
     let length = match key & 7 {
@@ -158,18 +158,18 @@ fn field<'a>(input: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
         5 => 4,
         _ => return None,
     };
-    let (octets, rest) = input.split_at_checked(length)?;
+    let (bytes, rest) = input.split_at_checked(length)?;
     *input = rest;
-    Some((key >> 3, Field::Octets(octets)))
+    Some((key >> 3, Field::Bytes(bytes)))
 }
 
 fn varint(input: &mut &[u8]) -> Option<u64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
-        let (octet, rest) = input.split_first()?;
+        let (byte, rest) = input.split_first()?;
         *input = rest;
-        value |= u64::from(octet & 0x7f) << shift;
-        if octet & 0x80 == 0 {
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
             return Some(value);
         }
     }
@@ -177,28 +177,28 @@ fn varint(input: &mut &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+#[allow(clippy::unwrap_used, reason = "a test fails when something unexpected happens")]
 mod tests {
     use super::*;
 
-    fn octets(number: u8, content: &[u8]) -> Vec<u8> {
+    fn bytes(number: u8, content: &[u8]) -> Vec<u8> {
         let mut encoded = vec![number << 3 | 2, u8::try_from(content.len()).unwrap()];
         encoded.extend_from_slice(content);
         encoded
     }
 
     fn envelope(kind: &str, object: &[u8]) -> Vec<u8> {
-        let type_meta = [octets(1, b"certificates.k8s.io/v1"), octets(2, kind.as_bytes())].concat();
-        [MAGIC.to_vec(), octets(1, &type_meta), octets(2, object)].concat()
+        let type_meta = [bytes(1, b"certificates.k8s.io/v1"), bytes(2, kind.as_bytes())].concat();
+        [MAGIC.to_vec(), bytes(1, &type_meta), bytes(2, object)].concat()
     }
 
     #[test]
     fn an_approval_is_decoded() {
-        let time = [octets(4, &[]), octets(5, &[8, 1])].concat();
-        let condition = [octets(1, b"Approved"), octets(6, b"True"), time].concat();
-        let metadata = [octets(1, b"csr-1"), octets(12, &[octets(1, b"a"), octets(2, b"b")].concat())].concat();
-        let spec = [octets(5, b"client auth"), octets(5, b"x"), vec![8 << 3, 0xd8, 4]].concat();
-        let object = [octets(1, &metadata), octets(2, &spec), octets(3, &octets(1, &condition))].concat();
+        let time = [bytes(4, &[]), bytes(5, &[8, 1])].concat();
+        let condition = [bytes(1, b"Approved"), bytes(6, b"True"), time].concat();
+        let metadata = [bytes(1, b"csr-1"), bytes(12, &[bytes(1, b"a"), bytes(2, b"b")].concat())].concat();
+        let spec = [bytes(5, b"client auth"), bytes(5, b"x"), vec![8 << 3, 0xd8, 4]].concat();
+        let object = [bytes(1, &metadata), bytes(2, &spec), bytes(3, &bytes(1, &condition))].concat();
         assert_eq!(
             to_json(&envelope("CertificateSigningRequest", &object)).unwrap(),
             json!({
@@ -214,12 +214,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_refused_at_every_length() {
-        let whole = envelope("CertificateSigningRequest", &octets(1, &octets(1, b"csr-1")));
+    fn truncated_messages_do_not_panic() {
+        let whole = envelope("CertificateSigningRequest", &bytes(1, &bytes(1, b"csr-1")));
         assert!(to_json(&whole).is_some());
         assert!(to_json(&envelope("Pod", &[])).is_none());
         assert!(to_json(b"{}").is_none());
-        // A cut message is refused or, cut between two fields, lacks the later ones; it never panics.
+        // A truncated message is rejected or, if truncated between two fields, lacks the later ones; it never panics.
         for length in 0..whole.len() {
             let _ = to_json(&whole[..length]);
         }

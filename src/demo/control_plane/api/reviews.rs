@@ -1,4 +1,4 @@
-//! Reviews of oneself: who am I, and what may I do. Nothing is stored.
+//! SelfSubjectReview and SelfSubjectAccessReview. Nothing is stored.
 
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::super::object::now;
 use super::super::status::{Failure, GROUP, RESOURCE};
 use super::{Body, Call, JSON, json};
 
-/// `authentication.k8s.io/v1 SelfSubjectReview`, behind `kubectl auth whoami`.
+/// `authentication.k8s.io/v1 SelfSubjectReview`, used by `kubectl auth whoami`.
 pub(super) async fn self_subject_review(mut call: Call) -> Result<Response<Body>, Failure> {
     read_review(&mut call).await?;
     let mut user = json!({ "username": call.user.name, "groups": call.user.groups });
@@ -26,7 +26,7 @@ pub(super) async fn self_subject_review(mut call: Call) -> Result<Response<Body>
     )
 }
 
-/// `authorization.k8s.io/v1 SelfSubjectAccessReview`, behind `kubectl auth can-i`.
+/// `authorization.k8s.io/v1 SelfSubjectAccessReview`, used by `kubectl auth can-i`.
 pub(super) async fn self_subject_access_review(mut call: Call) -> Result<Response<Body>, Failure> {
     let review = read_review(&mut call).await?;
     let attributes = &review["spec"]["resourceAttributes"];

@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/util/certificate"
 )
 
-// store is a file store that tells when the first pair has become current.
+// store is a file store that signals when the first pair has become current.
 type store struct {
 	certificate.Store
 	updated chan struct{}
