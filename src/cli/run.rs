@@ -83,6 +83,7 @@ pub(super) fn lock_state_directory(directory: &Path) -> Result<LockFile, CliErro
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
     let lock = LockFile::open(&directory.join("lock")).map_err(unusable)?;
     check_owner(directory).map_err(unusable)?;
+    check_mode(directory)?;
     match lock.try_lock().map_err(unusable)? {
         true => Ok(lock),
         false => Err(CliError::new(
@@ -93,17 +94,27 @@ pub(super) fn lock_state_directory(directory: &Path) -> Result<LockFile, CliErro
     }
 }
 
-/// Another user with write permission could replace the agent's journal.
 fn check_owner(directory: &Path) -> std::io::Result<()> {
-    let (metadata, user) = (std::fs::metadata(directory)?, rustix::process::geteuid().as_raw());
-    let refused = |detail| Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, detail));
-    match metadata.mode() & 0o7777 {
-        _ if metadata.uid() != user => {
-            refused(format!("it belongs to user {}, and this process runs as user {user}", metadata.uid()))
-        }
-        mode if mode & 0o022 != 0 => refused(format!("other users may write to it (mode {mode:04o}; chmod 0700)")),
-        _ => Ok(()),
+    let (owner, user) = (std::fs::metadata(directory)?.uid(), rustix::process::geteuid().as_raw());
+    if owner == user {
+        return Ok(());
     }
+    let detail = format!("it belongs to user {owner}, and this process runs as user {user}");
+    Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, detail))
+}
+
+/// Another user with write permission could replace the agent's journal.
+fn check_mode(directory: &Path) -> Result<(), CliError> {
+    let mode = std::fs::metadata(directory).map_or(0, |metadata| metadata.mode() & 0o7777);
+    if mode & 0o022 == 0 {
+        return Ok(());
+    }
+    let path = directory.display();
+    Err(CliError::new(
+        Exit::Problem,
+        format!("the state directory {path} cannot be used: other users may write to it (mode {mode:04o})"),
+        format!("check that nobody else has put files there, then: chmod 0700 {path}"),
+    ))
 }
 
 #[cfg(test)]

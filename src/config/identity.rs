@@ -161,7 +161,7 @@ impl IdentityTable {
         if !node.backends.contains_key(&backend) {
             let known: Vec<_> = node.backends.keys().map(String::as_str).collect();
             return Err(ConfigError::new(
-                format!("backend = {backend:?} names no backend; there are: {}", known.join(", ")),
+                format!("backend = {backend:?} is not a configured backend; there are: {}", known.join(", ")),
                 format!("add a table [backends.{backend}] to the configuration file"),
             ));
         }

@@ -125,7 +125,7 @@ impl Config {
             (None, [only]) => Ok(only),
             (None, _) => Err(ConfigError::new(
                 format!("the configuration has several identities: {known}"),
-                "name the one that is meant",
+                "add the name of one as an argument (inspect and needs-renewal: --identity NAME)",
             )),
             (Some(name), identities) => identities.iter().find(|identity| identity.name == name).ok_or_else(|| {
                 ConfigError::new(

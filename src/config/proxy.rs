@@ -97,7 +97,7 @@ impl ProxyTable {
         let listen = self.listen.unwrap_or(default.listen);
         if !listen.ip().is_loopback() {
             return Err(ConfigError::new(
-                format!("proxy.listen = {listen}: whoever reaches it from elsewhere has no business there"),
+                format!("proxy.listen = {listen}: the proxy listens on loopback only"),
                 "listen on an address of loopback, such as 127.0.0.1:6444",
             ));
         }
@@ -149,7 +149,7 @@ fn api_server(url: &str) -> Result<http::Uri, ConfigError> {
     }
     let uri = url.parse::<http::Uri>().ok().filter(|uri| uri.scheme_str() == Some("https"));
     let (Some(uri), false) = (uri, url.contains('#')) else {
-        return Err(refused(&format!("{url:?} is no https:// URL of a server")));
+        return Err(refused(&format!("{url:?} is not the https:// URL of a server")));
     };
     let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
     let port = authority.strip_prefix(uri.host().unwrap_or_default()).unwrap_or_default();

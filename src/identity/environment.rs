@@ -165,7 +165,7 @@ impl Agent {
         let Some((pair, public_key, leaf)) = known else {
             // Somebody removed or tore the pair, or the file system it was on is another (case C10).
             if self.pairs.obstacle().is_some() {
-                let reason = "it is neither a link nor a regular file, and may be somebody's".to_owned();
+                let reason = "it is neither a link nor a regular file, and may belong to another program".to_owned();
                 return Err(trouble(reason, write_hint(&self.pairs)));
             }
             return match write_pair(&self.ports, &self.pairs, &self.telemetry, held).await {

@@ -51,7 +51,7 @@ pub(super) fn read_hint(pairs: &PairDirectory, path: &Path, error: &io::Error) -
     match pairs.owner_of(path) {
         _ if error.kind() != io::ErrorKind::PermissionDenied => "see whether its disk is broken".to_owned(),
         Some(owner) if owner == user => format!("chmod u+r {}", path.display()),
-        Some(owner) => format!("run pintle as user {owner}, whom it belongs to, or: chown {user} {}", path.display()),
+        Some(owner) => format!("run pintle as its owner, user {owner}, or: chown {user} {}", path.display()),
         None => format!("let user {user} enter the directories on the way to {}", path.display()),
     }
 }

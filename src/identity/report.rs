@@ -200,7 +200,7 @@ impl Agent {
         }
         if status.state == telemetry::State::KeyLost {
             "the backend no longer has the key in use".clone_into(&mut status.reason);
-            "restore the device, or set on-key-loss = \"enrol\"".clone_into(&mut status.hint);
+            "restore the device, or set on-key-loss = \"enrol\" and restart pintle".clone_into(&mut status.hint);
         }
         if matches!(action, Action::Wait { waiting: Waiting::AddressesMissing, .. }) {
             status.state = telemetry::State::Failing;

@@ -161,11 +161,13 @@ impl JournalError {
                 "too many files are open: raise the limit (ulimit -n)"
             }
             Self::Unreachable(_) => "run pintle as the owner of its state directory",
-            Self::Unreadable(_) => "start pintle run: it keeps the journal aside and goes by the pair on disk",
+            Self::Unreadable(_) => {
+                "start pintle run: it keeps the journal under another name and recovers the state from the pair on disk"
+            }
             Self::Version(_) => {
                 "run the pintle that wrote it, or move it aside: the state is then taken from the pair on disk"
             }
-            Self::OtherIdentity { .. } => "give the --node-name that it is of, or another --state-dir",
+            Self::OtherIdentity { .. } => "use the --node-name that it was written for, or another --state-dir",
         }
     }
 }

@@ -280,7 +280,9 @@ impl Event {
                 format!("rotation is off: the certificate is not renewed before it expires at {not_after}")
             }
             Self::KeyLost { key } => {
-                format!("the backend lost key {key}; set on-key-loss = \"enrol\" or restore the device")
+                format!(
+                    "the backend lost key {key}; restore the device, or set on-key-loss = \"enrol\" and restart pintle"
+                )
             }
             Self::Failed { phase, reason, hint, failures, retry_at } => {
                 let hint = if hint.is_empty() { String::new() } else { format!(" ({hint})") };

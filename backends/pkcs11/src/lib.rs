@@ -99,7 +99,7 @@ impl Configuration {
             (Some(path), None) | (None, Some(path)) => path,
             (None, None) => {
                 return Err(misconfigured("no module is named")
-                    .with_hint("add ?module-path=/usr/lib/…/module.so to the pkcs11: URI"));
+                    .with_hint("set module = \"/usr/lib/…/module.so\" for the backend"));
             }
         };
         module::check_path(&module)?;

@@ -141,7 +141,7 @@ pub(crate) fn trusted(path: &Path) -> Result<PathBuf, BackendError> {
     check_path(path)?;
     let unavailable = |error: std::io::Error| {
         BackendError::new(BackendErrorKind::Unavailable, format!("the module {}: {error}", path.display()))
-            .with_hint("install the module's package, or correct module-path")
+            .with_hint("install the module's package, or correct the path that the configuration names")
     };
     let canonical = fs::canonicalize(path).map_err(unavailable)?;
     let this_user = rustix::process::geteuid().as_raw();

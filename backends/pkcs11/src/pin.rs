@@ -123,7 +123,7 @@ fn read_pin(path: &Path, forbidden: u32) -> Result<Zeroizing<Vec<u8>>, BackendEr
     // The process that holds the module may have another user than the agent.
     let user = rustix::process::geteuid().as_raw();
     let hint =
-        format!("write the PIN to {} with mode 0400, owned by user {user}, as whom the module runs", path.display());
+        format!("write the PIN to {} with mode 0400, owned by user {user}, which runs the module", path.display());
     let descriptor = open(path).map_err(|error| match error {
         rustix::io::Errno::LOOP => locked("is a symbolic link".into()).with_hint(hint.clone()),
         error => locked(format!("cannot be opened: {error}")).with_hint(hint.clone()),
