@@ -46,6 +46,9 @@ fn c02_torn_files_are_survived() {
     tear(&node.journal());
     let mut agent = node.agent().start();
     assert_eq!(wait_until_holding(&mut agent), third.serial);
+    // It is told before it is saved.
+    let saved = || eventually("the journal is saved", DEADLINE, || node.journal().exists().then_some(()));
+    saved();
     agent.kill();
     assert_eq!(control_plane.requests_of("torn").len(), 3, "nothing was requested for all that");
 
@@ -55,6 +58,7 @@ fn c02_torn_files_are_survived() {
     let mut agent = node.agent().start();
     assert_eq!(wait_until_holding(&mut agent), second.serial);
     assert_eq!(node.current(), Some(second));
+    saved();
     agent.kill();
     assert_eq!(control_plane.requests_of("torn").len(), 3);
 

@@ -107,7 +107,7 @@ pub fn private_keys_in_memory(process: u32, public_key: &[u8]) -> io::Result<Vec
             }
         }
     }
-    assert!(searched > 1 << 20, "only {searched} bytes of memory were searched");
+    assert!(searched > 1 << 19, "only {searched} bytes of memory were searched");
     Ok(findings)
 }
 
