@@ -1,4 +1,5 @@
-//! Verifiers for rustls: whoever writes one says which certificates are good, and the rest is here.
+//! Certificate verifiers for rustls. An implementation decides which certificates are valid; verifying the signatures of
+//! handshakes is the same for all.
 
 use std::fmt;
 

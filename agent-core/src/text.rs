@@ -1,4 +1,4 @@
-//! Words of others, made harmless to whoever shows them.
+//! Sanitizes untrusted text for terminals and logs.
 
 /// The text with its control characters written out, as in `\n` and `\u{1b}`: what a cluster says must neither end a line
 /// of a log, nor command a terminal, nor turn the direction in which it writes.

@@ -82,8 +82,9 @@ pub(super) fn lock_state_directory(directory: &Path) -> Result<LockFile, CliErro
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
     let lock = LockFile::open(&directory.join("lock")).map_err(unusable)?;
-    check_owner(directory).map_err(unusable)?;
-    check_mode(directory)?;
+    let metadata = std::fs::metadata(directory).map_err(unusable)?;
+    check_owner(metadata.uid()).map_err(unusable)?;
+    check_mode(directory, metadata.mode() & 0o7777)?;
     match lock.try_lock().map_err(unusable)? {
         true => Ok(lock),
         false => Err(CliError::new(
@@ -94,8 +95,8 @@ pub(super) fn lock_state_directory(directory: &Path) -> Result<LockFile, CliErro
     }
 }
 
-fn check_owner(directory: &Path) -> std::io::Result<()> {
-    let (owner, user) = (std::fs::metadata(directory)?.uid(), rustix::process::geteuid().as_raw());
+fn check_owner(owner: u32) -> std::io::Result<()> {
+    let user = rustix::process::geteuid().as_raw();
     if owner == user {
         return Ok(());
     }
@@ -104,8 +105,7 @@ fn check_owner(directory: &Path) -> std::io::Result<()> {
 }
 
 /// Another user with write permission could replace the agent's journal.
-fn check_mode(directory: &Path) -> Result<(), CliError> {
-    let mode = std::fs::metadata(directory).map_or(0, |metadata| metadata.mode() & 0o7777);
+fn check_mode(directory: &Path, mode: u32) -> Result<(), CliError> {
     if mode & 0o022 == 0 {
         return Ok(());
     }

@@ -34,20 +34,25 @@ pub(crate) fn followed(config: &Config) -> Config {
 /// Takes the backend of the identity's last migration, if it still holds.
 pub(super) fn follow(config: &mut IdentityConfig) -> Result<(), ConfigError> {
     let path = config.migration();
-    // A user who may not read it may not run the agent either.
-    let Ok(content) = SystemFiles.read(&path, LONGEST_FILE) else {
-        return Ok(());
-    };
-    let migration: Migration = serde_json::from_slice(&content).map_err(|error| {
+    let migration = recorded(&SystemFiles, &path).map_err(|error| {
         ConfigError::new(
             format!("{} cannot be used: {}", path.display(), parse_error::json(&error)),
             "remove it, and name the backend in the configuration file",
         )
     })?;
-    if migration.configured == config.backend && config.node.backends.contains_key(&migration.backend) {
-        config.backend = migration.backend;
+    if let Some(Migration { configured, backend }) = migration
+        && configured == config.backend
+        && config.node.backends.contains_key(&backend)
+    {
+        config.backend = backend;
     }
     Ok(())
+}
+
+/// What was recorded, if it can be read: a user who may not read it may not run the agent either.
+fn recorded(files: &dyn Files, path: &Path) -> Result<Option<Migration>, serde_json::Error> {
+    let Ok(content) = files.read(path, LONGEST_FILE) else { return Ok(None) };
+    serde_json::from_slice(&content).map(Some)
 }
 
 /// Records that the identity's keys are made in `backend` from now on.
@@ -70,9 +75,8 @@ pub fn save(files: &dyn Files, config: &IdentityConfig, backend: &str) -> io::Re
 /// Whatever the file system says.
 pub fn forget_outdated(files: &dyn Files, config: &IdentityConfig) -> io::Result<()> {
     let path = config.migration();
-    let Ok(content) = files.read(&path, LONGEST_FILE) else { return Ok(()) };
-    match serde_json::from_slice::<Migration>(&content) {
-        Ok(migration) if migration.configured != config.configured_backend => remove(files, &path),
+    match recorded(files, &path) {
+        Ok(Some(migration)) if migration.configured != config.configured_backend => remove(files, &path),
         _ => Ok(()),
     }
 }

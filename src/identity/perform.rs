@@ -176,7 +176,7 @@ impl Agent {
                 () = clock.sleep_until(None) => {}
             }
             if !is_saved {
-                // It takes longer than that nothing needs to be known of it.
+                // It was not decided at once: from now on the journal says that it stands at the API server.
                 is_saved =
                     self.save_journal(&Action::Observe { next: next.clone(), request: request.clone(), authority });
             }

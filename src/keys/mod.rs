@@ -13,7 +13,7 @@ mod module;
 #[allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
-    reason = "it looks at a file with the rights of another user, which only a thread of its own can give up to"
+    reason = "it looks at a file with the rights of another user, which takes a thread of its own"
 )]
 mod refused_pins;
 #[allow(

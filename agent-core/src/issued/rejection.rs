@@ -7,7 +7,7 @@ use crate::UnixTime;
 /// Why a certificate is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// It is no chain of PEM certificates.
+    /// It is not a chain of PEM certificates.
     Unreadable(String),
     /// It is for another key.
     OtherKey,

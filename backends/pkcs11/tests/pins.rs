@@ -22,7 +22,7 @@ fn wrong_pin(token: &TestToken) {
         refused(backend.generate(&id("key"), KeyAlgorithm::EcdsaP256), BackendErrorKind::Locked);
     }
     assert_eq!(token.logins(), 1);
-    // Another backend is no reason to try again.
+    // Opening another backend does not try the PIN again.
     refused(token.open().list(), BackendErrorKind::Locked);
     assert_eq!(token.logins(), 1);
     // The same PIN written anew is, once: somebody may have changed the token.

@@ -12,7 +12,7 @@ use crate::Rejection;
 /// Signers set notBefore this far into the past.
 pub(super) const BACKDATED: Duration = Duration::from_secs(300);
 
-/// So often is it asked whether the API server still accepts the certificate in use.
+/// How often the API server is asked whether it still accepts the certificate in use.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Where keys can be made.
